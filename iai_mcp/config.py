@@ -1,0 +1,121 @@
+"""Frozen settings, and the only place that reads the environment.
+
+Each setting is one field of :class:`Settings`; its metadata names the environment variable and says what it
+does, so that the documentation's table can be made from the code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from iai_mcp.errors import ConfigError
+
+__all__ = ["Settings", "home", "overflow_dir"]
+
+
+def _setting(default: Any, env: str, help: str, *, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
+    return field(default=default, metadata={"env": env, "help": help, "choices": choices, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set from outside, read once by :meth:`load`.
+
+    Times are in seconds unless the name says ``_ms``; sizes are in bytes.
+    """
+
+    store: Path | None = _setting(None, "IAI_MCP_STORE", "Folder of the store (default: ~/.iai-mcp/store).")
+    embedder: str = _setting(
+        "builtin",
+        "IAI_MCP_EMBEDDER",
+        "What makes vectors: builtin, none, fastembed, sentence-transformers or openai.",
+        choices=("builtin", "none", "fastembed", "sentence-transformers", "openai"),
+    )
+    embedder_model: str = _setting(
+        "",
+        "IAI_MCP_EMBEDDER_MODEL",
+        "Model name for the embedders that take one (default: the embedder's own).",
+    )
+    embedder_url: str = _setting(
+        "", "IAI_MCP_EMBEDDER_URL", "Base URL of an OpenAI-compatible endpoint (embedder openai)."
+    )
+    embedder_key: str = _setting("", "IAI_MCP_EMBEDDER_KEY", "API key for that endpoint.", secret=True)
+    client: str = _setting("", "IAI_MCP_CLIENT", "Name of this client, kept in each provenance entry.")
+    spill_dir: Path | None = _setting(
+        None, "IAI_MCP_SPILL_DIR", "Folder of the local spill (default: ~/.iai-mcp/.provenance-overflow)."
+    )
+    journal: Literal["off", "write", "fsync"] = _setting(
+        "off",
+        "IAI_MCP_JOURNAL",
+        "Journal entries to the spill before enqueue returns: off, write (survives kill -9) or fsync "
+        "(survives a power cut).",
+        choices=("off", "write", "fsync"),
+    )
+    stop_budget: float = _setting(
+        5.0, "IAI_MCP_STOP_BUDGET", "How long stopping a queue may drain before it spills what is left."
+    )
+    cleanup_age: float = _setting(
+        10.0, "IAI_MCP_CLEANUP_AGE", "How old a table version must be before it is removed."
+    )
+    lock_timeout: float = _setting(
+        10.0, "IAI_MCP_LOCK_TIMEOUT", "How long a writer waits for a lane that another process writes."
+    )
+    log_level: str = _setting(
+        "warning",
+        "IAI_MCP_LOG",
+        "Log level on stderr: debug, info, warning or error.",
+        choices=("debug", "info", "warning", "error"),
+    )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from ``environ`` (default: this process's environment, as it is now).
+
+        Raises:
+            ConfigError: a variable holds a value of the wrong kind; the message names it.
+        """
+        env = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            raw = env.get(spec.metadata["env"], "")
+            if raw != "":
+                values[spec.name] = _parse(spec.name, spec.default, raw, spec.metadata)
+        return cls(**values)
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder: the setting, else ``~/.iai-mcp/store``."""
+        return self.store if self.store is not None else home() / ".iai-mcp" / "store"
+
+
+def _parse(name: str, default: Any, raw: str, meta: Mapping[str, Any]) -> Any:
+    env = meta["env"]
+    if meta["choices"]:
+        if raw.lower() not in meta["choices"]:
+            raise ConfigError(f"{env}={raw!r} is not one of {', '.join(meta['choices'])}")
+        return raw.lower()
+    if name in ("store", "spill_dir"):
+        return Path(raw).expanduser()
+    if default is MISSING or isinstance(default, str):
+        return raw
+    try:
+        value = type(default)(raw)
+    except ValueError:
+        raise ConfigError(f"{env}={raw!r} is not a number") from None
+    if not value >= 0 or value == float("inf"):
+        raise ConfigError(f"{env}={raw!r} must be zero or more")
+    return value
+
+
+def home() -> Path:
+    """The user's home folder as the environment says at this moment."""
+    return Path(os.environ.get("HOME") or Path.home())
+
+
+def overflow_dir(settings: Settings) -> Path:
+    """The spill folder, looked up now: a process may change ``HOME`` after the queue was made."""
+    return settings.spill_dir or home() / ".iai-mcp" / ".provenance-overflow"

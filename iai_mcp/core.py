@@ -1,0 +1,286 @@
+"""What the server and the command line both call: one function, methods by name, plain dicts out.
+
+Parameters are checked against one typed struct for each method, so that a wrong one is refused with its
+name before anything happens.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any, cast
+
+import msgspec
+
+from iai_mcp.dead import DeadLetters
+from iai_mcp.entry import parse_ts
+from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
+from iai_mcp.recall import recall
+from iai_mcp.record import MemoryRecord, index_text, utcnow
+from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
+from iai_mcp.trail import TrailFilters, trail
+
+__all__ = ["METHODS", "capture_records", "dispatch", "record_dict", "status"]
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class _Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class CaptureParams(_Params, frozen=True):
+    """A memory to keep; the same text twice in one session (and role) is one memory."""
+
+    text: str
+    session_id: str = ""
+    role: str = ""
+    tags: list[str] = []
+    created_at: Any = None
+    record_id: Any = None
+    embedding: Any = None
+
+
+class RecallParams(_Params, frozen=True):
+    """A cue, and which memories count."""
+
+    cue: str
+    session_id: str = ""
+    cue_embedding: Any = None
+    limit: Limit = 10
+    session: str | None = None
+    tags: list[str] = []
+    role: str | None = None
+    since: Any = None
+    until: Any = None
+    record_provenance: bool = True
+    client: str = ""
+
+
+class RecordParams(_Params, frozen=True):
+    """One memory."""
+
+    record_id: Any
+
+
+class ProvenanceParams(_Params, frozen=True):
+    """Which entries; every given condition must hold."""
+
+    record_id: Any = None
+    session_id: str | None = None
+    cue: str | None = None
+    recall_id: str | None = None
+    since: Any = None
+    until: Any = None
+    limit: Limit = 100
+    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class StatusParams(_Params, frozen=True):
+    """Nothing."""
+
+
+def dispatch(store: MemoryStore, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run ``method`` with ``params``; the result as plain JSON types.
+
+    Raises:
+        UnknownMethod: there is no such method.
+        BadParams: a parameter is missing, unknown or of the wrong kind.
+        RecordNotFound: ``record_id`` names no memory.
+    """
+    if method not in METHODS:
+        raise UnknownMethod(f"no method {method!r}; there are {', '.join(METHODS)}")
+    kind, run = METHODS[method]
+    try:
+        parsed = msgspec.convert(dict(params or {}), kind)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise BadParams(f"{method}: {error}") from None
+    return run(store, parsed)
+
+
+def _capture(store: MemoryStore, params: CaptureParams) -> dict[str, Any]:
+    if not params.text.strip():
+        raise BadParams("memory_capture: the text is empty")
+    now = utcnow()
+    record = MemoryRecord(
+        text=params.text,
+        id=as_uuid(params.record_id) if params.record_id else _content_id(store, params),
+        session_id=params.session_id,
+        role=params.role,
+        tags=params.tags,
+        created_at=_time("created_at", params.created_at) or now,
+        updated_at=now,
+        embedding=_vector("embedding", params.embedding) or [],
+    )
+    added = capture_records(store, [record])
+    return {"record_id": str(record.id), "created": bool(added), "session_id": record.session_id}
+
+
+def capture_records(store: MemoryStore, records: Sequence[MemoryRecord]) -> list[uuid.UUID]:
+    """Index and embed ``records``, in order, and insert those whose id is new, in one commit; their ids.
+
+    Each is indexed with the turn before it in its session, which is where much of a reply's meaning lies.
+    """
+    taken = store.existing([record.id for record in records])
+    new = list({record.id: record for record in records if record.id not in taken}.values())
+    previous: dict[str, str] = {}
+    for record in new:
+        session = record.session_id
+        if session and session not in previous:
+            latest = store.list_records(Filters(session=session, until=record.created_at), limit=1)
+            previous[session] = latest[0].text if latest else ""
+        if not record.index_text:
+            before = previous.get(session, "")
+            record.index_text = index_text(record.text, role=record.role, previous=before)
+        if session:
+            previous[session] = record.text
+    waiting = [record for record in new if not len(record.embedding)]
+    if waiting and (embedder := store.embedder) is not None:
+        vectors = embedder.embed_documents([record.index_text for record in waiting])
+        for record, vector in zip(waiting, vectors, strict=True):
+            record.embedding = vector
+    return store.insert_many(new, skip_existing=True)
+
+
+def _recall(store: MemoryStore, params: RecallParams) -> dict[str, Any]:
+    found = recall(
+        store,
+        params.cue,
+        params.session_id,
+        cue_embedding=_vector("cue_embedding", params.cue_embedding),
+        limit=params.limit,
+        filters=Filters(
+            session=params.session,
+            tags=params.tags,
+            role=params.role,
+            since=_time("since", params.since),
+            until=_time("until", params.until),
+        ),
+        record_provenance=params.record_provenance,
+        client=params.client or store.settings.client,
+    )
+    hits = [_hit_dict(hit, rank) for rank, hit in enumerate(found.hits, 1)]
+    return {"recall_id": found.recall_id, "cue": params.cue, "hits": hits, "timings_ms": found.timings_ms}
+
+
+def _get(store: MemoryStore, params: RecordParams) -> dict[str, Any]:
+    record = store.get(as_uuid(params.record_id))
+    if record is None:
+        raise RecordNotFound(f"no memory has the id {params.record_id}")
+    return {**record_dict(record), "provenance": record.provenance}
+
+
+def _provenance(store: MemoryStore, params: ProvenanceParams) -> dict[str, Any]:
+    filters = TrailFilters(
+        record_id=as_uuid(params.record_id) if params.record_id else None,
+        session=params.session_id,
+        recall_id=params.recall_id,
+        cue=params.cue,
+        since=_time("since", params.since),
+        until=_time("until", params.until),
+    )
+    if filters.record_id is not None and not store.existing([filters.record_id]):
+        raise RecordNotFound(f"no memory has the id {filters.record_id}")
+    return {"entries": trail(store, filters, limit=params.limit, offset=params.offset)}
+
+
+def _forget(store: MemoryStore, params: RecordParams) -> dict[str, Any]:
+    record_id = as_uuid(params.record_id)
+    if not store.delete(record_id):
+        raise RecordNotFound(f"no memory has the id {record_id}")
+    return {"record_id": str(record_id), "forgotten": True}
+
+
+def status(store: MemoryStore) -> dict[str, Any]:
+    """The state of the store and of its pipeline: what waits where, and what was applied."""
+    from iai_mcp.spill import waiting
+
+    queue = store._provenance_queue.stats() if store._provenance_queue is not None else None
+    pending = {lane["lane"]: lane for lane in queue["lanes"]} if queue else {}
+    lanes = []
+    for number in range(store.lanes):
+        table = store.lane(number).stats()
+        now = pending.get(number, {"pending": 0, "in_flight": 0, "oldest_s": None})
+        lanes.append(
+            {
+                "lane": number,
+                "pending": now["pending"],
+                "in_flight": now["in_flight"],
+                "oldest_s": now["oldest_s"],
+                "applied": table["rows"],
+                **table,
+            }
+        )
+    spill = waiting(store.settings, store.store_id)
+    meta = store.meta
+    return {
+        "store": {
+            "path": str(store.path),
+            "id": meta.store_id,
+            "schema_version": meta.schema_version,
+            "lanes": meta.lanes,
+            "records": store.count(),
+            "without_vector": store.count_without_vector(),
+            "embedder": {"name": meta.embedder.name, "dims": meta.embedder.dims},
+            "vectors_match": store.vectors_match(),
+        },
+        "broker": queue["broker"] if queue else "embedded",
+        "queue": {key: queue[key] for key in ("running", "producer", "handed_out", "counts")} if queue else None,
+        "lanes": lanes,
+        "spilled": asdict(spill),
+        "dead": DeadLetters(store.layout).count(),
+        "provenance_failures": store.provenance_failures,
+    }
+
+
+METHODS: dict[str, tuple[type[_Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
+    "memory_capture": (CaptureParams, _capture),
+    "memory_recall": (RecallParams, _recall),
+    "memory_get": (RecordParams, _get),
+    "memory_provenance": (ProvenanceParams, _provenance),
+    "memory_forget": (RecordParams, _forget),
+    "memory_status": (StatusParams, lambda store, _: status(store)),
+}
+
+
+def record_dict(record: MemoryRecord) -> dict[str, Any]:
+    """A memory as plain JSON types, without its vector and provenance."""
+    return {
+        "record_id": str(record.id),
+        "text": record.text,
+        "session_id": record.session_id,
+        "role": record.role,
+        "tags": list(record.tags),
+        "created_at": record.created_at.isoformat(),
+        "updated_at": record.updated_at.isoformat(),
+    }
+
+
+def _hit_dict(hit: Hit, rank: int) -> dict[str, Any]:
+    shown = record_dict(hit.record)
+    return {"record_id": shown.pop("record_id"), "rank": rank, "score": round(hit.score, 6), **shown}
+
+
+def _content_id(store: MemoryStore, params: CaptureParams) -> uuid.UUID:
+    said = f"{params.session_id}\n{params.role}\n{params.text}"
+    return uuid.uuid5(uuid.UUID(store.store_id), said)
+
+
+def _time(name: str, value: object) -> datetime | None:
+    if value is None or isinstance(value, datetime):
+        return value
+    time = parse_ts(value)
+    if time is None:
+        raise BadParams(f"{name}: {value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T14:00:00Z")
+    return time
+
+
+def _vector(name: str, value: object) -> list[float] | None:
+    if value is None:
+        return None
+    try:
+        return [float(number) for number in cast("Sequence[float]", value)]
+    except (TypeError, ValueError):
+        raise BadParams(f"{name}: expected a list of numbers") from None

@@ -1,0 +1,186 @@
+"""The drain: moves the entries of one lane from a broker into the store, for every broker alike.
+
+An entry is acknowledged only after the commit that holds it is durable, so a crash anywhere repeats work
+and never loses any; the entry's key makes the repetition harmless. Order is the lane's: a batch that fails
+is retried where it stands, and what concerns it alone is halved until the poison entry is found.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from iai_mcp.broker.protocol import Broker, Lease, Poison
+from iai_mcp.dead import DeadLetters
+from iai_mcp.entry import Pair, as_pairs
+from iai_mcp.errors import BrokerUnavailable, LeaseLost
+from iai_mcp.events import emit
+
+if TYPE_CHECKING:
+    from iai_mcp.store import MemoryStore, RecordsCache
+
+__all__ = ["DrainPolicy", "DrainReport", "Outcome", "drain"]
+
+
+class Outcome(StrEnum):
+    """How a drain ended."""
+
+    EMPTY = "empty"  # nothing is left in the lane
+    LEASED = "leased"  # somebody else drains it
+    LOST = "lost"  # the lease passed on while draining
+    PLACE = "place"  # the store's place fails; what is in flight stays so
+    BROKER = "broker"  # the broker did not answer
+    TIME = "time"  # the time budget is spent
+
+
+@dataclass(frozen=True, slots=True)
+class DrainPolicy:
+    """How a drain goes about it.
+
+    Attributes:
+        max_pairs: most entries in one write.
+        linger: seconds, from the push of the oldest entry, to wait for company.
+        tries: attempts at a whole batch before it is halved.
+        backoff: seconds before the second attempt; doubles with each.
+        wait: sleeps; true when the caller has been told to stop (an event's ``wait``).
+    """
+
+    max_pairs: int = 256
+    linger: float = 0.05
+    tries: int = 4
+    backoff: float = 0.05
+    wait: Callable[[float], object] = time.sleep
+
+
+@dataclass(slots=True)
+class DrainReport:
+    """What one call of :func:`drain` did, in entries (``batches``: commits)."""
+
+    lane: int
+    outcome: Outcome = Outcome.EMPTY
+    applied: int = 0
+    duplicate: int = 0
+    unknown: int = 0
+    dead: int = 0
+    batches: int = 0
+    error: BaseException | None = None
+
+
+def drain(
+    store: MemoryStore,
+    broker: Broker,
+    lane: int,
+    cache: RecordsCache,
+    policy: DrainPolicy,
+    *,
+    deadline: float | None = None,
+) -> DrainReport:
+    """Drain ``lane`` until it is empty, or until ``deadline`` (``time.monotonic()``) has passed.
+
+    ``cache`` belongs to this lane and is handed to every call. Never raises for trouble with the store's
+    place, the broker or the lease: the report's outcome says which, and nothing was lost.
+    """
+    report = DrainReport(lane)
+    lease: Lease | None = None
+    try:
+        lease = broker.lease(lane)
+        if lease is None:
+            report.outcome = Outcome.LEASED
+            return report
+        cache.token = lease.token
+        if lease.token is not None:
+            store.lane(lane).raise_fence(lease.token)
+        while claimed := broker.claim(lease, policy.max_pairs, policy.linger):
+            for item in claimed:
+                if isinstance(item, Poison):
+                    _bury(store, report, item.raw, item.reason)
+            _apply(store, as_pairs(p for p in claimed if not isinstance(p, Poison)), cache, policy, report)
+            broker.ack(lease, len(claimed))
+            store.lane(lane).maintain()
+            if deadline is not None and time.monotonic() >= deadline:
+                report.outcome = Outcome.TIME
+                break
+    except LeaseLost as error:
+        report.outcome, report.error = Outcome.LOST, error
+    except BrokerUnavailable as error:
+        report.outcome, report.error = Outcome.BROKER, error
+    except OSError as error:
+        report.outcome, report.error = Outcome.PLACE, error
+    finally:
+        if lease is not None:
+            _release(broker, lease)
+    return report
+
+
+def _apply(
+    store: MemoryStore, pairs: list[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
+) -> None:
+    """Write ``pairs`` in order; what is sick is halved down to the entry and buried."""
+    at, size = 0, policy.max_pairs
+    while at < len(pairs):
+        part = pairs[at : at + size]
+        tries = policy.tries if size == policy.max_pairs or len(part) == 1 else 1
+        error = _write(store, part, cache, policy, tries, report)
+        if error is None:
+            size = min(policy.max_pairs, size * 2)
+        elif len(part) > 1:
+            size = len(part) // 2
+            continue
+        else:
+            _bury(store, report, part[0], f"{type(error).__name__}: {error}")
+        at += len(part)
+
+
+def _write(
+    store: MemoryStore,
+    part: list[Pair],
+    cache: RecordsCache,
+    policy: DrainPolicy,
+    tries: int,
+    report: DrainReport,
+) -> Exception | None:
+    """One batch, ``tries`` times at most; the last error that concerns the batch, or None once written."""
+    for attempt in range(tries):
+        try:
+            result = store.append_provenance_batch(part, records_cache=cache)
+        except (OSError, LeaseLost, BrokerUnavailable):
+            raise  # the place or the right to write: nothing that a smaller batch would cure
+        except Exception as error:
+            last = error
+            emit(
+                "write_failed",
+                level=logging.WARNING,
+                lane=report.lane,
+                entries=len(part),
+                attempt=attempt + 1,
+            )
+            if attempt + 1 < tries and policy.wait(policy.backoff * 2**attempt):
+                raise BrokerUnavailable("stopping; the batch stays in flight") from error
+        else:
+            report.batches += 1
+            report.applied += getattr(result, "applied", len(part))
+            report.duplicate += getattr(result, "duplicate", 0)
+            report.unknown += getattr(result, "unknown", 0)
+            return None
+    return last
+
+
+def _bury(store: MemoryStore, report: DrainReport, what: Pair | bytes, reason: str) -> None:
+    letters = DeadLetters(store.layout)
+    if isinstance(what, bytes):
+        letters.add_raw(report.lane, what, reason)
+    else:
+        letters.add_entry(report.lane, what, reason)
+    report.dead += 1
+    # Only the kind of error: its text may quote the entry.
+    emit("dead_letter", level=logging.ERROR, lane=report.lane, kind=reason.split(":", 1)[0])
+
+
+def _release(broker: Broker, lease: Lease) -> None:
+    with suppress(BrokerUnavailable):  # it expires by itself
+        broker.release(lease)

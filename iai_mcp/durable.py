@@ -1,0 +1,97 @@
+"""Makes written files survive a power cut, and replaces small files whole.
+
+LanceDB writes its files and folders without syncing them, so a commit that was acknowledged could vanish
+with the power. :func:`sync_tree` is called between the commit and the acknowledgement.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["replace_file", "sync_tree"]
+
+_SLACK_S = 2.0  # file systems keep times to a second or two
+
+
+def sync_tree(folder: Path, *, since: float | None = None) -> None:
+    """Return once everything written below ``folder`` is on its disk.
+
+    On Linux one ``syncfs`` (below 1 ms beside an 11 ms merge); elsewhere an fsync of each file and folder
+    modified after ``since`` (Unix time; None: all of them).
+
+    Raises:
+        OSError: the disk reports that it could not write.
+    """
+    if _syncfs is not None:
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            _syncfs(fd)
+        finally:
+            os.close(fd)
+        return
+    sync_files(folder, since=since)
+
+
+def sync_files(folder: Path, *, since: float | None = None) -> None:
+    """The portable form of :func:`sync_tree`: files first, then the folders that name them."""
+    cutoff = 0.0 if since is None else since - _SLACK_S
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in [*(os.path.join(parent, name) for name in names), parent]:
+            with suppress(FileNotFoundError):  # a compaction may remove what we are about to sync
+                if os.stat(path).st_mtime >= cutoff:
+                    _fsync(path)
+
+
+def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write ``data`` to ``path`` so that any reader, and any crash, sees the old file or the new one."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temp)
+        raise
+    _fsync(str(path.parent))
+
+
+def _fsync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "darwin":
+            import fcntl
+
+            with suppress(OSError):  # plain fsync leaves the drive's cache unflushed on macOS
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _load_syncfs() -> Callable[[int], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if function is None:
+        return None
+
+    def call(fd: int) -> None:
+        if function(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"syncfs: {os.strerror(code)}")
+
+    return call
+
+
+_syncfs = _load_syncfs()

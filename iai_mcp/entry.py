@@ -1,0 +1,125 @@
+"""Provenance entries on their way to the store: their keys, their lanes and their wire form. Pure.
+
+A *parcel* is what one ``enqueue`` puts into one lane: one producer, one run of its sequence numbers. It is
+the unit that a broker list holds, that a spill file holds (one parcel a line) and that a drain acknowledges.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from iai_mcp.errors import MalformedParcel
+
+__all__ = ["Pair", "Parcel", "as_pairs", "decode", "encode", "entry_id", "lane_of", "parse_ts", "route"]
+
+Pair = tuple[UUID, dict[str, Any]]
+"""A record's id and one provenance entry for it."""
+
+WIRE_VERSION = 1
+
+
+class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Entries of one producer for one lane, in the producer's order.
+
+    Attributes:
+        store: id of the store they belong to.
+        lane: lane number, ``0 <= lane < L``.
+        producer: key of the queue that handed them out.
+        pushed: Unix time in seconds at which ``enqueue`` took them; the linger and ages count from it.
+        entries: ``(record_id, producer_seq, entry)``, ``producer_seq`` ascending.
+        v: version of this wire form.
+    """
+
+    store: str
+    lane: int
+    producer: str
+    pushed: float
+    entries: list[tuple[UUID, int, dict[str, Any]]]
+    v: int = WIRE_VERSION
+
+
+_decoder = msgspec.json.Decoder(Parcel)
+_encoder = msgspec.json.Encoder(enc_hook=repr)  # an entry may hold anything; what JSON lacks is kept as text
+
+
+def encode(parcel: Parcel) -> bytes:
+    """One line of JSON, without the newline."""
+    return _encoder.encode(parcel)
+
+
+def decode(raw: bytes) -> Parcel:
+    """The parcel in ``raw``.
+
+    Raises:
+        MalformedParcel: not JSON, not a parcel, or a parcel of a later wire version.
+    """
+    try:
+        parcel = _decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedParcel(f"not a provenance parcel: {error}") from None
+    if parcel.v > WIRE_VERSION:
+        raise MalformedParcel(f"written by a later version (wire version {parcel.v}); upgrade this process")
+    return parcel
+
+
+def entry_id(producer: str, producer_seq: int) -> str:
+    """The idempotency key of an entry: it names the producer and orders its stream, and costs no UUID."""
+    return f"{producer}-{producer_seq}"
+
+
+def lane_of(record_id: UUID, lanes: int) -> int:
+    """The lane of a record: CRC-32 of its 16 bytes, modulo the number of lanes.
+
+    A checksum and not the bare number, since version-1 and hand-made ids differ in a few bits only.
+    """
+    return zlib.crc32(record_id.bytes) % lanes
+
+
+def route(
+    store: str, producer: str, first_seq: int, pairs: Sequence[Pair], lanes: int, pushed: float
+) -> list[Parcel]:
+    """Number ``pairs`` from ``first_seq`` on and sort them into one parcel per lane that they touch."""
+    by_lane: dict[int, list[tuple[UUID, int, dict[str, Any]]]] = {}
+    for seq, (record_id, data) in enumerate(pairs, first_seq):
+        lane = zlib.crc32(record_id.bytes) % lanes
+        item = (record_id, seq, dict(data))  # the caller may go on using its dict
+        if lane in by_lane:
+            by_lane[lane].append(item)
+        else:
+            by_lane[lane] = [item]
+    return [Parcel(store, lane, producer, pushed, items) for lane, items in by_lane.items()]
+
+
+def as_pairs(parcels: Iterable[Parcel]) -> list[Pair]:
+    """The pairs that ``MemoryStore.append_provenance_batch`` takes, each entry carrying its key."""
+    return [
+        (
+            record_id,
+            {"entry_id": entry_id(p.producer, seq), **data, "producer": p.producer, "producer_seq": seq},
+        )
+        for p in parcels
+        for record_id, seq, data in p.entries
+    ]
+
+
+def parse_ts(ts: object) -> datetime | None:
+    """``ts`` as an aware UTC time where it is ISO 8601 (naive means UTC), else None."""
+    if not isinstance(ts, str):
+        return None
+    try:
+        time = datetime.fromisoformat(ts)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def text_of(entry: Mapping[str, Any], key: str) -> str | None:
+    """``entry[key]`` where it is text."""
+    value = entry.get(key)
+    return value if isinstance(value, str) else None

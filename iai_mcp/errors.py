@@ -1,0 +1,95 @@
+"""The one tree of errors: what a caller can catch, and whether it is their input, the place or a batch.
+
+Third-party exceptions are translated into these where the library is used. A message says what is wrong
+and what to do about it; it is shown to people as it stands.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadParams",
+    "BrokerUnavailable",
+    "ConfigError",
+    "EmbedderUnavailable",
+    "EmbeddingMismatch",
+    "IaiMcpError",
+    "LeaseLost",
+    "MalformedParcel",
+    "QueueStopped",
+    "RecordExists",
+    "RecordNotFound",
+    "SpillUnavailable",
+    "StoreError",
+    "StoreTooNew",
+    "StoreUnavailable",
+    "UnknownMethod",
+    "UsageError",
+]
+
+
+class IaiMcpError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UsageError(IaiMcpError, ValueError):
+    """The caller's input is wrong; the same call can never succeed. Exit code 2 on the command line."""
+
+
+class BadParams(UsageError):
+    """A parameter of a method is missing, unknown or of the wrong kind."""
+
+
+class UnknownMethod(UsageError):
+    """``dispatch`` was asked for a method that it does not have."""
+
+
+class ConfigError(UsageError):
+    """A setting or environment variable holds a value that cannot be used."""
+
+
+class EmbeddingMismatch(UsageError):
+    """A vector has another number of dimensions than the store's."""
+
+
+class RecordExists(UsageError):
+    """A record with this id is in the store already."""
+
+
+class RecordNotFound(UsageError, LookupError):
+    """No record has this id."""
+
+
+class StoreError(IaiMcpError):
+    """The store cannot do what was asked."""
+
+
+class StoreTooNew(StoreError):
+    """A later version of this package wrote the store."""
+
+
+class StoreUnavailable(StoreError, OSError):
+    """The *place* fails (disk full, no permission, folder gone): worth retrying for ever, nobody's fault."""
+
+
+class BrokerUnavailable(IaiMcpError):
+    """The broker did not take, give or acknowledge entries just now."""
+
+
+class LeaseLost(IaiMcpError):
+    """Another worker leased the lane since: whoever holds the old fencing token must stop at once."""
+
+
+class MalformedParcel(IaiMcpError, ValueError):
+    """Bytes from a lane or a spill file do not decode to provenance entries."""
+
+
+class SpillUnavailable(IaiMcpError, OSError):
+    """The spill folder cannot take an entry (its disk is full, or it is not writable)."""
+
+
+class QueueStopped(IaiMcpError, RuntimeError):
+    """The queue is stopped and its spill cannot take the entries either."""
+
+
+class EmbedderUnavailable(IaiMcpError):
+    """The configured embedder cannot be loaded or did not answer."""

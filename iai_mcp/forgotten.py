@@ -1,0 +1,72 @@
+"""The ids of deleted records: an append-only log that every process can follow for the price of a stat.
+
+A drain remembers which records exist so as not to ask LanceDB on every batch; this log is what makes that
+memory safe. A line ``-ID`` says that a record was deleted, ``+ID`` that it was inserted again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from uuid import UUID
+
+__all__ = ["Forgotten"]
+
+
+class Forgotten:
+    """The set of deleted ids, kept up to date with what other processes append."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids: set[UUID] = set()
+        self._read_to = 0
+        self._mutex = threading.Lock()
+
+    def ids(self) -> set[UUID]:
+        """Every deleted id as of now. Do not change the set; it is the live one."""
+        try:
+            size = os.stat(self._path).st_size
+        except FileNotFoundError:
+            return self._ids
+        if size > self._read_to:
+            self._catch_up()
+        return self._ids
+
+    def add(self, record_id: UUID) -> None:
+        """Note a deletion, durably, *before* the record's rows go."""
+        self._append(f"-{record_id}\n")
+
+    def discard(self, record_ids: list[UUID]) -> None:
+        """Note that these ids are in use again."""
+        back = [record_id for record_id in record_ids if record_id in self.ids()]
+        if back:
+            self._append("".join(f"+{record_id}\n" for record_id in back))
+
+    def _append(self, lines: str) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(fd, lines.encode())  # one short append: whole, or not at all
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        with self._mutex, open(self._path, "rb") as file:
+            file.seek(self._read_to)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # half of somebody's append; the next look gets it
+                self._read_to += len(line)
+                self._apply(line)
+
+    def _apply(self, line: bytes) -> None:
+        try:
+            record_id = UUID(line[1:].decode().strip())
+        except ValueError:
+            return  # a line torn by a power cut
+        if line[:1] == b"-":
+            self._ids.add(record_id)
+        elif line[:1] == b"+":
+            self._ids.discard(record_id)

@@ -1,0 +1,55 @@
+"""The lock under which one lane, or the records table, is written on this machine.
+
+It keeps commits of several writers from colliding, which costs LanceDB retries and can double a new key.
+It is not the guarantee: a writer that could not get the lock in time goes on, and stays correct, only
+slower (the merge is keyed, readers keep one row per entry, compaction removes the rest).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from iai_mcp.events import emit
+
+__all__ = ["WriterLock"]
+
+
+class WriterLock:
+    """A mutex between the threads of this process, and a file lock between processes.
+
+    The operating system drops the file lock of a killed process at once.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._mutex = threading.Lock()
+        self._file = filelock.FileLock(path, timeout=timeout, poll_interval=0.005)
+
+    @contextmanager
+    def hold(self) -> Iterator[bool]:
+        """Hold the lock for the block; yields False where it was not to be had within the timeout.
+
+        Raises:
+            OSError: the lock file cannot be opened (the store's folder is gone, or not writable).
+        """
+        with self._mutex:
+            held = self._acquire()
+            try:
+                yield held
+            finally:
+                if held:
+                    self._file.release()
+
+    def _acquire(self) -> bool:
+        try:
+            self._file.acquire()
+        except filelock.Timeout:
+            emit("lock_timeout", lock=self._path.name, seconds=self._timeout)
+            return False
+        return True

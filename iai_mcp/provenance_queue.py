@@ -1,0 +1,325 @@
+"""The write queue: takes provenance entries off the caller's hands in microseconds, and never drops one.
+
+``enqueue`` numbers the entries, which makes their keys, and gives them to the broker; what the broker does
+not take goes to the local spill, and while anything is there nothing goes past it. One daemon thread drains
+the lanes, replays the spill and adopts what dead clients left.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from iai_mcp.broker.memory import MemoryBroker
+from iai_mcp.broker.protocol import LaneStats, Pushed
+from iai_mcp.config import overflow_dir
+from iai_mcp.drain import DrainPolicy, Outcome, drain
+from iai_mcp.entry import Pair, Parcel, lane_of, route
+from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailable
+from iai_mcp.events import emit
+from iai_mcp.spill import Chain, Spill, adopt
+
+if TYPE_CHECKING:
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["ProvenanceWriteQueue", "QueueCounts"]
+
+SCAN_S = 1.0  # how often orphaned spill files are looked for
+REPLAY_PARCELS = 64
+PLACE_BACKOFF_S = (0.1, 5.0)  # first and longest wait after the store's place failed
+JOURNAL_IDLE_S = 1.0  # a journal file that holds nothing is removed after this
+
+
+@dataclass(slots=True)
+class QueueCounts:
+    """What a queue has done since it was made, in entries."""
+
+    enqueued: int = 0
+    spilled: int = 0
+    refused: int = 0  # neither broker nor spill could take them
+    applied: int = 0
+    duplicate: int = 0
+    unknown: int = 0
+    dead: int = 0
+
+
+class ProvenanceWriteQueue:
+    """Background writer of one store's provenance, with the embedded broker.
+
+    Args:
+        store: where entries go, through ``store.append_provenance_batch``.
+        coalesce_ms: how long the oldest entry of a lane waits for company, in milliseconds.
+        max_queue_size: most batches (calls of ``enqueue``) that wait in memory, over all lanes; further
+            ones are spilled.
+        max_batch_pairs: most entries in one write.
+
+    A process killed with -9 loses what is in memory only, unless ``IAI_MCP_JOURNAL`` is ``write`` or
+    ``fsync``: then every entry is in a file before ``enqueue`` returns.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        *,
+        coalesce_ms: float = 50,
+        max_queue_size: int = 4096,
+        max_batch_pairs: int = 256,
+    ) -> None:
+        for name, value, least in (
+            ("coalesce_ms", coalesce_ms, 0),
+            ("max_queue_size", max_queue_size, 1),
+            ("max_batch_pairs", max_batch_pairs, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}")
+        from iai_mcp.store import RecordsCache
+
+        self._store = store
+        self._settings = store.settings
+        self._journal = self._settings.journal != "off"
+        self._lanes = store.lanes
+        self._broker = MemoryBroker(store.lanes, max_queue_size)
+        self._halt = threading.Event()
+        self._policy = DrainPolicy(max_batch_pairs, coalesce_ms / 1000, wait=self._halt.wait)
+        self._caches = [RecordsCache() for _ in range(store.lanes)]
+        self._failures = [0] * store.lanes
+        self.producer = secrets.token_hex(8)
+        self._next_seq = 1
+        folder = overflow_dir(self._settings)
+        fsync = self._settings.journal == "fsync"
+        self._spill = Spill(store.store_id, self.producer, folder, fsync=fsync)
+        self._adopted: list[Chain] = []
+        self._last_scan = -SCAN_S
+        self._last_append = 0.0
+        self._order = threading.Lock()  # numbers and pushes in one order
+        self._life = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self.counts = QueueCounts()
+
+    # -- producers
+
+    def enqueue(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
+        """Take entries, in order. Returns in microseconds whatever the store is doing.
+
+        Raises:
+            BadParams: a pair is not a UUID and a mapping; nothing was taken.
+            SpillUnavailable: the queue is full and the spill cannot be written; nothing was taken.
+            QueueStopped: the queue is stopped and the spill cannot be written; nothing was taken.
+        """
+        if not pairs:
+            return
+        with self._order:
+            try:
+                parcels = route(
+                    self._store.store_id,
+                    self.producer,
+                    self._next_seq,
+                    cast("Sequence[Pair]", pairs),
+                    self._lanes,
+                    time.time(),
+                )
+            except (AttributeError, TypeError, ValueError) as error:
+                raise BadParams(f"enqueue takes pairs of a UUID and a mapping: {error}") from None
+            self._next_seq += len(pairs)
+            self.counts.enqueued += len(pairs)
+            if (
+                self._journal
+                or self._stopped
+                or self._spill.active
+                or not isinstance(self._broker.push(parcels), Pushed)
+            ):
+                self._to_spill(parcels, len(pairs))
+
+    def _to_spill(self, parcels: list[Parcel], entries: int) -> None:
+        folder = overflow_dir(self._settings)
+        try:
+            self._spill.append(parcels, folder)
+        except SpillUnavailable as error:
+            self.counts.refused += entries
+            emit("spill_failed", level=logging.ERROR, entries=entries, folder=str(folder))
+            if self._stopped:
+                raise QueueStopped(f"the queue is stopped, and {error}") from error
+            raise
+        self.counts.spilled += entries
+        self._last_append = time.monotonic()
+        if self._journal:
+            self._broker.wake()
+
+    def flush(self, timeout: float = 2.0) -> bool:
+        """Wait until everything enqueued before this call is readable by any process.
+
+        Returns False where that takes longer than ``timeout`` seconds, or where the queue is not running
+        and something waits.
+        """
+        deadline = time.monotonic() + timeout
+        tail = self._spill.tail()
+        while not self._spill.passed(tail):
+            if time.monotonic() >= deadline or not self._running:
+                return False
+            self._broker.hurry(self._broker.mark())
+            self._broker.wait_change(min(0.02, deadline - time.monotonic()))
+        mark = self._broker.mark()
+        self._broker.hurry(mark)
+        wait = deadline - time.monotonic() if self._running else 0.0
+        return self._broker.wait_settled(mark, max(0.0, wait))
+
+    # -- life
+
+    @property
+    def _running(self) -> bool:
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start draining; does nothing where that is so already. Works again after :meth:`stop`."""
+        with self._life:
+            if self._thread is not None:
+                return
+            self._halt.clear()
+            with self._order:
+                if self._stopped:
+                    self._spill.reopen()
+                self._stopped = False
+            self._thread = threading.Thread(target=self._run, name="iai-mcp-provenance", daemon=True)
+            self._thread.start()
+            atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Drain for at most the budget (``IAI_MCP_STOP_BUDGET``), then spill what is left.
+
+        Does nothing where the queue is not running. What is enqueued from now on goes to the spill, and
+        is applied by the next client of this store.
+        """
+        with self._life:
+            thread = self._thread
+            if thread is None:
+                return
+            deadline = time.monotonic() + self._settings.stop_budget
+            self.flush(self._settings.stop_budget)
+            self._halt.set()
+            self._broker.wake()
+            thread.join(max(0.05, deadline - time.monotonic()))
+            with self._order:
+                self._stopped = True
+                self._thread = None
+                self._give_back()
+            atexit.unregister(self.stop)
+
+    def _give_back(self) -> None:
+        left = self._broker.take_back()
+        if left:
+            entries = sum(len(parcel.entries) for parcel in left)
+            try:
+                self._spill.prepend(left, overflow_dir(self._settings))
+                self.counts.spilled += entries
+            except SpillUnavailable as error:
+                self.counts.refused += entries
+                emit("spill_failed", level=logging.ERROR, entries=entries, error=str(error))
+        elif not self._spill.unread:
+            self._spill.commit()  # all of it has been applied
+        for chain in (*self._adopted, self._spill):
+            chain.close()
+        self._adopted.clear()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while not self._halt.is_set():
+            try:
+                more = self._replay()
+                lane = self._broker.next_lane(0.0 if more else SCAN_S)
+                if lane is not None:
+                    self._drain(lane)
+                self._scan()
+            except Exception:
+                emit("queue_error", level=logging.ERROR)
+                logging.getLogger("iai_mcp").exception("the provenance thread goes on after an error")
+                self._halt.wait(0.5)
+
+    def _drain(self, lane: int) -> None:
+        report = drain(
+            self._store,
+            self._broker,
+            lane,
+            self._caches[lane],
+            self._policy,
+            deadline=time.monotonic() + 0.2,  # then the other lanes have their turn
+        )
+        self.counts.applied += report.applied
+        self.counts.duplicate += report.duplicate
+        self.counts.unknown += report.unknown
+        self.counts.dead += report.dead
+        if report.outcome is Outcome.PLACE:
+            first, longest = PLACE_BACKOFF_S
+            delay = min(longest, first * 2 ** min(self._failures[lane], 10))
+            self._failures[lane] += 1
+            self._broker.put_off(lane, delay)
+            error = f"{type(report.error).__name__}: {report.error}"
+            emit("store_unavailable", level=logging.WARNING, lane=lane, retry_s=delay, error=error)
+        else:
+            self._failures[lane] = 0
+
+    def _replay(self) -> bool:
+        """Move spilled parcels on; whether more could follow at once."""
+        more = False
+        for chain in (self._spill, *self._adopted):
+            if chain.mark is not None and self._broker.settled(chain.mark) and self._may_commit(chain):
+                chain.commit()
+            more = self._replay_some(chain) or more
+        self._adopted = [chain for chain in self._adopted if not chain.empty]
+        return more
+
+    def _replay_some(self, chain: Chain) -> bool:
+        with self._order:  # whoever enqueues sees either "spilled entries wait" or all of them pushed
+            parcels = chain.read(min(REPLAY_PARCELS, self._broker.room))
+            if not parcels:
+                return False
+            fitting = [part for parcel in parcels for part in _fitted(parcel, self._lanes)]
+            if not isinstance(self._broker.push(fitting, replay=True), Pushed):
+                chain.rewind()
+                return False
+            chain.mark = self._broker.mark()
+            return True
+
+    def _may_commit(self, chain: Chain) -> bool:
+        if chain is not self._spill or not self._journal:
+            return True
+        return chain.length > 1 or time.monotonic() - self._last_append > JOURNAL_IDLE_S
+
+    def _scan(self) -> None:
+        if time.monotonic() - self._last_scan >= SCAN_S:
+            self._last_scan = time.monotonic()
+            self._adopted.extend(adopt(overflow_dir(self._settings), self._store.store_id))
+
+    # -- looking in
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the queue was made, and its lanes now."""
+        lanes: list[LaneStats] = self._broker.stats()
+        return {
+            "broker": self._broker.name,
+            "running": self._running,
+            "producer": self.producer,
+            "handed_out": self._next_seq - 1,
+            "spill_active": self._spill.active,
+            "counts": asdict(self.counts),
+            "lanes": [asdict(lane) for lane in lanes],
+        }
+
+
+def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:
+    """The parcel, or its entries sorted anew where it was spilled under another number of lanes."""
+    if all(lane_of(record_id, lanes) == parcel.lane for record_id, _, _ in parcel.entries):
+        return [parcel]
+    return [
+        part
+        for record_id, seq, entry in parcel.entries
+        for part in route(parcel.store, parcel.producer, seq, [(record_id, entry)], lanes, parcel.pushed)
+    ]

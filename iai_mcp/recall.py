@@ -1,0 +1,140 @@
+"""Recall: a cue goes in, ranked memories come out, and each of them keeps a trace of having been asked for.
+
+Two searches look at the same memories, by meaning (cosine) and by words (BM25); their scores are brought to
+0..1 each and added. Trouble with the trace never fails a recall: it is logged and counted.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from iai_mcp.errors import BadParams
+from iai_mcp.events import log
+from iai_mcp.record import MemoryRecord, utcnow
+from iai_mcp.store import Filters, Hit, MemoryStore
+
+__all__ = ["Recall", "fuse", "recall"]
+
+VECTOR_WEIGHT = 0.4
+DEPTH = 100  # how many of each search are fused
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What a recall found.
+
+    Attributes:
+        recall_id: names this recall in every provenance entry that it left.
+        hits: best first; scores lie in 0..1.
+        timings_ms: ``embed``, ``search``, ``provenance`` and ``total``, in milliseconds.
+    """
+
+    recall_id: str
+    hits: list[Hit]
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+def recall(
+    store: MemoryStore,
+    cue: str,
+    session_id: str,
+    *,
+    cue_embedding: Sequence[float] | None = None,
+    limit: int = 10,
+    filters: Filters | None = None,
+    record_provenance: bool = True,
+    client: str = "",
+) -> Recall:
+    """The ``limit`` memories that fit ``cue`` best, as many as there are, and one entry on each.
+
+    Raises:
+        BadParams: the cue is empty and there is no embedding for it.
+        EmbeddingMismatch: ``cue_embedding`` has the wrong number of dimensions.
+    """
+    if not cue.strip() and cue_embedding is None:
+        raise BadParams("the cue is empty; say what to look for")
+    filters = filters or Filters()
+    started = time.perf_counter()
+    vector = cue_embedding if cue_embedding is not None else _embedded(store, cue)
+    embedded = time.perf_counter()
+    hits = _search(store, cue, vector, limit, filters)
+    searched = time.perf_counter()
+    recall_id = uuid.uuid4().hex
+    if record_provenance and hits:
+        _leave_trace(store, hits, cue, session_id, recall_id, client)
+    ended = time.perf_counter()
+    marks = {
+        "embed": embedded - started,
+        "search": searched - embedded,
+        "provenance": ended - searched,
+        "total": ended - started,
+    }
+    return Recall(recall_id, hits, {name: round(seconds * 1000, 3) for name, seconds in marks.items()})
+
+
+def fuse(by_vector: Sequence[Hit], by_text: Sequence[Hit], weight: float = VECTOR_WEIGHT) -> list[Hit]:
+    """Both lists as one, best first: ``weight`` times the vector score plus the rest times the text score.
+
+    Scores are scaled to 0..1 within each list (min-max); who is missing from a list has 0 there. Ranks
+    alone (reciprocal rank fusion) lose how far apart the hits are, and fall below BM25 by itself
+    (``benchmarks/recall_quality.py``).
+    """
+    if not by_text:
+        weight = 1.0
+    elif not by_vector:
+        weight = 0.0
+    scores: dict[UUID, float] = {}
+    records: dict[UUID, MemoryRecord] = {}
+    for hits, share in ((by_vector, weight), (by_text, 1.0 - weight)):
+        for hit, scaled in zip(hits, _min_max([hit.score for hit in hits]), strict=True):
+            records[hit.record.id] = hit.record
+            scores[hit.record.id] = scores.get(hit.record.id, 0.0) + share * scaled
+    ranked = sorted(scores, key=lambda key: (-scores[key], str(key)))
+    return [Hit(records[key], scores[key]) for key in ranked]
+
+
+def _min_max(scores: list[float]) -> list[float]:
+    if not scores:
+        return []
+    low, high = min(scores), max(scores)
+    return [(score - low) / (high - low) if high > low else 1.0 for score in scores]
+
+
+def _embedded(store: MemoryStore, cue: str) -> Sequence[float] | None:
+    embedder = store.embedder
+    if embedder is None:
+        return None
+    vector: Sequence[float] = embedder.embed_query(cue).tolist()
+    return vector
+
+
+def _search(
+    store: MemoryStore, cue: str, vector: Sequence[float] | None, limit: int, filters: Filters
+) -> list[Hit]:
+    depth = max(DEPTH, limit)
+    by_vector = store.search_vector(vector, limit=depth, filters=filters) if vector is not None else []
+    by_text = store.search_text(cue, limit=depth, filters=filters) if cue.strip() else []
+    hits = fuse(by_vector, by_text)[:limit]
+    if len(hits) < limit:  # there is no threshold: who asks for ten gets ten, the newest of the rest
+        found = {hit.record.id for hit in hits}
+        rest = store.list_records(filters, limit=limit + len(found))
+        hits += [Hit(record, 0.0) for record in rest if record.id not in found][: limit - len(hits)]
+    return hits
+
+
+def _leave_trace(
+    store: MemoryStore, hits: list[Hit], cue: str, session_id: str, recall_id: str, client: str
+) -> None:
+    common = {"ts": utcnow().isoformat(), "cue": cue, "session_id": session_id, "recall_id": recall_id}
+    if client:
+        common["client"] = client
+    pairs = [(hit.record.id, {**common, "rank": rank, "score": hit.score}) for rank, hit in enumerate(hits, 1)]
+    try:
+        store.queue_provenance_batch(pairs)
+    except Exception as error:  # noqa: BLE001  the memories are found; the trace's trouble is the operator's
+        store.provenance_failures += len(pairs)
+        log.error("%d provenance entries were not taken: %s", len(pairs), error)

@@ -1,0 +1,290 @@
+"""The local spill: an ordered store-and-forward of JSON lines for what the broker does not take.
+
+While anything is in it, nothing may overtake: the queue appends here and replays from the head. A line
+leaves only when its entries are safe elsewhere, so a crash repeats lines and loses none; the entry's key
+makes the repetition harmless. What a dead client left is adopted by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from iai_mcp.broker.protocol import Mark
+from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.entry import Parcel, decode, encode
+from iai_mcp.errors import MalformedParcel, SpillUnavailable
+from iai_mcp.events import emit
+from iai_mcp.segment import Segment, failed_name
+
+__all__ = ["Chain", "Spill", "Waiting", "adopt", "waiting"]
+
+SEGMENT_BYTES = 8 * 2**20
+Tail = tuple[str, int] | None
+_MIDDLE = 1_000_000  # numbers go up from here, and down for what is put in front
+_NAME = re.compile(r"(?P<chain>[0-9a-f]{8}-[0-9a-f]{16})-(?P<number>\d{6,})\.jsonl")
+
+
+class Chain:
+    """Segments in order, read from the head and removed once :meth:`commit` says that they are safe."""
+
+    def __init__(self, store_id: str, segments: list[Segment]) -> None:
+        self._store_id = store_id
+        self._segments = segments
+        self._mutex = threading.RLock()
+        self._last: Segment | None = None
+        self.mark: Mark | None = None  # where in the broker's lanes the last parcels read from here are
+
+    @property
+    def unread(self) -> bool:
+        """Whether there are lines that :meth:`read` has not given yet."""
+        with self._mutex:
+            return any(not segment.exhausted for segment in self._segments)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left on the disk."""
+        return not self._segments
+
+    def read(self, limit: int) -> list[Parcel]:
+        """Up to ``limit`` parcels from the head segment; :meth:`rewind` takes the step back.
+
+        A segment that has been read must be committed before the next one gives anything, so that files
+        go one by one however long the chain is.
+        """
+        with self._mutex:
+            if not self._segments:
+                return []
+            self._last = self._segments[0]
+            return self._last.read(self._store_id, limit)
+
+    def rewind(self) -> None:
+        """Put back what the last :meth:`read` gave."""
+        with self._mutex:
+            if self._last is not None:
+                self._last.rewind()
+
+    @property
+    def length(self) -> int:
+        """Number of files."""
+        return len(self._segments)
+
+    def commit(self) -> None:
+        """Everything read so far is safe: remove the segments that hold nothing else."""
+        with self._mutex:
+            while self._segments and self._segments[0].exhausted:
+                self._segments.pop(0).finish()
+
+    def close(self) -> None:
+        """Give every segment up; what is in them stays for whoever adopts it."""
+        with self._mutex:
+            for segment in self._segments:
+                segment.close()
+            self._segments.clear()
+
+
+class Spill(Chain):
+    """The spill of one producer.
+
+    Args:
+        store_id: the store that the entries belong to; each line names it.
+        producer: the producer's key; it names the files.
+        folder: where to, asked anew for each new file.
+        fsync: whether each append is forced to the disk (survives a power cut).
+    """
+
+    def __init__(
+        self,
+        store_id: str,
+        producer: str,
+        folder: Path,
+        *,
+        fsync: bool = False,
+        max_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        super().__init__(store_id, [])
+        self._name = f"{store_id[:8]}-{producer}"
+        self._folder = folder
+        self._fsync = fsync
+        self._max_bytes = max_bytes
+        self._next = self._first = _MIDDLE
+        self._elsewhere: list[Path] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether entries wait here, so that nothing may go past them."""
+        return self.unread or self._adopted_elsewhere()
+
+    def append(self, parcels: Sequence[Parcel], folder: Path) -> None:
+        """Add one line for each parcel, below ``folder`` where a new file is needed.
+
+        Raises:
+            SpillUnavailable: the disk is full or the folder not writable; nothing was added.
+        """
+        data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
+        with self._mutex:
+            try:
+                if not self._segments or self._segments[-1].size >= self._max_bytes:
+                    self._segments.append(self._new_segment(folder))
+                self._segments[-1].append(data, fsync=self._fsync)
+            except OSError as error:
+                raise SpillUnavailable(f"cannot spill to {folder}: {error.strerror or error}") from error
+
+    def tail(self) -> Tail:
+        """The present end."""
+        with self._mutex:
+            last = self._segments[-1] if self._segments else None
+            return (last.path.name, last.size) if last else None
+
+    def passed(self, tail: Tail) -> bool:
+        """Whether everything up to ``tail`` has been read, and nothing older is left elsewhere."""
+        with self._mutex:
+            read = tail is None or all(
+                segment.offset >= (tail[1] if segment.path.name == tail[0] else segment.size)
+                for segment in self._segments
+                if segment.path.name <= tail[0]
+            )
+        return read and not self._adopted_elsewhere()
+
+    def prepend(self, parcels: Sequence[Parcel], folder: Path) -> None:
+        """Add lines in front of everything that waits here: a queue that stops gives back what is older.
+
+        Raises:
+            SpillUnavailable: as :meth:`append`.
+        """
+        with self._mutex:
+            later, self._segments = self._segments, []
+            self._next, end = self._first - 1, self._next
+            try:
+                self.append(parcels, folder)
+                self._first -= 1
+            finally:
+                self._next = end
+                self._segments += later
+
+    def _new_segment(self, folder: Path) -> Segment:
+        self._folder = folder
+        if len(self._segments) == 0:
+            emit("spill_started", folder=str(folder))
+        segment = Segment.create(folder / f"{self._name}-{self._next:07d}.jsonl")
+        self._next += 1
+        return segment
+
+    def reopen(self) -> None:
+        """Take back what an earlier :meth:`close` left; what somebody adopted since is waited for."""
+        with self._mutex:
+            paths = _chain_files(self._folder, self._name)
+            segments = _take_chain(paths)
+            if segments is None:
+                self._elsewhere = paths
+            else:
+                self._segments[:0] = segments
+
+    def _adopted_elsewhere(self) -> bool:
+        if self._elsewhere:
+            self._elsewhere = [path for path in self._elsewhere if path.exists()]
+        return bool(self._elsewhere)
+
+
+def adopt(folder: Path, store_id: str) -> Iterator[Chain]:
+    """Chains of this store in ``folder`` that no living process holds; malformed files are set aside."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if _is_spill(entry.name))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    for _, group in groupby(names, _chain_of):
+        paths = [folder / name for name in group]
+        owner = _owner(paths[0])
+        if owner not in (store_id, None):
+            continue
+        segments = _take_chain(paths)
+        if not segments:
+            continue
+        if owner is None and _owner(paths[0]) is None:  # looked again under the lock
+            _set_aside(segments)
+        else:
+            emit("spill_adopted", files=len(segments))
+            yield Chain(store_id, segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What lies in a spill folder for one store: files, lines and entries; and files set aside."""
+
+    folder: str
+    files: int = 0
+    lines: int = 0
+    entries: int = 0
+    set_aside: int = 0
+
+
+def waiting(settings: Settings, store_id: str) -> Waiting:
+    """Look into the spill folder without touching anything."""
+    folder = overflow_dir(settings)
+    files = lines = entries = aside = 0
+    with suppress(OSError):
+        for path in folder.iterdir():
+            aside += ".failed-" in path.name
+            if not _is_spill(path.name) or _owner(path) != store_id:
+                continue
+            files += 1
+            for line in path.read_bytes().splitlines():
+                with suppress(MalformedParcel):
+                    entries += len(decode(line).entries)
+                lines += 1
+    return Waiting(str(folder), files, lines, entries, aside)
+
+
+def _take_chain(paths: list[Path]) -> list[Segment] | None:
+    """All of a chain's segments, lowest first; None where the lowest is somebody's."""
+    segments: list[Segment] = []
+    for path in paths:
+        segment = Segment.take(path)
+        if segment is None:
+            for taken in segments:
+                taken.close()
+            return None
+        segments.append(segment)
+    return segments
+
+
+def _set_aside(segments: list[Segment]) -> None:
+    """No line of the first one says whose it is: out of the way with it, the others get their own look."""
+    first, *others = segments
+    aside = failed_name(first.path)
+    with suppress(FileNotFoundError):
+        os.rename(first.path, aside)
+        emit("spill_set_aside", file=aside.name)
+    first.close()
+    for other in others:
+        other.close()
+
+
+def _owner(path: Path) -> str | None:
+    """The store that the first whole line names; None where no line does."""
+    with suppress(OSError), open(path, "rb") as file:
+        for line in file:
+            with suppress(MalformedParcel):
+                return decode(line).store
+    return None
+
+
+def _is_spill(name: str) -> bool:
+    return name.endswith(".jsonl") and ".failed-" not in name and not name.startswith(".")
+
+
+def _chain_of(name: str) -> str:
+    found = _NAME.fullmatch(name)
+    return found["chain"] if found else name
+
+
+def _chain_files(folder: Path, chain: str) -> list[Path]:
+    with suppress(OSError):
+        return sorted(path for path in folder.iterdir() if _is_spill(path.name) and _chain_of(path.name) == chain)
+    return []

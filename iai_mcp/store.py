@@ -1,0 +1,375 @@
+"""The store: memories and their provenance in LanceDB, and the only module that imports LanceDB.
+
+What a method wrote is durable and readable by every process when it returns. Provenance is rows in lane
+tables, merged on the entry's key by one writer at a time, so that an entry is never there twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import filelock
+import lancedb
+import msgspec
+from lancedb.index import FTS, BTree
+
+from iai_mcp import embed
+from iai_mcp.config import Settings
+from iai_mcp.dead import DeadLetters
+from iai_mcp.entry import Pair, entry_id, lane_of
+from iai_mcp.errors import BadParams, EmbeddingMismatch, StoreError
+from iai_mcp.events import log
+from iai_mcp.forgotten import Forgotten
+from iai_mcp.lance import Table, translated
+from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, AppendReport, LaneTable, RecordsCache
+from iai_mcp.locks import WriterLock
+from iai_mcp.meta import (
+    DEFAULT_DIMS,
+    EmbedderMeta,
+    Layout,
+    StoreMeta,
+    open_meta,
+    read_meta,
+    save_meta,
+    signature,
+)
+from iai_mcp.record import MemoryRecord
+from iai_mcp.record_table import Filters, Hit, RecordTable, record_schema
+
+if TYPE_CHECKING:
+    from iai_mcp.provenance_queue import ProvenanceWriteQueue
+
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache"]
+
+
+_KEYS = frozenset({"entry_id", "producer", "producer_seq"})
+
+
+class MemoryStore:
+    """Memories and who recalled them, in one local folder that any number of processes may share.
+
+    Args:
+        path: the folder; default ``$IAI_MCP_STORE``, else ``~/.iai-mcp/store``. Made where it is missing.
+        lanes: number of lanes of a *new* store (default 4); an existing store must have as many.
+        settings: default: read from the environment now.
+
+    Raises:
+        StoreTooNew: a later version of this package wrote the store.
+        StoreUnavailable: the folder cannot be made, read or written.
+        ConfigError: ``lanes`` does not fit.
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, *, lanes: int | None = None, settings: Settings | None = None
+    ) -> None:
+        self.settings = settings or Settings.load()
+        self.path = Path(path).expanduser() if path is not None else self.settings.store_path
+        self.layout = Layout(self.path.absolute())
+        self._meta = open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))
+        self._meta_signature = signature(self.layout.meta)
+        self._db = lancedb.connect(self.layout.root, read_consistency_interval=timedelta(0))
+        self._guard = filelock.FileLock(self.layout.guard)
+        self.forgotten = Forgotten(self.layout.forgotten)
+        schema = record_schema(self._meta.embedder.dims, self._meta.vector_column)
+        with translated():
+            self._records = RecordTable(
+                self._open("records", schema, ["id"], text="index_text"),
+                self.layout.root / "records.lance",
+                WriterLock(self.layout.records_lock, self.settings.lock_timeout),
+                self.settings.cleanup_age,
+            )
+        self._lanes: dict[int, LaneTable] = {}
+        self._mutex = threading.RLock()
+        self._embedder: embed.Embedder | None = None
+        self._embedder_loaded = False
+        self._producer = secrets.token_hex(8)
+        self._producer_seq = itertools.count(1)
+        self._provenance_queue: ProvenanceWriteQueue | None = None
+        self.provenance_failures = 0  # entries that recalls in this process could not hand over
+
+    def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
+        if not (self.layout.root / f"{name}.lance" / "_versions").exists():
+            with self._guard:
+                if not (self.layout.root / f"{name}.lance" / "_versions").exists():
+                    table = self._db.create_table(name, schema=schema)
+                    for key in keys:
+                        table.create_index(key, config=BTree())
+                    if text:
+                        table.create_index(text, config=FTS(with_position=False))
+                    return table
+        return self._db.open_table(name)
+
+    # -- what the store is
+
+    @property
+    def meta(self) -> StoreMeta:
+        """The store's own facts, as any process last wrote them."""
+        now = signature(self.layout.meta)
+        if now != self._meta_signature:
+            self._meta, self._meta_signature = read_meta(self.layout), now
+        return self._meta
+
+    @property
+    def store_id(self) -> str:
+        """The store's identity; it names the owner of spill files and broker keys."""
+        return self._meta.store_id
+
+    @property
+    def lanes(self) -> int:
+        """The number of lanes."""
+        return self._meta.lanes
+
+    def lane(self, number: int) -> LaneTable:
+        """The table of one lane, opened on first use."""
+        with self._mutex:
+            if number not in self._lanes:
+                if not 0 <= number < self.lanes:
+                    raise StoreError(f"lane {number} is out of range: this store has {self.lanes} lanes")
+                name = f"lane_{number}"
+                with translated():
+                    self._lanes[number] = LaneTable(
+                        self._open(name, LANE_SCHEMA, INDEXED),
+                        self.layout.root / f"{name}.lance",
+                        WriterLock(self.layout.lane_lock(number), self.settings.lock_timeout),
+                        self.layout.lane_token(number),
+                        self.forgotten,
+                        self._records.existing,
+                        self.settings.cleanup_age,
+                    )
+            return self._lanes[number]
+
+    # -- embeddings
+
+    @property
+    def embedder(self) -> embed.Embedder | None:
+        """The configured embedder where it made this store's vectors (loaded on first use), else None."""
+        with self._mutex:
+            if not self._embedder_loaded:
+                self._embedder = embed.load_or_none(self.settings) if self.vectors_match(warn=True) else None
+                self._embedder_loaded = True
+            return self._embedder
+
+    def vectors_match(self, *, warn: bool = False) -> bool:
+        """Whether the configured embedder is the one that made this store's vectors."""
+        wanted, found = _configured_embedder(self.settings).name, self.meta.embedder.name
+        if wanted in (found, "none"):
+            return wanted == found and wanted != "none"
+        if warn:
+            log.warning(
+                "this store's vectors were made by %s, the configured embedder is %s: searching by full text "
+                "only; `iai-mcp reembed` makes them anew",
+                found,
+                wanted,
+            )
+        return False
+
+    def begin_reembed(self, target: EmbedderMeta) -> str:
+        """Make room for ``target``'s vectors; the name of the column to fill with :meth:`fill_vectors`."""
+        if target == self.meta.embedder:
+            return self.meta.vector_column
+        column = f"embedding_{target.dims}_{_fingerprint(target)}"
+        self._records.add_vector_column(column, target.dims)
+        return column
+
+    def finish_reembed(self, target: EmbedderMeta, column: str) -> None:
+        """Search ``column`` from now on, and drop the columns of other embedders."""
+        save_meta(self.layout, _replace_meta(self.meta, target, column))
+        self._records.drop_columns([name for name in self._records.vector_columns() if name != column])
+        with self._mutex:
+            self._embedder_loaded = False
+
+    def without_vector(self, column: str, limit: int | None = None) -> list[tuple[str, str]]:
+        """``(id, index_text)`` of records that have no vector in ``column``."""
+        return self._records.without_vector(column, limit)
+
+    def count_without_vector(self) -> int:
+        """Number of memories that wait for their vector."""
+        return self._records.count_without_vector(self.meta.vector_column)
+
+    def fill_vectors(self, column: str, ids: list[str], vectors: Sequence[Sequence[float]]) -> None:
+        """Set vectors of existing records, durably."""
+        self._records.fill_vectors(column, ids, vectors)
+
+    # -- memories
+
+    def insert(self, record: MemoryRecord) -> UUID:
+        """Add a memory; its id.
+
+        Raises:
+            RecordExists: the id is taken. The text may be there any number of times.
+            EmbeddingMismatch: the vector has the wrong number of dimensions.
+        """
+        return self.insert_many([record])[0]
+
+    def insert_many(self, records: Sequence[MemoryRecord], *, skip_existing: bool = False) -> list[UUID]:
+        """Add memories in one commit; the ids that were added.
+
+        With ``skip_existing`` an id that is taken is left as it is; otherwise it raises RecordExists and
+        nothing is written.
+        """
+        if not records:
+            return []
+        added = self._records.insert(records, self.meta.vector_column, skip_existing=skip_existing)
+        self.forgotten.discard(added)
+        return added
+
+    def get(self, record_id: UUID | str) -> MemoryRecord | None:
+        """The memory with its vector and its provenance in order; None where there is none."""
+        key = as_uuid(record_id)
+        record = self._records.get(key, self.meta.vector_column)
+        if record is not None:
+            record.provenance = self.lane(lane_of(key, self.lanes)).entries([f"record_id = '{key}'"])
+        return record
+
+    def delete(self, record_id: UUID | str) -> bool:
+        """Forget a memory and its provenance for good; whether there was one.
+
+        An entry that is still on its way finds no record and is left out.
+        """
+        key = as_uuid(record_id)
+        if not self._records.existing([key]):
+            return False
+        self.forgotten.add(key)
+        self._records.delete(key)
+        self.lane(lane_of(key, self.lanes)).delete_record(key)
+        DeadLetters(self.layout).forget(key)
+        return True
+
+    def count(self, filters: Filters | None = None) -> int:
+        """Number of memories (that fit)."""
+        return self._records.count(filters)
+
+    def list_records(
+        self, filters: Filters | None = None, *, limit: int = 50, offset: int = 0
+    ) -> list[MemoryRecord]:
+        """Memories that fit, newest first, without vectors and provenance."""
+        return self._records.newest(filters or Filters(), limit, offset)
+
+    def stream(self) -> Iterator[MemoryRecord]:
+        """Every memory with its vector, in no particular order, as it is read."""
+        return self._records.stream(self.meta.vector_column)
+
+    def existing(self, record_ids: Iterable[UUID]) -> set[UUID]:
+        """Which of these ids have a memory."""
+        return self._records.existing([*record_ids])
+
+    def search_vector(
+        self, vector: Sequence[float], *, limit: int = 10, filters: Filters | None = None
+    ) -> list[Hit]:
+        """Memories nearest to ``vector`` by cosine, best first.
+
+        Raises:
+            EmbeddingMismatch: ``vector`` has the wrong number of dimensions.
+        """
+        meta = self.meta
+        if len(vector) != meta.embedder.dims:
+            raise EmbeddingMismatch(
+                f"the vector has {len(vector)} dimensions, this store has {meta.embedder.dims}"
+            )
+        return self._records.search_vector(vector, meta.vector_column, limit, filters or Filters())
+
+    def search_text(self, words: str, *, limit: int = 10, filters: Filters | None = None) -> list[Hit]:
+        """Memories that hold ``words``, best first by BM25."""
+        return self._records.search_text(words, limit, filters or Filters())
+
+    # -- provenance
+
+    def append_provenance_batch(
+        self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]], records_cache: RecordsCache | None = None
+    ) -> AppendReport:
+        """Write provenance entries now, in order, one merge for each lane touched.
+
+        Args:
+            pairs: ``(record_id, entry)``. An entry with an ``entry_id`` that is in the store already adds
+                nothing; without one it is new. ``{ts, cue, session_id}`` suffices, further keys survive.
+            records_cache: what one drain remembers from batch to batch; see :class:`RecordsCache`.
+
+        Raises:
+            BadParams: a pair is not a UUID and a mapping; nothing was written.
+            StoreUnavailable: the place fails; the same call may be repeated.
+            LeaseLost: the cache's fencing token is stale.
+        """
+        cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
+        by_lane: dict[int, list[Pair]] = {}
+        for record_id, entry in pairs:
+            key, keyed = self._keyed(record_id, entry)
+            by_lane.setdefault(lane_of(key, self.lanes), []).append((key, keyed))
+        report = AppendReport()
+        for number, part in by_lane.items():
+            lane = self.lane(number)
+            report += lane.append(part, cache)
+            if cache is not records_cache:
+                lane.maintain()  # a drain does this itself, after it has acknowledged
+        return report
+
+    def _keyed(self, record_id: object, entry: object) -> Pair:
+        if not isinstance(entry, Mapping):
+            raise BadParams(f"a provenance entry must be a mapping, not {type(entry).__name__}")
+        key = record_id if isinstance(record_id, UUID) else as_uuid(record_id)
+        if isinstance(entry, dict) and entry.keys() >= _KEYS:
+            return key, entry
+        seq = next(self._producer_seq)
+        own = {"producer": self._producer, "producer_seq": seq}
+        return key, {**entry, **own, "entry_id": str(entry.get("entry_id") or entry_id(self._producer, seq))}
+
+    def queue_provenance_batch(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
+        """Hand entries to the queue where one is enabled, else write them on this thread."""
+        queue = self._provenance_queue
+        if queue is not None:
+            queue.enqueue(pairs)
+        else:
+            self.append_provenance_batch(pairs)
+
+    def enable_provenance_queue(self, *, coalesce_ms: float = 50) -> None:
+        """Write provenance in the background from now on; does nothing where that is so already."""
+        from iai_mcp.provenance_queue import ProvenanceWriteQueue
+
+        with self._mutex:
+            if self._provenance_queue is None:
+                queue = ProvenanceWriteQueue(self, coalesce_ms=coalesce_ms)
+                queue.start()
+                self._provenance_queue = queue
+
+    def disable_provenance_queue(self) -> None:
+        """Drain the queue and write on the caller's thread again; does nothing where that is so already."""
+        with self._mutex:
+            queue, self._provenance_queue = self._provenance_queue, None
+        if queue is not None:
+            queue.stop()
+
+
+def as_uuid(value: object) -> UUID:
+    """``value`` as a record id.
+
+    Raises:
+        BadParams: it is not a UUID.
+    """
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise BadParams(f"{str(value)[:80]!r} is not a record id (a UUID)") from None
+
+
+def _configured_embedder(settings: Settings) -> EmbedderMeta:
+    found = embed.describe(settings)
+    if found is None:
+        return EmbedderMeta("none", DEFAULT_DIMS)
+    return EmbedderMeta(found.name, found.dims, found.weights)
+
+
+def _fingerprint(meta: EmbedderMeta) -> str:
+    return hashlib.sha256(f"{meta.name}\n{meta.dims}\n{meta.weights}".encode()).hexdigest()[:8]
+
+
+def _replace_meta(meta: StoreMeta, embedder: EmbedderMeta, column: str) -> StoreMeta:
+    return msgspec.structs.replace(meta, embedder=embedder, vector_column=column)
