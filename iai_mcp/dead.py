@@ -9,15 +9,16 @@ import base64
 import os
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import filelock
 import msgspec
 
 from iai_mcp.durable import replace_file
 from iai_mcp.entry import Pair
+from iai_mcp.locks import WriterLock
 from iai_mcp.meta import Layout
 from iai_mcp.record import utcnow
 
@@ -105,8 +106,8 @@ class DeadLetters:
             finally:
                 os.close(fd)
 
-    def _lock(self) -> filelock.BaseFileLock:
-        return filelock.FileLock(self.layout.root / "locks" / "dead.lock", timeout=30)
+    def _lock(self) -> AbstractContextManager[object]:
+        return WriterLock(self.layout.root / "locks" / "dead.lock", timeout=30).hold()
 
 
 def _line(letter: DeadLetter) -> bytes:

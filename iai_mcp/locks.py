@@ -7,6 +7,7 @@ slower (the merge is keyed, readers keep one row per entry, compaction removes t
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class WriterLock:
                     self._file.release()
 
     def _acquire(self) -> bool:
+        if not self._path.parent.is_dir():  # filelock would make it, and a store that is away must stay away
+            raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self._path.parent))
         try:
             self._file.acquire()
         except filelock.Timeout:

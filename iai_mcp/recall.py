@@ -80,8 +80,8 @@ def fuse(by_vector: Sequence[Hit], by_text: Sequence[Hit], weight: float = VECTO
     """Both lists as one, best first: ``weight`` times the vector score plus the rest times the text score.
 
     Scores are scaled to 0..1 within each list (min-max); who is missing from a list has 0 there. Ranks
-    alone (reciprocal rank fusion) lose how far apart the hits are, and fall below BM25 by itself
-    (``benchmarks/recall_quality.py``).
+    alone (reciprocal rank fusion) would lose how far apart the hits are; ``benchmarks/recall_quality.py``
+    measures both on conversations.
     """
     if not by_text:
         weight = 1.0
