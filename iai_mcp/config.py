@@ -64,6 +64,28 @@ class Settings:
     lock_timeout: float = _setting(
         10.0, "IAI_MCP_LOCK_TIMEOUT", "How long a writer waits for a lane that another process writes."
     )
+    redis_url: str = _setting(
+        "",
+        "IAI_MCP_REDIS_URL",
+        "Redis that brokers the entries (redis://, rediss:// or unix://); empty: the embedded broker.",
+        secret=True,
+    )
+    namespace: str = _setting(
+        "", "IAI_MCP_NAMESPACE", "Prefix of the RQ queue's name and of every Redis key of this store."
+    )
+    lane_ceiling: int = _setting(
+        100_000, "IAI_MCP_LANE_CEILING", "Most entries that a lane may hold in Redis; above it clients spill."
+    )
+    lease_s: float = _setting(
+        10.0, "IAI_MCP_LEASE", "How long a worker's lease on a lane outlives its last sign of life, in seconds."
+    )
+    push_budget_ms: float = _setting(
+        10.0, "IAI_MCP_PUSH_BUDGET_MS", "Most milliseconds that a push to Redis may take before it is spilled."
+    )
+    coalesce_ms: float = _setting(
+        50.0, "IAI_MCP_COALESCE_MS", "How long a worker lets the oldest entry of a lane wait for company."
+    )
+    worker_batch: int = _setting(4096, "IAI_MCP_WORKER_BATCH", "Most entries in one write of a worker.")
     log_level: str = _setting(
         "warning",
         "IAI_MCP_LOG",

@@ -88,14 +88,20 @@ def drain(
     report = DrainReport(lane)
     lease: Lease | None = None
     try:
-        lease = broker.lease(lane)
+        lease = broker.lease(lane, store.lane(lane).token)
         if lease is None:
             report.outcome = Outcome.LEASED
             return report
         cache.token = lease.token
         if lease.token is not None:
             store.lane(lane).raise_fence(lease.token)
-        while claimed := broker.claim(lease, policy.max_pairs, policy.linger):
+        while True:
+            claimed = broker.claim(lease, policy.max_pairs, policy.linger)
+            if not claimed:
+                if broker.release(lease, if_empty=True):
+                    lease = None
+                    break
+                continue
             for item in claimed:
                 if isinstance(item, Poison):
                     _bury(store, report, item.raw, item.reason)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from iai_mcp.durable import replace_file, sync_tree
@@ -50,6 +53,8 @@ MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that 
 _TEXT = ("ts", "cue", "session_id", "recall_id", "client")
 _GIVEN = frozenset({*_TEXT, "rank", "score", "entry_id", "producer", "producer_seq"})
 _KNOWN_LIMIT = 200_000
+# Microseconds from 1677 to 2262: Arrow also reads years that no ``datetime`` holds, which would fail every read.
+_ARROW_US = (-(2**63) // 1000, 2**63 // 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ class LaneTable:
         self._seen_version = -1
         self._next_seq = 1
         self._due = False
+        self._distinct = -1  # rows in the table when it was last seen free of doubles, and ours since
 
     # -- writing
 
@@ -119,28 +125,31 @@ class LaneTable:
             StoreUnavailable: the place fails; nothing was acknowledged, the same call may be repeated.
         """
         with translated(), self._lock.hold():
-            self._learn(pairs, cache)
-            gone = self._forgotten.ids()
-            known = cache.known
-            by_key = {
-                entry["entry_id"]: (known[record_id], entry)
-                for record_id, entry in reversed(pairs)  # of a key that comes twice, the first one stays
-                if record_id in known and record_id not in gone
-            }
-            alive = list(reversed(by_key.values()))
-            unknown = sum(record_id not in known or record_id in gone for record_id, _ in pairs)
+            ids = self._ids(pairs, cache.known)
+            alive = [(text, entry) for text, (_, entry) in zip(ids, pairs, strict=True) if text is not None]
+            unknown = len(pairs) - len(alive)
             self._check_fence(cache.token)
-            applied = self._merge(alive) if alive else 0
+            applied = self._merge(_once(alive)) if alive else 0
         return AppendReport(applied, len(pairs) - unknown - applied, unknown)
 
-    def _learn(self, pairs: list[Pair], cache: RecordsCache) -> None:
-        known = cache.known
+    def _ids(self, pairs: list[Pair], known: dict[UUID, str]) -> list[str | None]:
+        """The record id of each pair as text, None where there is no such record.
+
+        Hashing a UUID is Python code: one look into ``known`` for each pair, not one for each question.
+        """
+        ids = [known.get(record_id) for record_id, _ in pairs]
+        if None in ids:
+            self._learn(pairs, known)
+            ids = [known.get(record_id) for record_id, _ in pairs]
+        if gone := self._forgotten.ids():
+            ids = [None if pair[0] in gone else text for text, pair in zip(ids, pairs, strict=True)]
+        return ids
+
+    def _learn(self, pairs: list[Pair], known: dict[UUID, str]) -> None:
+        if len(known) > _KNOWN_LIMIT:
+            known.clear()
         strangers = {record_id for record_id, _ in pairs if record_id not in known}
-        if strangers:
-            if len(known) > _KNOWN_LIMIT:
-                known.clear()
-                strangers = {record_id for record_id, _ in pairs}
-            known.update((record_id, str(record_id)) for record_id in self._existing(list(strangers)))
+        known.update((record_id, str(record_id)) for record_id in self._existing(list(strangers)))
 
     def _merge(self, alive: list[tuple[str, dict[str, Any]]]) -> int:
         started = time.time()
@@ -151,6 +160,7 @@ class LaneTable:
         result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
         sync_tree(self._folder, since=started)
         self._next_seq += len(alive)
+        self._distinct += int(result.num_inserted_rows)
         self._seen_version = result.version
         self._due = self._due or version // MAINTAIN_EVERY != result.version // MAINTAIN_EVERY
         return int(result.num_inserted_rows)
@@ -206,9 +216,15 @@ class LaneTable:
         return True
 
     def _drop_doubled(self) -> int:
-        """Remove rows that a writer without the lock left beside another of the same key."""
+        """Remove rows that a writer without the lock left beside another of the same key.
+
+        Reads the whole lane, so only where somebody else has added or removed rows since the last time.
+        """
+        if self._table.count_rows() == self._distinct:
+            return 0
         rows = self._table.search().with_row_id(True).select(["entry_id", "seq"]).to_arrow()
-        if len(rows) == len(pa.compute.unique(rows["entry_id"])):
+        self._distinct = len(pa.compute.unique(rows["entry_id"]))
+        if len(rows) == self._distinct:
             return 0
         kept: set[str] = set()
         doubled: list[int] = []
@@ -266,35 +282,59 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**msgspec.json.decode(row["rest"]), **entry} if row.get("rest") else entry
 
 
+def _once(alive: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """``alive`` with the first of each key: one that comes twice would be inserted twice."""
+    if len({entry["entry_id"] for _, entry in alive}) == len(alive):
+        return alive
+    by_key: dict[str, tuple[str, dict[str, Any]]] = {}
+    for row in alive:
+        by_key.setdefault(row[1]["entry_id"], row)
+    return list(by_key.values())
+
+
 def to_arrow(alive: list[tuple[str, dict[str, Any]]], first_seq: int) -> pa.Table:
     """Rows for ``(record id, entry)``, numbered from ``first_seq``; columns are built, not rows."""
     record_ids = [record_id for record_id, _ in alive]
     entries = [entry for _, entry in alive]
     try:
-        return _columns(record_ids, entries, [_rest(entry) for entry in entries], first_seq)
+        rests = [_rest(entry) for entry in entries] if set().union(*entries) - _GIVEN else None
+        return _columns(record_ids, entries, rests, first_seq)
     except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError):
         split = [_split(entry) for entry in entries]
         return _columns(record_ids, [typed for typed, _ in split], [rest for _, rest in split], first_seq)
 
 
 def _columns(
-    record_ids: list[str], entries: list[dict[str, Any]], rests: list[str | None], first_seq: int
+    record_ids: list[str], entries: list[dict[str, Any]], rests: list[str | None] | None, first_seq: int
 ) -> pa.Table:
-    times = {ts: parse_ts(ts) for ts in {entry.get("ts") for entry in entries}}
-    text = {name: pa.array([entry.get(name) for entry in entries], pa.string()) for name in _TEXT}
-    columns: dict[str, Any] = {
-        "entry_id": pa.array([entry["entry_id"] for entry in entries], pa.string()),
-        "record_id": pa.array(record_ids, pa.string()),
-        "producer": pa.array([entry["producer"] for entry in entries], pa.string()),
-        "producer_seq": pa.array([entry["producer_seq"] for entry in entries], pa.int64()),
-        "seq": pa.array(range(first_seq, first_seq + len(entries)), pa.int64()),
-        "time": pa.array([times[entry.get("ts")] for entry in entries], pa.timestamp("us", "UTC")),
-        "rank": pa.array([entry.get("rank") for entry in entries], pa.int64()),
-        "score": pa.array([entry.get("score") for entry in entries], pa.float64()),
-        "rest": pa.array(rests, pa.string()),
-        **text,
+    columns = {
+        field.name: pa.array(_values(entries, field.name), field.type)
+        for field in LANE_SCHEMA
+        if field.name in _GIVEN
     }
+    columns["record_id"] = pa.array(record_ids, pa.string())
+    columns["seq"] = pa.array(np.arange(first_seq, first_seq + len(entries)))
+    columns["time"] = _times(columns["ts"])
+    columns["rest"] = pa.nulls(len(entries), pa.string()) if rests is None else pa.array(rests, pa.string())
     return pa.table([columns[name] for name in LANE_SCHEMA.names], schema=LANE_SCHEMA)
+
+
+def _values(entries: list[dict[str, Any]], name: str) -> list[Any]:
+    try:
+        return list(map(itemgetter(name), entries))  # twice as fast as asking each entry, and nearly always so
+    except KeyError:
+        return [entry.get(name) for entry in entries]
+
+
+def _times(texts: pa.Array) -> pa.Array:
+    """What :func:`parse_ts` says of each; Arrow reads a column of times with offsets ten times faster."""
+    kind = LANE_SCHEMA.field("time").type
+    with suppress(pa.ArrowInvalid):
+        times = texts.cast(kind)
+        span = pa.compute.min_max(times.cast(pa.int64())).as_py()
+        if span["min"] is not None and _ARROW_US[0] <= span["min"] and span["max"] <= _ARROW_US[1]:
+            return times
+    return pa.array([parse_ts(ts) for ts in texts.to_pylist()], kind)
 
 
 def _rest(entry: dict[str, Any]) -> str | None:

@@ -18,21 +18,23 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from iai_mcp.broker.memory import MemoryBroker
-from iai_mcp.broker.protocol import LaneStats, Pushed
+from iai_mcp.broker.protocol import Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
-from iai_mcp.entry import Pair, Parcel, lane_of, route
+from iai_mcp.entry import Pair, Parcel, route
 from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.events import emit
+from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
 
 if TYPE_CHECKING:
+    import redis
+
     from iai_mcp.store import MemoryStore
 
 __all__ = ["ProvenanceWriteQueue", "QueueCounts"]
 
 SCAN_S = 1.0  # how often orphaned spill files are looked for
-REPLAY_PARCELS = 64
 PLACE_BACKOFF_S = (0.1, 5.0)  # first and longest wait after the store's place failed
 JOURNAL_IDLE_S = 1.0  # a journal file that holds nothing is removed after this
 
@@ -51,16 +53,20 @@ class QueueCounts:
 
 
 class ProvenanceWriteQueue:
-    """Background writer of one store's provenance, with the embedded broker.
+    """Background writer of one store's provenance.
+
+    Entries wait in Redis where ``connection`` or ``IAI_MCP_REDIS_URL`` says so, and ``rq`` workers drain
+    them; else they wait in this process's memory (the embedded broker), and its own thread does.
 
     Args:
         store: where entries go, through ``store.append_provenance_batch``.
         coalesce_ms: how long the oldest entry of a lane waits for company, in milliseconds.
         max_queue_size: most batches (calls of ``enqueue``) that wait in memory, over all lanes; further
-            ones are spilled.
-        max_batch_pairs: most entries in one write.
+            ones are spilled. With Redis, ``IAI_MCP_LANE_CEILING`` takes its place.
+        max_batch_pairs: most entries in one write. With Redis, ``IAI_MCP_WORKER_BATCH`` takes its place.
+        connection: a ``redis.Redis``; default: ``IAI_MCP_REDIS_URL`` as the store's settings have it.
 
-    A process killed with -9 loses what is in memory only, unless ``IAI_MCP_JOURNAL`` is ``write`` or
+    An embedded process killed with -9 loses what is in memory only, unless ``IAI_MCP_JOURNAL`` is ``write`` or
     ``fsync``: then every entry is in a file before ``enqueue`` returns.
     """
 
@@ -71,6 +77,7 @@ class ProvenanceWriteQueue:
         coalesce_ms: float = 50,
         max_queue_size: int = 4096,
         max_batch_pairs: int = 256,
+        connection: redis.Redis | None = None,
     ) -> None:
         for name, value, least in (
             ("coalesce_ms", coalesce_ms, 0),
@@ -79,13 +86,14 @@ class ProvenanceWriteQueue:
         ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
-        from iai_mcp.store import RecordsCache
+        from iai_mcp.store import RecordsCache, open_stores
 
         self._store = store
+        open_stores[store.store_id] = store
         self._settings = store.settings
         self._journal = self._settings.journal != "off"
         self._lanes = store.lanes
-        self._broker = MemoryBroker(store.lanes, max_queue_size)
+        self._broker = _broker(store, connection, max_queue_size)
         self._halt = threading.Event()
         self._policy = DrainPolicy(max_batch_pairs, coalesce_ms / 1000, wait=self._halt.wait)
         self._caches = [RecordsCache() for _ in range(store.lanes)]
@@ -187,6 +195,7 @@ class ProvenanceWriteQueue:
                 if self._stopped:
                     self._spill.reopen()
                 self._stopped = False
+            self._broker.open()
             self._thread = threading.Thread(target=self._run, name="iai-mcp-provenance", daemon=True)
             self._thread.start()
             atexit.register(self.stop)
@@ -234,7 +243,7 @@ class ProvenanceWriteQueue:
         while not self._halt.is_set():
             try:
                 more = self._replay()
-                lane = self._broker.next_lane(0.0 if more else SCAN_S)
+                lane = self._broker.tend(0.0 if more else SCAN_S)
                 if lane is not None:
                     self._drain(lane)
                 self._scan()
@@ -270,7 +279,7 @@ class ProvenanceWriteQueue:
         """Move spilled parcels on; whether more could follow at once."""
         more = False
         for chain in (self._spill, *self._adopted):
-            if chain.mark is not None and self._broker.settled(chain.mark) and self._may_commit(chain):
+            if chain.mark is not None and self._broker.safe(chain.mark) and self._may_commit(chain):
                 chain.commit()
             more = self._replay_some(chain) or more
         self._adopted = [chain for chain in self._adopted if not chain.empty]
@@ -278,15 +287,7 @@ class ProvenanceWriteQueue:
 
     def _replay_some(self, chain: Chain) -> bool:
         with self._order:  # whoever enqueues sees either "spilled entries wait" or all of them pushed
-            parcels = chain.read(min(REPLAY_PARCELS, self._broker.room))
-            if not parcels:
-                return False
-            fitting = [part for parcel in parcels for part in _fitted(parcel, self._lanes)]
-            if not isinstance(self._broker.push(fitting, replay=True), Pushed):
-                chain.rewind()
-                return False
-            chain.mark = self._broker.mark()
-            return True
+            return replay(chain, self._broker, self._lanes)
 
     def _may_commit(self, chain: Chain) -> bool:
         if chain is not self._spill or not self._journal:
@@ -302,7 +303,6 @@ class ProvenanceWriteQueue:
 
     def stats(self) -> dict[str, Any]:
         """Counts since the queue was made, and its lanes now."""
-        lanes: list[LaneStats] = self._broker.stats()
         return {
             "broker": self._broker.name,
             "running": self._running,
@@ -310,16 +310,17 @@ class ProvenanceWriteQueue:
             "handed_out": self._next_seq - 1,
             "spill_active": self._spill.active,
             "counts": asdict(self.counts),
-            "lanes": [asdict(lane) for lane in lanes],
+            "lanes": [asdict(lane) for lane in self._broker.stats()],
         }
 
 
-def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:
-    """The parcel, or its entries sorted anew where it was spilled under another number of lanes."""
-    if all(lane_of(record_id, lanes) == parcel.lane for record_id, _, _ in parcel.entries):
-        return [parcel]
-    return [
-        part
-        for record_id, seq, entry in parcel.entries
-        for part in route(parcel.store, parcel.producer, seq, [(record_id, entry)], lanes, parcel.pushed)
-    ]
+def _broker(store: MemoryStore, connection: redis.Redis | None, capacity: int) -> QueueBroker:
+    """The broker that the settings ask for; Redis is imported only where it is one."""
+    settings = store.settings
+    if connection is None and not settings.redis_url:
+        return MemoryBroker(store.lanes, capacity)
+    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.redis import RedisBroker, RedisOptions
+
+    connection = connection if connection is not None else connect(settings.redis_url)
+    return RedisBroker(connection, store.store_id, store.lanes, RedisOptions.of(settings))

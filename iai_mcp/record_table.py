@@ -116,7 +116,10 @@ class RecordTable:
         merge = self._table.merge_insert("id").when_not_matched_insert_all()
         version = merge.execute(rows, on_bad_vectors="null").version
         sync_tree(self._folder, since=started)
-        self._unindexed += len(records)
+        self._maintain_if_due(len(records), version)
+
+    def _maintain_if_due(self, written: int, version: int) -> None:
+        self._unindexed += written
         enough = max(MAINTAIN_ROWS, self._table.count_rows() // 20)
         if self._unindexed >= enough or version % MAINTAIN_EVERY == 0:
             self._maintain()
@@ -160,8 +163,9 @@ class RecordTable:
         with translated(), self._lock.hold():
             kind = self._table.schema.field(column).type
             rows = pa.table({"id": pa.array(ids), column: _vectors(vectors, kind)})
-            self._table.merge_insert("id").when_matched_update_all().execute(rows)
+            version = self._table.merge_insert("id").when_matched_update_all().execute(rows).version
             sync_tree(self._folder)
+            self._maintain_if_due(len(ids), version)  # rewritten rows have left the indexes
 
     @retry_vanished
     def without_vector(self, column: str, limit: int | None = None) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ import hashlib
 import itertools
 import secrets
 import threading
+import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -45,10 +47,15 @@ from iai_mcp.record import MemoryRecord
 from iai_mcp.record_table import Filters, Hit, RecordTable, record_schema
 
 if TYPE_CHECKING:
+    import redis
+
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache"]
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "open_stores"]
 
+
+open_stores: weakref.WeakValueDictionary[str, MemoryStore] = weakref.WeakValueDictionary()
+"""Stores whose queue this process has enabled, by id: workers in the same process drain these."""
 
 _KEYS = frozenset({"entry_id", "producer", "producer_seq"})
 
@@ -190,9 +197,9 @@ class MemoryStore:
         """``(id, index_text)`` of records that have no vector in ``column``."""
         return self._records.without_vector(column, limit)
 
-    def count_without_vector(self) -> int:
-        """Number of memories that wait for their vector."""
-        return self._records.count_without_vector(self.meta.vector_column)
+    def count_without_vector(self, column: str | None = None) -> int:
+        """Number of memories that wait for their vector in ``column`` (default: the one that is searched)."""
+        return self._records.count_without_vector(column or self.meta.vector_column)
 
     def fill_vectors(self, column: str, ids: list[str], vectors: Sequence[Sequence[float]]) -> None:
         """Set vectors of existing records, durably."""
@@ -298,10 +305,14 @@ class MemoryStore:
             LeaseLost: the cache's fencing token is stale.
         """
         cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
-        by_lane: dict[int, list[Pair]] = {}
+        by_lane: dict[int, list[Pair]] = defaultdict(list)
+        lanes = self.lanes
         for record_id, entry in pairs:
-            key, keyed = self._keyed(record_id, entry)
-            by_lane.setdefault(lane_of(key, self.lanes), []).append((key, keyed))
+            if isinstance(entry, dict) and isinstance(record_id, UUID) and entry.keys() >= _KEYS:
+                by_lane[lane_of(record_id, lanes)].append((record_id, entry))  # a drain's: the short way
+            else:
+                keyed = self._keyed(record_id, entry)
+                by_lane[lane_of(keyed[0], lanes)].append(keyed)
         report = AppendReport()
         for number, part in by_lane.items():
             lane = self.lane(number)
@@ -313,7 +324,7 @@ class MemoryStore:
     def _keyed(self, record_id: object, entry: object) -> Pair:
         if not isinstance(entry, Mapping):
             raise BadParams(f"a provenance entry must be a mapping, not {type(entry).__name__}")
-        key = record_id if isinstance(record_id, UUID) else as_uuid(record_id)
+        key = as_uuid(record_id)
         if isinstance(entry, dict) and entry.keys() >= _KEYS:
             return key, entry
         seq = next(self._producer_seq)
@@ -328,13 +339,16 @@ class MemoryStore:
         else:
             self.append_provenance_batch(pairs)
 
-    def enable_provenance_queue(self, *, coalesce_ms: float = 50) -> None:
-        """Write provenance in the background from now on; does nothing where that is so already."""
+    def enable_provenance_queue(self, *, coalesce_ms: float = 50, connection: redis.Redis | None = None) -> None:
+        """Write provenance in the background from now on; does nothing where that is so already.
+
+        With ``connection`` (or ``IAI_MCP_REDIS_URL``) entries go through Redis to ``rq`` workers.
+        """
         from iai_mcp.provenance_queue import ProvenanceWriteQueue
 
         with self._mutex:
             if self._provenance_queue is None:
-                queue = ProvenanceWriteQueue(self, coalesce_ms=coalesce_ms)
+                queue = ProvenanceWriteQueue(self, coalesce_ms=coalesce_ms, connection=connection)
                 queue.start()
                 self._provenance_queue = queue
 

@@ -203,7 +203,7 @@ def test_entries_come_back_in_the_order_of_the_recalls(
     assert queue.flush(20)
     for key in (record_id, *others):
         assert seen(store, key) == [str(turn) for turn in range(300)]
-    assert max(map(len, gate.batches)) == 7
+    assert 1 < max(map(len, gate.batches)) <= 7
 
 
 def test_without_a_queue_the_caller_writes(store: MemoryStore, gate: Gate, record_id: UUID) -> None:

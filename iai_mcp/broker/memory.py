@@ -71,6 +71,9 @@ class MemoryBroker:
                 self._change.notify_all()
         return Pushed()
 
+    def open(self) -> None:
+        """Always ready."""
+
     @property
     def room(self) -> int:
         """How many more batches fit."""
@@ -80,8 +83,8 @@ class MemoryBroker:
         with self._change:
             return tuple(lane.pushed for lane in self._lanes)
 
-    def settled(self, mark: Mark) -> bool:
-        with self._change:
+    def safe(self, mark: Mark) -> bool:
+        with self._change:  # only the store is safe
             return self._settled(mark)
 
     def _settled(self, mark: Mark) -> bool:
@@ -101,7 +104,7 @@ class MemoryBroker:
 
     # -- the drain
 
-    def lease(self, lane: int) -> Lease | None:
+    def lease(self, lane: int, floor: int = 0) -> Lease | None:
         with self._change:
             if self._lanes[lane].lease:
                 return None
@@ -140,11 +143,14 @@ class MemoryBroker:
             lane.settled += count
             self._change.notify_all()
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, *, if_empty: bool = False) -> bool:
         with self._change:
             lane = self._lanes[lease.lane]
             if str(lane.lease) == lease.holder:
+                if if_empty and (lane.in_flight or lane.pending):
+                    return False
                 lane.lease = 0
+        return True
 
     def _held(self, lease: Lease) -> _Lane:
         lane = self._lanes[lease.lane]
@@ -154,7 +160,7 @@ class MemoryBroker:
 
     # -- the thread that drains
 
-    def next_lane(self, timeout: float) -> int | None:
+    def tend(self, timeout: float) -> int | None:
         """The lane whose oldest parcel has waited longest, of those with work that are not put off."""
         deadline = time.monotonic() + timeout
         with self._change:
@@ -179,7 +185,7 @@ class MemoryBroker:
             self._lanes[lane].not_before = time.monotonic() + seconds
 
     def wake(self) -> None:
-        """End a wait of :meth:`next_lane`, present or next."""
+        """End a wait of :meth:`tend`, present or next."""
         with self._change:
             self._kicked = True
             self._change.notify_all()

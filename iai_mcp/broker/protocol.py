@@ -13,7 +13,7 @@ from typing import Protocol
 
 from iai_mcp.entry import Parcel
 
-__all__ = ["Broker", "Claimed", "LaneStats", "Lease", "Mark", "Poison", "Pushed", "Refused"]
+__all__ = ["Broker", "Claimed", "LaneStats", "Lease", "Mark", "Poison", "Pushed", "QueueBroker", "Refused"]
 
 Mark = tuple[int, ...]
 """A point in the stream: for each lane how many parcels had been pushed."""
@@ -53,13 +53,15 @@ Claimed = Parcel | Poison
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """One lane now: entries pending and in flight, and the age in seconds of the oldest of them."""
+    """One lane now: entries pending and in flight, the age in seconds of the oldest of them, and who drains it
+    since how many seconds without a sign of life."""
 
     lane: int
     pending: int
     in_flight: int
     oldest_s: float | None = None
     holder: str | None = None
+    lease_age_s: float | None = None
 
 
 class Broker(Protocol):
@@ -74,8 +76,11 @@ class Broker(Protocol):
         """
         ...
 
-    def lease(self, lane: int) -> Lease | None:
-        """Take the lane; None while another holder's lease lives."""
+    def lease(self, lane: int, floor: int = 0) -> Lease | None:
+        """Take the lane under a token above ``floor``; None while another holder's lease lives.
+
+        Like every method of a drain, raises BrokerUnavailable where the broker does not answer.
+        """
         ...
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
@@ -96,18 +101,63 @@ class Broker(Protocol):
         """
         ...
 
-    def release(self, lease: Lease) -> None:
-        """Give the lane back; harmless where the lease is lost."""
-        ...
+    def release(self, lease: Lease, *, if_empty: bool = False) -> bool:
+        """Give the lane back; harmless where the lease is lost.
 
-    def mark(self) -> Mark:
-        """The present end of every lane."""
-        ...
-
-    def settled(self, mark: Mark) -> bool:
-        """Whether everything up to ``mark`` has been acknowledged."""
+        With ``if_empty`` a lane that has got new work is kept, and False returned: between a last empty
+        claim and the release nobody else would have been called.
+        """
         ...
 
     def stats(self) -> list[LaneStats]:
         """One row per lane."""
+        ...
+
+
+class QueueBroker(Broker, Protocol):
+    """What the queue needs beside: its background thread, its barrier and its end."""
+
+    def open(self) -> None:
+        """Get ready before the first push, within a second or so; failing is no error."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many further parcels of a replay fit now."""
+        ...
+
+    def mark(self) -> Mark:
+        """The end of every lane as this producer knows it."""
+        ...
+
+    def safe(self, mark: Mark) -> bool:
+        """Whether everything up to ``mark`` outlives this process, so that the spill may let go of it."""
+        ...
+
+    def wait_settled(self, mark: Mark, timeout: float) -> bool:
+        """Wait until everything up to ``mark`` is acknowledged; False after ``timeout`` seconds."""
+        ...
+
+    def hurry(self, mark: Mark) -> None:
+        """Do not linger for anything up to ``mark``."""
+        ...
+
+    def tend(self, timeout: float) -> int | None:
+        """Look after the lanes for up to ``timeout`` seconds; a lane that this process must drain now."""
+        ...
+
+    def put_off(self, lane: int, seconds: float) -> None:
+        """Leave a lane alone for a while: its store failed."""
+        ...
+
+    def wake(self) -> None:
+        """End a wait of :meth:`tend`, present or next."""
+        ...
+
+    def wait_change(self, timeout: float) -> None:
+        """Wait until something moves, at most ``timeout`` seconds."""
+        ...
+
+    def take_back(self) -> list[Parcel]:
+        """Everything that would die with this process, in order; it is the caller's now."""
         ...

@@ -1,0 +1,146 @@
+"""Redis clients for two purposes: pushes that must end by a deadline, and everything else.
+
+redis-py's timeouts count from byte to byte, so a server that drips its reply can hold a call for seconds.
+:class:`Deadline` bounds a whole call instead: every socket operation gets what is left of the budget.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, ConnectionPool
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from iai_mcp.errors import ConfigError
+
+__all__ = ["Deadline", "connect", "control_client", "failure", "push_client"]
+
+CONTROL_TIMEOUT_S = 5.0
+
+
+class Deadline:
+    """When the call under way must have ended (``time.monotonic()``); None for no limit."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+
+    def within(self, seconds: float) -> None:
+        """Give everything from now on ``seconds``."""
+        self.at = time.monotonic() + seconds
+
+
+class _Socket:
+    """A socket whose operations share one deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._asked = sock.gettimeout()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._asked = seconds
+        self._sock.settimeout(seconds)
+
+    def _arm(self) -> None:
+        if self._deadline.at is None or self._asked == 0:  # 0: redis-py only looks whether anything is there
+            return
+        left = self._deadline.at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time budget of a Redis call is spent")
+        self._sock.settimeout(left if self._asked is None else min(left, self._asked))
+
+    def recv(self, *args: Any) -> bytes:
+        self._arm()
+        return self._sock.recv(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self._arm()
+        return self._sock.recv_into(*args)
+
+    def sendall(self, data: Any) -> None:
+        self._arm()
+        self._sock.sendall(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for ``url`` (``redis://``, ``rediss://`` or ``unix://``); connects on first use.
+
+    Raises:
+        ConfigError: the URL makes no sense; the message does not repeat it, it may hold a password.
+    """
+    try:
+        return redis.Redis.from_url(url)
+    except ValueError as error:
+        raise ConfigError(f"IAI_MCP_REDIS_URL cannot be used: {error}") from None
+
+
+def _settings(connection: redis.Redis) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    pool = connection.connection_pool
+    kept = {
+        key: value
+        for key, value in pool.connection_kwargs.items()
+        if not key.startswith("maint_notifications") and key not in ("himport_registry", "client_class")
+    }
+    kept.update(decode_responses=False)
+    return pool.connection_class, kept
+
+
+def is_fake(connection: redis.Redis) -> bool:
+    """Whether this is no redis-py connection: an in-process stand-in has no socket to bound."""
+    return not connection.connection_pool.connection_class.__module__.startswith("redis.")
+
+
+def control_client(connection: redis.Redis) -> redis.Redis:
+    """A client of our own to the same server: RQ changes the timeouts of a pool that it shares."""
+    kind, kept = _settings(connection)
+    if not is_fake(connection):
+        kept.update(
+            socket_timeout=CONTROL_TIMEOUT_S,
+            socket_connect_timeout=CONTROL_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+    return redis.Redis(connection_pool=ConnectionPool(connection_class=kind, **kept))
+
+
+def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
+    """A client with one connection, opened now, whose every call ends by ``deadline``.
+
+    Raises:
+        RedisError, OSError: the server cannot be reached.
+    """
+    kind, kept = _settings(connection)
+    if is_fake(connection):
+        return redis.Redis(connection_pool=ConnectionPool(connection_class=kind, **kept))
+
+    def bounded_connect(self: Any) -> _Socket:
+        return _Socket(kind._connect(self), deadline)  # type: ignore[no-untyped-call]
+
+    bounded = cast(
+        "type[AbstractConnection]", type(f"Bounded{kind.__name__}", (kind,), {"_connect": bounded_connect})
+    )
+    kept.update(
+        socket_timeout=CONTROL_TIMEOUT_S,
+        socket_connect_timeout=1.0,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        protocol=2,
+    )
+    pool = ConnectionPool(connection_class=bounded, **kept)
+    return redis.Redis(connection_pool=pool, single_connection_client=True)
+
+
+def failure(error: BaseException) -> str:
+    """What went wrong, in a few words and without secrets: the kind, and the server's own first words."""
+    if isinstance(error, RedisError | OSError):
+        words = str(error).split("\n", 1)[0][:160]
+        return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return type(error).__name__

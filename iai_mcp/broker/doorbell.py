@@ -1,0 +1,70 @@
+"""Doorbells: RQ jobs that say "this lane has work", and nothing else.
+
+The lanes are the truth. A doorbell that is lost, doubled or late changes nothing: a sweep rings again for
+every lane that has work and no live lease.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from iai_mcp.broker.keys import Keys
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["FUNCTION", "Doorbell"]
+
+FUNCTION = "workers.jobs.drain_lane"  # by name only: this package never imports the workers
+JOB_TIMEOUT_S = 300
+
+
+class Doorbell:
+    """Rings for one store."""
+
+    def __init__(self, connection: redis.Redis, keys: Keys) -> None:
+        self._connection = connection
+        self._keys = keys
+
+    def ring(self, lane: int) -> None:
+        """Put a doorbell on the queue: the lane has gone from idle to busy."""
+        self._enqueue(lane, secrets.token_hex(4), unique=False)
+
+    def ring_again(self, lane: int) -> bool:
+        """Put a doorbell on the queue unless the last such one waits there still; whether it did."""
+        from rq.exceptions import DuplicateJobError, NoSuchJobError
+        from rq.job import Job
+        from rq.serializers import JSONSerializer
+
+        for _ in range(2):
+            try:
+                self._enqueue(lane, "sweep", unique=True)
+            except DuplicateJobError:
+                job_id = self._keys.job(lane, "sweep")
+                try:
+                    job = Job.fetch(job_id, connection=self._connection, serializer=JSONSerializer)
+                except NoSuchJobError:
+                    continue
+                if job.get_position() is not None:
+                    return False
+                job.delete()  # its worker died, or somebody emptied the queue
+            else:
+                return True
+        return False
+
+    def _enqueue(self, lane: int, ring: str, *, unique: bool) -> None:
+        from rq import Queue
+        from rq.serializers import JSONSerializer
+
+        queue = Queue(self._keys.queue, connection=self._connection, serializer=JSONSerializer)
+        queue.enqueue_call(
+            FUNCTION,
+            args=(self._keys.store_id, lane),
+            job_id=self._keys.job(lane, ring),
+            timeout=JOB_TIMEOUT_S,
+            result_ttl=0,
+            failure_ttl=0,
+            description=f"provenance lane {lane}",
+            unique=unique,
+        )

@@ -1,0 +1,129 @@
+"""The command line: one Typer app, whose errors are one line on stderr and whose results are alone on stdout.
+
+Exit codes: 0 done, 1 trouble with the place or part of the work, 2 wrong input, 130 interrupted. Whatever is
+slow to import is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from iai_mcp import __version__, cli_dead, cli_import, cli_memory, cli_pipeline
+from iai_mcp.cli_common import error_line
+from iai_mcp.errors import IaiMcpError, UsageError
+
+__all__ = ["app", "main"]
+
+# What Typer raises for a wrong option: click's own class or Typer's copy of it, which differs by version.
+_ParserError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+
+
+class _Commands(TyperGroup):
+    """The group of all commands; turns every expected error into one line and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()
+        except Exception as error:
+            code = _exit_code(error)
+            if code is None:
+                raise
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which a newcomer needs them."""
+        return [*self.commands]
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Say what is wrong; the exit code, or None for an error that nobody expected."""
+    if isinstance(error, typer.Abort):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        # Who read us has left; the interpreter's own flush at exit must not complain about it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, _ParserError):
+        error_line(_with_help(error))
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, UnicodeEncodeError):
+        error_line("an argument is not UTF-8 text: check the terminal's encoding")
+        return 2
+    if isinstance(error, IaiMcpError | OSError):
+        error_line(_plain_words(error))
+        return 2 if isinstance(error, UsageError) else 1
+    return None
+
+
+def _plain_words(error: Exception) -> str:
+    if isinstance(error, IaiMcpError) or not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _with_help(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    said = str(error.format_message()).rstrip(".")
+    return f"{said}; see `{context.command_path} --help`" if context else said
+
+
+app = typer.Typer(
+    name="iai-mcp",
+    cls=_Commands,
+    help="A shared long-term memory for AI agents that remembers being asked: every recall leaves a trace.",
+    epilog="New here? Try: iai-mcp demo",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"iai-mcp {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+cli_pipeline.register_demo(app)
+cli_import.register(app)
+cli_memory.register(app)
+cli_pipeline.register(app)
+cli_dead.register(app)
+
+
+def main() -> None:
+    """Run the command line with this process's arguments, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a memory may hold what the terminal's encoding lacks
+            reconfigure(errors="backslashreplace")
+    app(prog_name="iai-mcp")

@@ -1,0 +1,166 @@
+"""What all commands share: their options, the open store, and how results, errors and progress are written.
+
+stdout carries results only: either one JSON document or text for people. Everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+import typer
+
+from iai_mcp.errors import BadParams, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from iai_mcp.store import Filters, MemoryStore
+
+__all__ = [
+    "Json",
+    "Limit",
+    "Offset",
+    "OnlyRole",
+    "OnlySession",
+    "OnlyTags",
+    "Show",
+    "Since",
+    "Store",
+    "Until",
+    "error_line",
+    "filters_of",
+    "moment",
+    "note",
+    "opened",
+    "print_json",
+    "progress",
+    "screen",
+    "stderr",
+]
+
+PIPE_WIDTH = 160  # lines for another program may be longer than a terminal's
+
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="PATH", help="The store's folder (default: $IAI_MCP_STORE, ~/.iai-mcp/store)."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")]
+Offset = Annotated[int, typer.Option(min=0, help="Skip so many first.")]
+OnlySession = Annotated[str | None, typer.Option("--session", "-s", help="Only memories of this session.")]
+OnlyRole = Annotated[str | None, typer.Option("--role", help="Only memories said in this role.")]
+OnlyTags = Annotated[
+    list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="Only memories with this tag; repeatable.")
+]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Not before, e.g. 2026-11-23 or ...T14:00Z.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this time (UTC unless it says).")]
+
+
+def error_line(message: str) -> None:
+    """Say on stderr, in one line, what is wrong."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def note(message: str) -> None:
+    """Say something on stderr that is no result."""
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def opened(path: str | None) -> Iterator[MemoryStore]:
+    """The store at ``path`` (default: as the settings say), with the log going to stderr."""
+    from iai_mcp import events
+    from iai_mcp.config import Settings
+
+    if path == "":
+        raise UsageError("--store is empty: give a folder, or leave it out for the default store")
+    settings = Settings.load()
+    events.configure(settings.log_level)
+    from iai_mcp.store import MemoryStore
+
+    yield MemoryStore(path, settings=settings)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Write the one JSON document of a command."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    sys.stdout.buffer.write(text + b"\n")  # UTF-8, whatever the terminal speaks
+    sys.stdout.buffer.flush()
+
+
+def screen(width: int | None = None) -> Console:
+    """stdout for people: colours on a terminal only; ``width`` counts where there is none."""
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=False, emoji=False)
+    if not found.is_terminal:
+        found.width = width or PIPE_WIDTH
+        found.file = cast("IO[str]", _Trimmed())
+    return found
+
+
+class _Trimmed:
+    """stdout without the blanks with which Rich fills its lines: they are noise to another program."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def stderr() -> Console:
+    """stderr for people."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class Show(Protocol):
+    """What draws progress: so much is done, of so much in all (None: nobody knows), and of what."""
+
+    def __call__(self, done: int, total: int | None = None, what: str | None = None) -> object: ...
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Show]:
+    """A bar on stderr while the block runs; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total=None, what=None: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total=None, what=None: bar.update(task, completed=done, total=total, description=what)
+
+
+def moment(option: str, value: str | None) -> datetime | None:
+    """The time that ``option`` was given, in UTC."""
+    from iai_mcp.entry import parse_ts
+
+    if value is None:
+        return None
+    time = parse_ts(value)
+    if time is None:
+        raise BadParams(f"{option} {value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T14:00Z")
+    return time
+
+
+def filters_of(
+    session: str | None, tags: list[str] | None, role: str | None, since: str | None, until: str | None
+) -> Filters:
+    """The options that choose memories, as the store takes them."""
+    from iai_mcp.store import Filters
+
+    return Filters(session, tags or [], role, moment("--since", since), moment("--until", until))

@@ -1,0 +1,212 @@
+"""The commands around single memories: capture, recall, list, get and forget."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iai_mcp.cli_common import (
+    Json,
+    Limit,
+    Offset,
+    OnlyRole,
+    OnlySession,
+    OnlyTags,
+    Since,
+    Store,
+    Until,
+    filters_of,
+    moment,
+    note,
+    opened,
+    print_json,
+    screen,
+)
+from iai_mcp.errors import BadParams, RecordNotFound, UsageError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["CLIENT", "register"]
+
+CLIENT = "iai-mcp-cli"  # who recalled, in the trace, unless $IAI_MCP_CLIENT says otherwise
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command(epilog='Example: iai-mcp capture "Ada prefers tabs" --session s1 --tag style')(capture)
+    app.command(epilog='Example: iai-mcp recall "what does Ada prefer?" --session s1 -k 5')(recall)
+    app.command("list", epilog="Example: iai-mcp list --tag style --since 2026-11-01")(list_)
+    app.command(epilog="Example: iai-mcp get c8029d49-e502-5f5b-b78b-b30278e60217")(get)
+    app.command(epilog="Example: iai-mcp forget c8029d49-e502-5f5b-b78b-b30278e60217 --yes")(forget)
+
+
+def capture(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to remember; - reads standard input.")],
+    session: Annotated[str, typer.Option("--session", "-s", help="The session that it belongs to.")] = "",
+    role: Annotated[str, typer.Option(help="Who said it, e.g. user.")] = "",
+    tag: Annotated[list[str] | None, typer.Option("--tag", "-t", help="A tag; repeatable.")] = None,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Keep one memory; the same text again in one session is the same memory."""
+    from iai_mcp.core import dispatch
+
+    params = {"text": _from_stdin() if text == "-" else text, "session_id": session, "role": role}
+    if not params["text"].strip():
+        raise BadParams("the text is empty: say what to remember")
+    with opened(store) as memories:
+        result = dispatch(memories, "memory_capture", {**params, "tags": tag or []})
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"{result['record_id']}{'' if result['created'] else ' (was there already)'}")
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text: byte {error.start + 1}") from None
+
+
+def recall(
+    cue: Annotated[str, typer.Argument(metavar="CUE", help="What to look for, in your own words.")],
+    session: Annotated[str, typer.Option("--session", "-s", help="Who asks; kept in the trace.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="At most so many.")] = 10,
+    in_session: Annotated[str | None, typer.Option("--in-session", help="Only memories of this session.")] = None,
+    tag: OnlyTags = None,
+    role: OnlyRole = None,
+    since: Since = None,
+    until: Until = None,
+    no_trace: Annotated[bool, typer.Option("--no-trace", help="Leave no provenance on what is found.")] = False,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Find the memories that fit a cue best; each keeps a trace of having been asked for."""
+    from iai_mcp.core import dispatch
+
+    if not cue.strip():
+        raise BadParams("the cue is empty: say what to look for")
+    params: dict[str, Any] = {
+        "cue": cue,
+        "session_id": session,
+        "limit": limit,
+        "session": in_session,
+        "tags": tag or [],
+        "role": role,
+        "since": moment("--since", since),
+        "until": moment("--until", until),
+        "record_provenance": not no_trace,
+    }
+    with opened(store) as memories:
+        result = dispatch(memories, "memory_recall", {**params, "client": memories.settings.client or CLIENT})
+    if as_json:
+        print_json(result)
+    elif result["hits"]:
+        from iai_mcp.cli_show import hits
+
+        screen().print(hits(result["hits"]))
+    else:
+        note("no memory fits; `iai-mcp import PATH` or `iai-mcp capture TEXT` adds some")
+
+
+def list_(
+    session: OnlySession = None,
+    tag: OnlyTags = None,
+    role: OnlyRole = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 20,
+    offset: Offset = 0,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """List memories, newest first."""
+    from iai_mcp.core import record_dict
+
+    chosen = filters_of(session, tag, role, since, until)
+    with opened(store) as memories:
+        total = memories.count(chosen)
+        found = [record_dict(record) for record in memories.list_records(chosen, limit=limit, offset=offset)]
+    if as_json:
+        print_json({"records": found, "total": total})
+    elif found:
+        from iai_mcp.cli_show import records
+
+        screen().print(records(found))
+        note(f"{offset + 1} to {offset + len(found)} of {total}")
+    else:
+        note("no memory fits" if total == 0 else f"only {total} fit: --offset {offset} is beyond them")
+
+
+def get(
+    record_id: Annotated[str, typer.Argument(metavar="ID", help="The memory's id.")],
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Show one memory whole, and who recalled it."""
+    from iai_mcp.core import dispatch
+
+    with opened(store) as memories:
+        result = dispatch(memories, "memory_get", {"record_id": record_id})
+    if as_json:
+        print_json(result)
+        return
+    from iai_mcp.cli_show import record, trail
+
+    out = screen()
+    out.print(record(result))
+    if result["provenance"]:
+        out.print(trail(result["provenance"], out.width, of_one_record=True))
+    else:
+        out.print("not recalled yet", style="dim")
+
+
+def forget(
+    record_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The memories' ids.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Delete memories and their trace for good; a later import does not bring them back."""
+    with opened(store) as memories:
+        chosen = _all_there(memories, record_ids)
+        if not yes and not _confirmed(memories, chosen):
+            note("nothing was forgotten")
+            raise typer.Exit(1)
+        gone = [str(record_id) for record_id in chosen if memories.delete(record_id)]
+    if as_json:
+        print_json({"forgotten": gone})
+    else:
+        typer.echo(f"forgot {len(gone)} {'memory' if len(gone) == 1 else 'memories'}")
+
+
+def _all_there(memories: MemoryStore, given: list[str]) -> list[UUID]:
+    from iai_mcp.store import as_uuid
+
+    chosen = list(dict.fromkeys(map(as_uuid, given)))
+    missing = sorted(map(str, set(chosen) - memories.existing(chosen)))
+    if missing:
+        raise RecordNotFound(f"no memory has the id {', '.join(missing)}; nothing was forgotten")
+    return chosen
+
+
+def _confirmed(memories: MemoryStore, chosen: list[UUID]) -> bool:
+    if not _on_terminal():
+        raise UsageError("forgetting is for good: confirm with --yes where there is no terminal to ask on")
+    from iai_mcp.cli_show import one_line
+
+    for record_id in chosen:
+        found = memories.get(record_id)
+        note(f"  {record_id}  {one_line(found.text, 38) if found else ''}")
+    typer.echo(f"Forget {len(chosen)} for good? [y/N] ", nl=False, err=True)  # typer.confirm writes to stdout too
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

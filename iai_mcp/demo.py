@@ -1,0 +1,223 @@
+"""``iai-mcp demo``: the whole system on real input that every machine has, Python's own language reference.
+
+About 200 passages become memories, three clients at once ask a dozen questions, and the trace tells who asked
+what. The store is thrown away afterwards unless a folder is given.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iai_mcp.cli_import import ImportReport, ingest
+from iai_mcp.errors import IaiMcpError, StoreError
+
+if TYPE_CHECKING:
+    from iai_mcp.cli_common import Show
+    from iai_mcp.config import Settings
+    from iai_mcp.importer import Passage
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["CLIENTS", "QUESTIONS", "passages", "run"]
+
+QUESTIONS = (
+    "what does the else after a for loop do?",
+    "how do I unpack a list into function arguments?",
+    "how do I catch several exceptions at once?",
+    "what can be the key of a dictionary?",
+    "why is my default argument list shared between calls?",
+    "what does nonlocal do?",
+    "which block runs whether or not there was an error?",
+    "when is a string or a list considered false?",
+    "how do I raise an error and keep the original one?",
+    "how do I leave a loop early?",
+    "how do I wait for a coroutine?",
+    "how do I add an item to the end of a list?",
+)
+CLIENTS = (("editor", "ada"), ("chat", "ben"), ("agent", "nightly"))  # client, session
+HITS = 5
+
+_NAMESPACE = uuid.UUID("0e0b7d0b-1b39-5f0e-9a0c-6d1c3f2f7a52")  # the same passages have the same ids
+_PASSAGE = 800  # characters that paragraphs are merged up to
+_WANTED = 220
+
+
+def run(settings: Settings, store: str | None = None, *, progress: Show) -> dict[str, Any]:
+    """Do all of it; what happened, as plain JSON types.
+
+    Args:
+        store: a folder that is kept; None takes one that is removed afterwards.
+        progress: called with (steps done, steps in all, what is being done).
+    """
+    with _opened(settings, store) as memories:
+        texts = list(passages())
+        steps = len(texts) + 2 * len(CLIENTS) * len(QUESTIONS)
+        progress(0, steps, "remembering")
+        started = time.perf_counter()
+        taken = ingest(
+            memories, texts, batch=32, on_batch=lambda report: progress(report.read, steps, "remembering")
+        )
+        seconds = time.perf_counter() - started
+        memories.enable_provenance_queue()
+        try:
+            answers = _ask_all(memories, lambda done: progress(len(texts) + done, steps, "asking"))
+            return {
+                "store": str(memories.path) if store is not None else None,
+                "memories": _taken_dict(taken, seconds),
+                **_told(memories, answers),
+            }
+        finally:
+            memories.disable_provenance_queue()
+
+
+@contextmanager
+def _opened(settings: Settings, store: str | None) -> Iterator[MemoryStore]:
+    from iai_mcp.store import MemoryStore
+
+    if store is not None:
+        yield MemoryStore(store, settings=settings)
+        return
+    with tempfile.TemporaryDirectory(prefix="iai-mcp-demo-", ignore_cleanup_errors=True) as folder:
+        apart = replace(settings, spill_dir=Path(folder, "spill"))
+        yield MemoryStore(Path(folder, "store"), settings=apart)
+
+
+# --- what is remembered ----------------------------------------------------------------------------------
+
+
+def passages(wanted: int = _WANTED) -> list[Passage]:
+    """Up to ``wanted`` passages of Python's language reference: whole topics, the shortest first.
+
+    Raises:
+        IaiMcpError: this Python came without ``pydoc_data``.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise IaiMcpError(
+            "the demo reads Python's own documentation, and this Python came without it (pydoc_data): "
+            "install the whole standard library, or import files of your own"
+        ) from None
+    found: list[Passage] = []
+    for topic, text in sorted(topics.items(), key=lambda item: (len(item[1]), item[0])):
+        if len(found) + len(parts := _cut(text)) > wanted:
+            break
+        found += [_passage(topic, number, part) for number, part in enumerate(parts, 1)]
+    return found
+
+
+def _cut(topic: str) -> list[str]:
+    """A topic in pieces of whole paragraphs, each below the topic's title."""
+    title, _, body = topic.strip().partition("\n")
+    pieces = [""]
+    for paragraph in body.lstrip("*=-\n").split("\n\n"):
+        if pieces[-1] and len(pieces[-1]) + len(paragraph) > _PASSAGE:
+            pieces.append("")
+        pieces[-1] += f"\n\n{paragraph.strip(chr(10))}"
+    return [f"{title.strip()}{piece.rstrip()}" for piece in pieces]
+
+
+def _passage(topic: str, number: int, text: str) -> Passage:
+    from iai_mcp.importer import Passage
+
+    return Passage(
+        id=uuid.uuid5(_NAMESPACE, f"{topic}\n{text}"),
+        text=text,
+        session_id="",
+        role="",
+        tags=("python", topic),
+        created_at=None,
+        source=f"{topic}:{number}",
+    )
+
+
+# --- who asks --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    cue: str
+    client: str
+    traced: bool
+    result: dict[str, Any]
+
+
+def _ask_all(store: MemoryStore, progress: Callable[[int], object]) -> list[_Answer]:
+    """Every client asks every question, all clients at once: once with a trace and once without."""
+    from iai_mcp.core import dispatch
+
+    dispatch(store, "memory_recall", {"cue": QUESTIONS[0], "record_provenance": False})  # warm
+    done = 0
+    mutex = threading.Lock()
+
+    def ask(number: int) -> list[_Answer]:
+        nonlocal done
+        client, session = CLIENTS[number]
+        answers = []
+        for turn in range(len(QUESTIONS)):
+            cue = QUESTIONS[(turn + number * 4) % len(QUESTIONS)]  # not the same at the same time
+            for traced in (True, False) if turn % 2 else (False, True):
+                asked = {"cue": cue, "session_id": session, "client": client, "limit": HITS}
+                result = dispatch(store, "memory_recall", {**asked, "record_provenance": traced})
+                answers.append(_Answer(cue, client, traced, result))
+                with mutex:
+                    done += 1
+                    progress(done)
+        return answers
+
+    with ThreadPoolExecutor(len(CLIENTS), thread_name_prefix="iai-mcp-demo") as pool:
+        return [answer for answers in pool.map(ask, range(len(CLIENTS))) for answer in answers]
+
+
+# --- what it shows ---------------------------------------------------------------------------------------
+
+
+def _told(store: MemoryStore, answers: list[_Answer]) -> dict[str, Any]:
+    from iai_mcp.core import dispatch
+
+    queue = store._provenance_queue
+    if queue is None or not queue.flush(timeout=20):
+        raise StoreError("the trace was not written within 20 s: is the machine very busy?")
+    first = {answer.cue: answer.result["hits"] for answer in answers if answer.client == CLIENTS[0][0]}
+    counted = Counter(hit["record_id"] for answer in answers if answer.traced for hit in answer.result["hits"])
+    most, _ = min(counted.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "clients": [{"client": client, "session_id": session} for client, session in CLIENTS],
+        "questions": [{"cue": cue, "hits": first[cue]} for cue in QUESTIONS],
+        "most_recalled": dispatch(store, "memory_get", {"record_id": most}),
+        "cost": _cost(answers),
+        "status": dispatch(store, "memory_status"),
+    }
+
+
+def _cost(answers: list[_Answer]) -> dict[str, Any]:
+    def median(name: str, traced: bool) -> float:
+        found = [answer.result["timings_ms"][name] for answer in answers if answer.traced is traced]
+        return round(float(statistics.median(found)), 3)
+
+    return {
+        "recalls": sum(answer.traced for answer in answers),
+        "entries": sum(len(answer.result["hits"]) for answer in answers if answer.traced),
+        "provenance_ms_p50": median("provenance", True),
+        "total_ms_p50": median("total", True),
+        "total_ms_p50_without_trace": median("total", False),
+    }
+
+
+def _taken_dict(taken: ImportReport, seconds: float) -> dict[str, Any]:
+    return {
+        "added": taken.added,
+        "existing": taken.existing,
+        "forgotten": taken.forgotten,
+        "seconds": round(seconds, 2),
+    }

@@ -1,0 +1,95 @@
+"""Fills and replaces a store's vectors with the configured embedder, batch by durable batch.
+
+Whoever is interrupted runs it again and goes on where it stood; until the last vector is there, searches use
+the old ones. A text that cannot be embedded is left out and named, never tried for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iai_mcp import embed
+from iai_mcp.errors import ConfigError, EmbedderUnavailable
+from iai_mcp.meta import EmbedderMeta
+
+if TYPE_CHECKING:
+    from iai_mcp.embed import Embedder
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["Reembedded", "reembed"]
+
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Reembedded:
+    """What was done.
+
+    Attributes:
+        embedded: memories that got a vector in this run.
+        skipped: ids of memories that could not be embedded; full text finds them all the same.
+        embedder, dims: what made the vectors.
+    """
+
+    embedded: int
+    skipped: tuple[str, ...]
+    embedder: str
+    dims: int
+
+
+def reembed(
+    store: MemoryStore, *, batch: int = BATCH, progress: Callable[[int, int], object] | None = None
+) -> Reembedded:
+    """Give every memory of ``store`` a vector of the configured embedder, and search those from then on.
+
+    ``progress`` is called with (done, total) after each batch, when that batch is on the disk.
+
+    Raises:
+        ConfigError: the configured embedder is ``none``.
+        EmbedderUnavailable: it cannot be loaded, or stopped answering.
+        StoreUnavailable: the place fails.
+    """
+    embedder = embed.load(store.settings)
+    if embedder is None:
+        raise ConfigError("the configured embedder is none: set IAI_MCP_EMBEDDER, for instance to builtin")
+    target = EmbedderMeta(embedder.id.name, embedder.id.dims, embedder.id.weights)
+    column = store.begin_reembed(target)
+    total = store.count_without_vector(column)
+    skipped: dict[str, None] = {}
+    embedded = 0
+    while waiting := _waiting(store, column, batch, skipped):
+        done = _embed_some(embedder, waiting)
+        if done:
+            store.fill_vectors(column, list(done), list(done.values()))
+        embedded += len(done)
+        skipped.update(dict.fromkeys(key for key, _ in waiting if key not in done))
+        if progress is not None:
+            progress(embedded + len(skipped), max(total, embedded + len(skipped)))
+    store.finish_reembed(target, column)
+    return Reembedded(embedded, tuple(skipped), target.name, target.dims)
+
+
+def _waiting(store: MemoryStore, column: str, batch: int, skipped: dict[str, None]) -> list[tuple[str, str]]:
+    """The next texts; what was skipped still lacks its vector, so that many more are asked for."""
+    found = store.without_vector(column, batch + len(skipped))
+    return [(key, text) for key, text in found if key not in skipped][:batch]
+
+
+def _embed_some(embedder: Embedder, texts: list[tuple[str, str]]) -> dict[str, list[float]]:
+    """Vectors by id, without the texts that no vector can be made of."""
+    try:
+        vectors = embedder.embed_documents([text for _, text in texts])
+    except EmbedderUnavailable:
+        if len(texts) > 1:  # one text may have failed them all
+            return {key: vector for pair in texts for key, vector in _embed_some(embedder, [pair]).items()}
+        embedder.embed_query("still there?")  # raises where it is not this text's fault
+        return {}
+    found = ((key, vector.tolist()) for (key, _), vector in zip(texts, vectors, strict=True))
+    return {key: vector for key, vector in found if _usable(vector)}
+
+
+def _usable(vector: Sequence[float]) -> bool:
+    return all(map(math.isfinite, vector))

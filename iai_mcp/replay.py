@@ -1,0 +1,38 @@
+"""Moves spilled parcels back into the broker's lanes, from the head of a chain, a step at a time."""
+
+from __future__ import annotations
+
+from iai_mcp.broker.protocol import Pushed, QueueBroker
+from iai_mcp.entry import Parcel, lane_of, route
+from iai_mcp.spill import Chain
+
+__all__ = ["replay"]
+
+STEP = 64  # parcels
+
+
+def replay(chain: Chain, broker: QueueBroker, lanes: int) -> bool:
+    """Push the next parcels of ``chain``; whether more could follow at once.
+
+    The chain is not committed: that is for the caller, once ``broker.safe(chain.mark)``.
+    """
+    parcels = chain.read(min(STEP, broker.room))
+    if not parcels:
+        return False
+    fitting = [part for parcel in parcels for part in _fitted(parcel, lanes)]
+    if not isinstance(broker.push(fitting, replay=True), Pushed):
+        chain.rewind()
+        return False
+    chain.mark = broker.mark()
+    return True
+
+
+def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:
+    """The parcel, or its entries sorted anew where it was spilled under another number of lanes."""
+    if all(lane_of(record_id, lanes) == parcel.lane for record_id, _, _ in parcel.entries):
+        return [parcel]
+    return [
+        part
+        for record_id, seq, entry in parcel.entries
+        for part in route(parcel.store, parcel.producer, seq, [(record_id, entry)], lanes, parcel.pushed)
+    ]

@@ -1,0 +1,109 @@
+"""What a worker process keeps open between jobs: its store, its broker, what it has learned about lanes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
+from iai_mcp.events import emit
+from iai_mcp.replay import replay
+from iai_mcp.spill import adopt
+from iai_mcp.store import MemoryStore, RecordsCache, open_stores
+from workers.jobs import WrongStore
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["Bench", "bench_for"]
+
+PLACE_PAUSE_S = 1.0
+
+
+class Bench:
+    """One store's lanes, ready to be drained."""
+
+    def __init__(self, store: MemoryStore, connection: redis.Redis) -> None:
+        settings = store.settings
+        self.store = store
+        self.connection = connection
+        self.broker = RedisBroker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
+        self.broker.check_server()
+        self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
+        self._caches = [RecordsCache() for _ in range(store.lanes)]
+        self._not_before = [0.0] * store.lanes
+
+    def drain(self, lane: int, *, deadline: float | None = None) -> DrainReport:
+        """Drain one lane, unless its place has just failed."""
+        self.store.lane(lane)  # refuses a number that is out of range
+        if time.monotonic() < self._not_before[lane]:
+            return DrainReport(lane, Outcome.PLACE)
+        report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
+        if report.outcome is Outcome.PLACE:
+            self._not_before[lane] = time.monotonic() + PLACE_PAUSE_S
+            error = f"{type(report.error).__name__}: {report.error}"
+            emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
+        return report
+
+    def sweep(self) -> Iterator[int]:
+        """Lanes that have work and no live lease: their doorbell was lost, or their worker died."""
+        yield from self.broker.idle_lanes()
+
+    def adopt_orphans(self) -> int:
+        """Push what dead clients of this store and user left in the spill; how many chains that were."""
+        adopted = 0
+        for chain in adopt(overflow_dir(self.store.settings), self.store.store_id):
+            self.broker.open()
+            while replay(chain, self.broker, self.store.lanes) or (chain.mark is not None and not chain.unread):
+                chain.commit()
+                if chain.empty:
+                    adopted += 1
+                    break
+            chain.close()
+        return adopted
+
+    def drain_all(self) -> None:
+        """Drain until no lane has work that nobody leases."""
+        self.adopt_orphans()
+        while lanes := list(self.sweep()):
+            reports = [self.drain(lane) for lane in lanes]
+            if all(report.outcome is not Outcome.EMPTY for report in reports):
+                return
+
+
+_benches: dict[str, Bench] = {}
+
+
+def bench_for(store_id: str, connection: redis.Redis) -> Bench:
+    """The bench for a store: one that this process has open, else the configured one.
+
+    Raises:
+        WrongStore: the configured store is another.
+    """
+    known = _benches.get(store_id)
+    if known is not None and known.connection is connection:
+        return known
+    store = open_stores.get(store_id) or configured_store()
+    if store.store_id != store_id:
+        raise WrongStore(
+            f"this worker serves the store {store.store_id} at {store.path}, not {store_id}; give each "
+            "store an IAI_MCP_NAMESPACE of its own"
+        )
+    _benches[store_id] = Bench(store, connection)
+    return _benches[store_id]
+
+
+def configured_store() -> MemoryStore:
+    """The store that this worker's own environment names; it must exist.
+
+    Raises:
+        WrongStore: there is no store at that place.
+    """
+    settings = Settings.load()
+    if not (settings.store_path / "store.json").exists():
+        raise WrongStore(f"there is no store at {settings.store_path}; set IAI_MCP_STORE to an existing one")
+    return MemoryStore(settings=settings)

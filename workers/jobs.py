@@ -1,0 +1,56 @@
+"""The one job there is: drain a lane of the store that *this worker* is configured for.
+
+A doorbell brings a store's id and a lane's number, nothing else. Where the store lies is the worker's own
+setting, so that whoever can write to Redis cannot point a worker at another folder.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from iai_mcp.drain import DrainReport, Outcome
+from iai_mcp.errors import UsageError
+from iai_mcp.events import emit
+
+if TYPE_CHECKING:
+    from workers.bench import Bench
+
+__all__ = ["WrongStore", "drain_lane"]
+
+TURN_S = 1.0  # how long one doorbell may keep a worker from the other lanes
+
+
+class WrongStore(UsageError):
+    """A doorbell of a store that this worker does not serve."""
+
+
+def drain_lane(store_id: str, lane: int) -> str:
+    """Drain ``lane`` for a turn; what came of it, for the job's log line.
+
+    Raises:
+        WrongStore: the worker is configured for another store.
+    """
+    from rq import get_current_job
+
+    from workers.bench import bench_for
+
+    job = get_current_job()
+    if job is None:
+        raise WrongStore("drain_lane is an RQ job; to drain by hand use `iai-mcp worker --burst`")
+    return _said(turn(bench_for(store_id, job.connection), lane))
+
+
+def turn(bench: Bench, lane: int) -> DrainReport:
+    """One turn at a lane; asks for another one where the lane is not empty at its end."""
+    report = bench.drain(lane, deadline=time.monotonic() + TURN_S)
+    if report.outcome is Outcome.TIME:
+        bench.broker.ring(lane)
+    if report.batches or report.dead:
+        emit("drained", lane=lane, applied=report.applied, unknown=report.unknown, dead=report.dead)
+    return report
+
+
+def _said(report: DrainReport) -> str:
+    trouble = f" ({report.error})" if report.error is not None else ""
+    return f"{report.outcome}: {report.applied} applied{trouble}"

@@ -1,0 +1,119 @@
+"""The RQ worker that people should run: no fork for each job, one open store, and nothing but doorbells.
+
+It insists on the JSON serializer whatever the command line says, runs the one known function, strips every
+other thing that a job can carry (callbacks, webhooks, repeats), and sweeps while it is idle.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended
+from rq.worker import SimpleWorker
+from rq.worker.base import WorkerStatus
+
+from iai_mcp.broker.doorbell import FUNCTION, JOB_TIMEOUT_S
+from iai_mcp.errors import IaiMcpError
+
+if TYPE_CHECKING:
+    from rq.job import Job
+    from rq.queue import Queue
+
+    from workers.bench import Bench
+
+__all__ = ["ProvenanceWorker"]
+
+SWEEP_S = 2
+
+
+class ProvenanceWorker(SimpleWorker):
+    """Drains lanes on doorbells and, between them, lanes whose doorbell was lost."""
+
+    def __init__(self, queues: Any, *args: Any, **options: Any) -> None:
+        options["serializer"] = JSONSerializer
+        if not isinstance(queues, list | tuple):
+            queues = [queues]
+        names = [queue if isinstance(queue, str) else queue.name for queue in queues]
+        options.setdefault("connection", next((q.connection for q in queues if not isinstance(q, str)), None))
+        super().__init__(names, *args, **options)
+        self._own: Bench | None = None
+        self._last_sweep = 0.0
+
+    # -- what runs
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a doorbell; anything else is thrown away with a word in the log."""
+        if not is_doorbell(job):
+            self.log.warning("Worker %s: job %s is no doorbell; it is dropped unseen", self.name, job.id)
+            job.delete()
+            return
+        super().execute_job(job, queue)
+
+    # -- the sweep
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """How long one blocking pop waits: RQ's 405 s would leave a lost doorbell lying."""
+        return SWEEP_S
+
+    def heartbeat(self, *args: Any, **options: Any) -> None:
+        """RQ calls this between jobs and between pops: the moment to look around."""
+        super().heartbeat(*args, **options)
+        if self.get_state() == WorkerStatus.IDLE and time.monotonic() - self._last_sweep >= SWEEP_S:
+            self._last_sweep = time.monotonic()
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Drain every lane of the configured store that has work and no live lease."""
+        from workers.jobs import turn
+
+        try:
+            if is_suspended(self.connection, self):
+                return
+            bench = self._bench()
+            for lane in bench.sweep():
+                if self._stop_requested:
+                    return
+                self._state = WorkerStatus.BUSY  # a SIGTERM now lets the batch in hand end
+                try:
+                    turn(bench, lane)
+                finally:
+                    self._state = WorkerStatus.IDLE
+            bench.adopt_orphans()
+        except (IaiMcpError, RedisError, OSError) as error:
+            self.log.warning("Worker %s: the sweep will try again: %s", self.name, error)
+
+    def _bench(self) -> Bench:
+        if self._own is None:
+            from workers.bench import bench_for, configured_store
+
+            self._own = bench_for(configured_store().store_id, self.connection)
+        return self._own
+
+
+def is_doorbell(job: Job) -> bool:
+    """Whether ``job`` is the known function with a store's id and a lane, and nothing else besides.
+
+    Callbacks, webhooks and repeats are other ways to name code or addresses; RQ would follow them.
+    """
+    try:
+        known = job.func_name == FUNCTION and job.instance is None and not job.kwargs
+        store_id, lane = job.args
+    except Exception:  # noqa: BLE001  undecodable bytes raise whatever they like
+        return False
+    extras = (
+        job._success_callback_name,
+        job._failure_callback_name,
+        job._stopped_callback_name,
+        job.webhooks,
+        job.repeats_left,
+        job.retries_left,
+        job._dependency_ids,
+    )
+    if not known or any(extras) or not isinstance(store_id, str) or type(lane) is not int:
+        return False
+    job.timeout, job.result_ttl, job.failure_ttl = JOB_TIMEOUT_S, 0, 0
+    return True
