@@ -2,9 +2,12 @@
 
 Run with ``python benchmarks/drain.py``. A drained batch goes the real way, out of a pre-filled embedded broker
 through ``drain()`` into a lane's table: claim, keys, unknown ids, numbering, merge, sync, acknowledgement and,
-every 64 commits, upkeep. The bare side gives the same rows, made ready as Arrow beforehand and in the same batches,
+every 64 commits, upkeep. The bare side gives the same rows in the same batches, made ready as Arrow beforehand,
 to ``merge_insert("entry_id").when_not_matched_insert_all()`` of a table with the same indexes and as many rows,
-and does not sync. It comes twice: without any upkeep, and with ``optimize`` every 64 commits.
+and does not sync. It comes twice: without any upkeep (``bare``), and with ``optimize`` every 64 commits
+(``upkept``), which is what the drain's own upkeep does; the target is held against the latter. ``cold`` is a
+drain that has seen none of the batch's records before. Dirty pages are written before each batch, outside the
+clock, so that nobody syncs what another side wrote.
 """
 
 from __future__ import annotations
@@ -51,8 +54,18 @@ def main() -> None:
         for preloaded in (10_000, 250_000)
         for batch in (256, 4096)
     ]
-    heads = ("rows there", "batch", "ours", "cold", "bare", "bare+upkeep", "pace ours", "pace bare", "pace bare+up")
-    harness.show("One lane against bare merges", (*heads, "of bare", "of bare+up", "target"), rows)
+    heads = (
+        "rows there",
+        "batch",
+        "ours",
+        "cold",
+        "bare",
+        "bare+upkeep",
+        "pace ours",
+        "pace bare",
+        "pace bare+up",
+    )
+    harness.show("One lane against bare merges", (*heads, "of bare", "of upkept", "target"), rows)
     harness.show("Pace by rows in the store", PACE_HEADS, [by_size(commits)])
     harness.show("Pace by length of history", PACE_HEADS, [by_history(commits)])
 
@@ -82,7 +95,7 @@ def against_bare(preloaded: int, batch: int, commits: int) -> list[object]:
     pace = [commits * batch / sum(side) for side in (ours, plain, upkept)]
     of_bare, of_upkept = pace[0] / pace[1], pace[0] / pace[2]
     milliseconds = [f"{harness.median(side) * 1000:.1f}" for side in (ours, again, plain, upkept)]
-    verdict = harness.at_least(of_bare, 0.65)
+    verdict = harness.at_least(of_upkept, 0.65)
     return [
         f"{preloaded:,}",
         batch,
@@ -116,7 +129,13 @@ def _pair(
     pace = {side: commits * 256 / sum(taken) for side, taken in times.items()}
     ratio = pace["after"] / pace["before"]
     milliseconds = [f"{harness.median(taken) * 1000:.1f}" for taken in times.values()]
-    return [name, *milliseconds, *(f"{p:,.0f}" for p in pace.values()), f"{ratio:.2f}", harness.at_least(ratio, target)]
+    return [
+        name,
+        *milliseconds,
+        *(f"{p:,.0f}" for p in pace.values()),
+        f"{ratio:.2f}",
+        harness.at_least(ratio, target),
+    ]
 
 
 def _filled(folder: Path, count: int, commits: int, rows: int, spread: bool) -> Callable[[], None]:

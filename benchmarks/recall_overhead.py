@@ -12,6 +12,8 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 
 import harness
 import numpy as np
@@ -46,14 +48,19 @@ class Sides:
 
     def milliseconds(self, percent: float) -> list[str]:
         """Over all blocks: with and without."""
-        return [f"{harness.percentile(sum(side, []), percent) * 1000:.2f}" for side in (self.on, self.off)]
+        return [
+            f"{harness.percentile(list(chain.from_iterable(side)), percent) * 1000:.2f}"
+            for side in (self.on, self.off)
+        ]
 
 
 def main() -> None:
     quick = harness.options("what provenance costs a recall").quick
     with harness.scratch() as folder:
         store = _store(folder)
-        print(f"recall_overhead: {harness.machine()}; {MEMORIES:,} memories, ten hits; ms with / without provenance")
+        print(
+            f"recall_overhead: {harness.machine()}; {MEMORIES:,} memories, ten hits; ms with / without provenance"
+        )
         rows = []
         for name, recall in (("given", _recall(store, True)), ("builtin", _recall(store, False))):
             blocks, count = (4, 40) if quick else (10, 100)
@@ -101,7 +108,7 @@ def _block(store: MemoryStore, recall: Recall, provenance: bool, count: int, eac
     return times
 
 
-def _store(folder: harness.Path) -> MemoryStore:
+def _store(folder: Path) -> MemoryStore:
     store = MemoryStore(settings=harness.settings(folder, embedder="builtin"))
     memories = harness.records(MEMORIES, dims=store.meta.embedder.dims)
     for at in range(0, MEMORIES, BATCH):

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
@@ -21,6 +21,9 @@ from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord, index_text, utcnow
 from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
 from iai_mcp.trail import TrailFilters, trail
+
+if TYPE_CHECKING:
+    from iai_mcp.broker.inspect import RedisLook
 
 __all__ = ["METHODS", "capture_records", "dispatch", "record_dict", "status"]
 
@@ -194,26 +197,16 @@ def _forget(store: MemoryStore, params: RecordParams) -> dict[str, Any]:
 
 
 def status(store: MemoryStore) -> dict[str, Any]:
-    """The state of the store and of its pipeline: what waits where, and what was applied."""
+    """The state of the store and of its pipeline: what waits where, and what was applied.
+
+    With Redis the lanes are as Redis has them now; where it cannot be reached, what waits there is None.
+    """
     from iai_mcp.spill import waiting
 
     queue = store._provenance_queue.stats() if store._provenance_queue is not None else None
-    pending = {lane["lane"]: lane for lane in queue["lanes"]} if queue else {}
-    lanes = []
-    for number in range(store.lanes):
-        table = store.lane(number).stats()
-        now = pending.get(number, {"pending": 0, "in_flight": 0, "oldest_s": None})
-        lanes.append(
-            {
-                "lane": number,
-                "pending": now["pending"],
-                "in_flight": now["in_flight"],
-                "oldest_s": now["oldest_s"],
-                "applied": table["rows"],
-                **table,
-            }
-        )
-    spill = waiting(store.settings, store.store_id)
+    seen = _redis(store)
+    redis = asdict(seen) if seen is not None else None
+    now = redis.pop("lanes") if redis is not None else queue["lanes"] if queue else [_NOTHING] * store.lanes
     meta = store.meta
     return {
         "store": {
@@ -226,13 +219,36 @@ def status(store: MemoryStore) -> dict[str, Any]:
             "embedder": {"name": meta.embedder.name, "dims": meta.embedder.dims},
             "vectors_match": store.vectors_match(),
         },
-        "broker": queue["broker"] if queue else "embedded",
+        "broker": "redis" if redis is not None else queue["broker"] if queue else "embedded",
+        "redis": redis,
         "queue": {key: queue[key] for key in ("running", "producer", "handed_out", "counts")} if queue else None,
-        "lanes": lanes,
-        "spilled": asdict(spill),
+        "lanes": [_lane_status(store, number, now) for number in range(store.lanes)],
+        "spilled": asdict(waiting(store.settings, store.store_id)),
         "dead": DeadLetters(store.layout).count(),
         "provenance_failures": store.provenance_failures,
     }
+
+
+_NOTHING = {"pending": 0, "in_flight": 0}
+
+
+def _lane_status(store: MemoryStore, number: int, now: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    table = store.lane(number).stats()
+    there = now[number] if now else {}
+    names = ("pending", "in_flight", "oldest_s", "holder", "lease_age_s")
+    return {"lane": number, **{name: there.get(name) for name in names}, "applied": table["rows"], **table}
+
+
+def _redis(store: MemoryStore) -> RedisLook | None:
+    """A look at the Redis of the queue, else at the configured one; None in embedded mode."""
+    queue = store._provenance_queue
+    connection = queue.connection if queue is not None else None
+    if connection is None and (queue is not None or not store.settings.redis_url):
+        return None
+    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.inspect import look
+
+    return look(connection or connect(store.settings.redis_url), store.settings, store.store_id, store.lanes)
 
 
 METHODS: dict[str, tuple[type[_Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {

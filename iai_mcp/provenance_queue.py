@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entry import Pair, Parcel, route
 from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.events import emit
+from iai_mcp.lane_table import RecordsCache
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
 
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
 
     from iai_mcp.store import MemoryStore
 
-__all__ = ["ProvenanceWriteQueue", "QueueCounts"]
+__all__ = ["ProvenanceWriteQueue", "QueueCounts", "open_stores"]
+
+open_stores: weakref.WeakValueDictionary[str, MemoryStore] = weakref.WeakValueDictionary()
+"""Stores that have had a queue in this process, by id: a worker in the same process drains these."""
 
 SCAN_S = 1.0  # how often orphaned spill files are looked for
 PLACE_BACKOFF_S = (0.1, 5.0)  # first and longest wait after the store's place failed
@@ -86,8 +91,6 @@ class ProvenanceWriteQueue:
         ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
-        from iai_mcp.store import RecordsCache, open_stores
-
         self._store = store
         open_stores[store.store_id] = store
         self._settings = store.settings
@@ -203,15 +206,17 @@ class ProvenanceWriteQueue:
     def stop(self) -> None:
         """Drain for at most the budget (``IAI_MCP_STOP_BUDGET``), then spill what is left.
 
-        Does nothing where the queue is not running. What is enqueued from now on goes to the spill, and
-        is applied by the next client of this store.
+        With Redis nothing is waited for: all is in Redis, or in the spill, already. Does nothing where
+        the queue is not running. What is enqueued from now on goes to the spill, and is applied by the next
+        client of this store.
         """
         with self._life:
             thread = self._thread
             if thread is None:
                 return
             deadline = time.monotonic() + self._settings.stop_budget
-            self.flush(self._settings.stop_budget)
+            if self._broker.held_here:
+                self.flush(self._settings.stop_budget)
             self._halt.set()
             self._broker.wake()
             thread.join(max(0.05, deadline - time.monotonic()))
@@ -219,6 +224,7 @@ class ProvenanceWriteQueue:
                 self._stopped = True
                 self._thread = None
                 self._give_back()
+            self._broker.close()
             atexit.unregister(self.stop)
 
     def _give_back(self) -> None:

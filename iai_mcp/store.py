@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import secrets
 import threading
-import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -51,11 +50,8 @@ if TYPE_CHECKING:
 
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "open_stores"]
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache"]
 
-
-open_stores: weakref.WeakValueDictionary[str, MemoryStore] = weakref.WeakValueDictionary()
-"""Stores whose queue this process has enabled, by id: workers in the same process drain these."""
 
 _KEYS = frozenset({"entry_id", "producer", "producer_seq"})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -313,7 +312,7 @@ def test_all_keys_of_a_store_share_one_prefix(lanes: RedisBroker, client: redis.
     lease = lanes.lease(2)
     assert lease is not None
     lanes.claim(lease, 10, 0.0)
-    found = {key.decode() for key in client.keys()}
+    found = {key.decode() for key in client.scan_iter()}
     assert found
     assert all(key.startswith(lanes.keys.prefix) for key in found)
     assert lanes.keys.prefix == f"team:iai-mcp:{'cd' * 16}:"

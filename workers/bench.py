@@ -11,9 +11,10 @@ from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.events import emit
+from iai_mcp.provenance_queue import open_stores
 from iai_mcp.replay import replay
 from iai_mcp.spill import adopt
-from iai_mcp.store import MemoryStore, RecordsCache, open_stores
+from iai_mcp.store import MemoryStore, RecordsCache
 from workers.jobs import WrongStore
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ProvenanceWorker"]
 
 SWEEP_S = 2
+FULL_PAUSE_S = 0.5
 
 
 class ProvenanceWorker(SimpleWorker):
@@ -50,7 +51,10 @@ class ProvenanceWorker(SimpleWorker):
             self.log.warning("Worker %s: job %s is no doorbell; it is dropped unseen", self.name, job.id)
             job.delete()
             return
-        super().execute_job(job, queue)
+        try:
+            super().execute_job(job, queue)
+        except OutOfMemoryError:
+            self._relieve()
 
     # -- the sweep
 
@@ -66,12 +70,35 @@ class ProvenanceWorker(SimpleWorker):
             self._last_sweep = time.monotonic()
             self.sweep()
 
+    # -- a Redis that is full refuses RQ's own bookkeeping, but never the drain that would empty it
+
+    def bootstrap(self, *args: Any, **options: Any) -> None:
+        """RQ's start-up; drains first where Redis has no room for it."""
+        try:
+            super().bootstrap(*args, **options)
+        except OutOfMemoryError:
+            self._relieve()
+            super().bootstrap(*args, **options)
+
+    def dequeue_job_and_maintain_ttl(self, *args: Any, **options: Any) -> tuple[Job, Queue] | None:
+        """The next doorbell; while Redis is full, drain without being called."""
+        while True:
+            try:
+                return super().dequeue_job_and_maintain_ttl(*args, **options)
+            except OutOfMemoryError:
+                self._relieve()
+                time.sleep(FULL_PAUSE_S)
+
+    def _relieve(self) -> None:
+        self.log.warning("Worker %s: Redis is at its memory limit; draining without doorbells", self.name)
+        self.sweep()
+
     def sweep(self) -> None:
         """Drain every lane of the configured store that has work and no live lease."""
         from workers.jobs import turn
 
         try:
-            if is_suspended(self.connection, self):
+            if is_suspended(self.connection):
                 return
             bench = self._bench()
             for lane in bench.sweep():

@@ -98,13 +98,13 @@ def is_fake(connection: redis.Redis) -> bool:
     return not connection.connection_pool.connection_class.__module__.startswith("redis.")
 
 
-def control_client(connection: redis.Redis) -> redis.Redis:
+def control_client(connection: redis.Redis, timeout: float = CONTROL_TIMEOUT_S) -> redis.Redis:
     """A client of our own to the same server: RQ changes the timeouts of a pool that it shares."""
     kind, kept = _settings(connection)
     if not is_fake(connection):
         kept.update(
-            socket_timeout=CONTROL_TIMEOUT_S,
-            socket_connect_timeout=CONTROL_TIMEOUT_S,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )

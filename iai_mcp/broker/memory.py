@@ -42,6 +42,7 @@ class MemoryBroker:
     """Lanes as deques under one condition."""
 
     name = "embedded"
+    held_here = True
 
     def __init__(self, lanes: int, capacity: int) -> None:
         self._lanes = [_Lane() for _ in range(lanes)]
@@ -73,6 +74,9 @@ class MemoryBroker:
 
     def open(self) -> None:
         """Always ready."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
     @property
     def room(self) -> int:

@@ -117,6 +117,13 @@ class Broker(Protocol):
 class QueueBroker(Broker, Protocol):
     """What the queue needs beside: its background thread, its barrier and its end."""
 
+    held_here: bool
+    """Whether entries wait in this process's memory, so that stopping means draining."""
+
+    def close(self) -> None:
+        """Let go of connections; :meth:`open` works again afterwards."""
+        ...
+
     def open(self) -> None:
         """Get ready before the first push, within a second or so; failing is no error."""
         ...

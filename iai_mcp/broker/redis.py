@@ -115,6 +115,7 @@ class RedisBroker:
     """
 
     name = "redis"
+    held_here = False
 
     def __init__(
         self, connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
@@ -182,6 +183,17 @@ class RedisBroker:
         """Connect, so that the first recall finds Redis ready."""
         if self._push is None:
             self.try_connect()
+
+    def close(self) -> None:
+        """Ring what is due, then close the connections."""
+        with suppress(RedisError):
+            while self._due and self._push is not None:
+                self._doorbell.ring(self._due.pop())
+        client, self._push = self._push, None
+        self.trouble = None
+        if client is not None:
+            client.close()
+        self.control.connection_pool.disconnect()
 
     def safe(self, mark: Mark) -> bool:
         return True  # it is Redis's from the moment the push returned

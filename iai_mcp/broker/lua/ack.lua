@@ -22,4 +22,5 @@ if left < 0 then
   redis.call('HSET', KEYS[3], 'entries', 0)
 end
 redis.call('HINCRBY', KEYS[3], 'settled', items)
+redis.call('HINCRBY', KEYS[3], 'drained', entries)
 return 1

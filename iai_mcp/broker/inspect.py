@@ -1,0 +1,223 @@
+"""Looks at a Redis from outside: may we start, and how is it doing? Reads only, and never shows a password."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, RedisError, ResponseError
+
+from iai_mcp.broker.client import connect, control_client, failure
+from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.protocol import LaneStats
+from iai_mcp.broker.redis import RedisBroker, RedisOptions, translated
+from iai_mcp.config import Settings
+from iai_mcp.errors import BrokerUnavailable, ConfigError
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["RedisLook", "WorkerLook", "check", "look", "masked"]
+
+UNKNOWN = "unknown"
+TIMEOUT_S = 2.0
+ALIVE_S = 60.0  # our workers are seen every few seconds; a killed one stays registered for minutes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLook:
+    """One RQ worker of the queue, as it last registered itself."""
+
+    name: str
+    state: str
+    host: str | None
+    pid: int | None
+    seen_s: float | None
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RedisLook:
+    """What one look at a Redis found; ``error`` says why there is nothing more to see.
+
+    Attributes:
+        refused: the server is there and will not have us: no retry helps.
+        drained: entries that workers have ever acknowledged; two looks give the rate.
+        lanes: one row per lane; None where they cannot be read.
+        workers: None where RQ's keys cannot be read.
+    """
+
+    url: str
+    reachable: bool = False
+    error: str | None = None
+    refused: bool = False
+    ping_ms: float | None = None
+    version: str = UNKNOWN
+    appendonly: str = UNKNOWN
+    appendfsync: str = UNKNOWN
+    maxmemory_policy: str = UNKNOWN
+    used_memory: int | None = None
+    maxmemory: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    queue: str = ""
+    drained: int | None = None
+    workers: list[WorkerLook] | None = None
+    lanes: list[LaneStats] | None = None
+
+
+def masked(connection: redis.Redis) -> str:
+    """Where ``connection`` goes, as a URL, from its settings: a password is never more than ``***``."""
+    pool = connection.connection_pool
+    kwargs = pool.connection_kwargs
+    secret = ":***" if kwargs.get("password") else ""
+    user = f"{kwargs.get('username') or ''}{secret}"
+    at = f"{user}@" if user else ""
+    database = kwargs.get("db") or 0
+    if kwargs.get("path"):
+        return f"unix://{at}{kwargs['path']}" + (f"?db={database}" if database else "")
+    scheme = "rediss" if "SSL" in pool.connection_class.__name__ else "redis"
+    host = str(kwargs.get("host", "localhost"))
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{at}{host}:{kwargs.get('port', 6379)}/{database}"
+
+
+def check(url: str) -> None:
+    """Return where a worker could start with the Redis at ``url``.
+
+    Raises:
+        ConfigError: the URL, the password, the database, the version or the mode is wrong.
+        BrokerUnavailable: nobody answers, or the server is still loading: waiting may help.
+    """
+    with _visiting(connect(url)) as client, translated():
+        _greet(client)
+        RedisBroker(client, "", 0).check_server(client)
+
+
+@contextmanager
+def _visiting(connection: redis.Redis) -> Iterator[redis.Redis]:
+    client = control_client(connection, TIMEOUT_S)
+    try:
+        yield client
+    finally:
+        client.connection_pool.disconnect()
+
+
+def _greet(client: redis.Redis) -> float:
+    """PING, on a connection that is open already; in ms."""
+    try:
+        with suppress(NoPermissionError):  # an ACL without PING: it does answer
+            client.ping()
+        started = time.perf_counter()
+        with suppress(NoPermissionError):
+            client.ping()
+    except AuthenticationError as error:
+        raise ConfigError(f"Redis refuses this client: {failure(error)}") from None
+    except BusyLoadingError:
+        raise
+    except ResponseError as error:  # SELECT of a database that there is not
+        if "NOPERM" not in str(error) and "DB index" not in str(error):
+            raise
+        raise ConfigError(f"Redis refuses this client: {failure(error)}") from None
+    return (time.perf_counter() - started) * 1000
+
+
+def look(connection: redis.Redis, settings: Settings, store_id: str, lanes: int) -> RedisLook:
+    """Everything there is to see, or why not; never raises for trouble with Redis."""
+    url = masked(connection)
+    queue = Keys(settings.namespace, store_id).queue
+    with _visiting(connection) as client:
+        broker = RedisBroker(client, store_id, lanes, RedisOptions.of(settings))
+        broker.control = client  # one connection for the whole look
+        try:
+            ping_ms = _greet(client)
+            broker.check_server(client)
+            return RedisLook(
+                url=url,
+                reachable=True,
+                ping_ms=round(ping_ms, 3),
+                queue=queue,
+                workers=_workers(client, queue),
+                **_server(client),
+                **_lanes(client, broker, lanes),
+            )
+        except ConfigError as error:
+            return RedisLook(url=url, error=str(error), refused=True, queue=queue)
+        except (RedisError, OSError) as error:
+            return RedisLook(url=url, error=f"Redis does not answer: {failure(error)}", queue=queue)
+
+
+def _lanes(client: redis.Redis, broker: RedisBroker, lanes: int) -> dict[str, Any]:
+    try:
+        pipe = client.pipeline(transaction=False)
+        for number in range(lanes):
+            pipe.hget(broker.keys.lane(number, "state"), "drained")
+        return {"drained": sum(int(value or 0) for value in pipe.execute()), "lanes": broker.stats()}
+    except (NoPermissionError, BrokerUnavailable) as error:
+        return {"error": f"the lanes cannot be read: {failure(error)}"}
+
+
+def _server(client: redis.Redis) -> dict[str, Any]:
+    """Version, persistence and eviction, as far as the ACL lets us ask; and what is wrong with them."""
+    info: dict[str, Any] = {}
+    with suppress(ResponseError):
+        info = client.info("everything")  # type: ignore[assignment]
+    config: dict[str, str] = {}
+    with suppress(ResponseError):
+        config = client.config_get("append*", "maxmemory*")  # type: ignore[assignment]
+    aof = info.get("aof_enabled")
+    facts: dict[str, Any] = {
+        "version": str(info.get("redis_version", UNKNOWN)),
+        "appendonly": config.get("appendonly") or ("yes" if aof else UNKNOWN if aof is None else "no"),
+        "appendfsync": config.get("appendfsync", UNKNOWN),
+        "maxmemory_policy": config.get("maxmemory-policy") or str(info.get("maxmemory_policy", UNKNOWN)),
+        "used_memory": info.get("used_memory"),
+        "maxmemory": info.get("maxmemory"),
+    }
+    return {**facts, "warnings": _warnings(facts, info)}
+
+
+def _warnings(facts: dict[str, Any], info: dict[str, Any]) -> list[str]:
+    found = []
+    if facts["appendonly"] == "no":
+        found.append("appendonly is no: entries that wait here are lost when Redis restarts; set it to yes")
+    elif facts["appendfsync"] == "no":
+        found.append("appendfsync is no: a power cut loses what waits here; set it to everysec or always")
+    if facts["maxmemory_policy"] not in ("noeviction", UNKNOWN):
+        policy = facts["maxmemory_policy"]
+        found.append(f"maxmemory-policy is {policy}: Redis may evict entries that wait; set it to noeviction")
+    if info.get("aof_last_write_status", "ok") != "ok":
+        found.append("Redis could not write its append-only file: is its disk full?")
+    if info.get("role", "master") == "slave":
+        found.append("this is a replica: pushes are refused and entries are spilled; point to the primary")
+    used, most = facts["used_memory"], facts["maxmemory"]
+    if used and most and used > 0.9 * most:
+        found.append("memory is nearly full: pushes will be refused and entries spilled")
+    return found
+
+
+def _workers(client: redis.Redis, queue: str) -> list[WorkerLook] | None:
+    from rq import Queue, Worker
+
+    try:
+        found = Worker.all(queue=Queue(queue, connection=client))
+    except ResponseError:  # an ACL that hides RQ's keys, or a replica: RQ tidies up while it looks
+        return None
+    return sorted((_worker(one) for one in found), key=lambda one: one.name)
+
+
+def _worker(one: Any) -> WorkerLook:
+    seen: datetime | None = one.last_heartbeat
+    age = max(0.0, (datetime.now(UTC) - seen).total_seconds()) if seen else None
+    state = one.get_state()
+    return WorkerLook(
+        name=one.name,
+        state=str(getattr(state, "value", state)),
+        host=one.hostname,
+        pid=one.pid,
+        seen_s=round(age, 1) if age is not None else None,
+        alive=age is not None and age < ALIVE_S,
+    )

@@ -1,0 +1,535 @@
+"""Many clients, one memory: recalls push onto Redis, RQ workers drain. Over a stand-in and over real processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import fakeredis
+import pytest
+import redis
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from iai_mcp.broker.redis import RedisBroker
+from iai_mcp.config import Settings
+from iai_mcp.core import dispatch
+from iai_mcp.entry import lane_of
+from iai_mcp.provenance_queue import ProvenanceWriteQueue, open_stores
+from iai_mcp.store import MemoryStore
+from tests.servers import Server, serving, worker
+from tests.support import cues, entry, finished, pairs, python, wait_until
+from tests.test_store import _make
+from workers import ProvenanceWorker
+from workers.bench import bench_for
+from workers.worker import is_doorbell
+
+
+@pytest.fixture
+def record_id(store: MemoryStore) -> UUID:
+    return store.insert(_make())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "redis") as running:
+        yield running
+
+
+Start = Callable[..., ProvenanceWriteQueue]
+
+
+@pytest.fixture
+def start(store: MemoryStore) -> Iterator[Start]:
+    """Starts queues on a connection, and stops them afterwards."""
+    made: list[ProvenanceWriteQueue] = []
+
+    def begin(connection: redis.Redis, of: MemoryStore | None = None) -> ProvenanceWriteQueue:
+        queue = ProvenanceWriteQueue(of or store, connection=connection)
+        queue.start()
+        made.append(queue)
+        return queue
+
+    yield begin
+    for queue in made:
+        queue.stop()
+
+
+def patient(store: MemoryStore, **further: Any) -> MemoryStore:
+    """The same store for a client that a busy machine does not make spill."""
+    return MemoryStore(store.path, settings=Settings(push_budget_ms=2000, **further))
+
+
+def seen(store: MemoryStore, record_id: UUID) -> list[str]:
+    found = store.get(record_id)
+    assert found is not None
+    return cues(found.provenance)
+
+
+def broker_of(queue: ProvenanceWriteQueue) -> RedisBroker:
+    broker = queue._broker
+    assert isinstance(broker, RedisBroker)
+    return broker
+
+
+def lanes_now(queue: ProvenanceWriteQueue) -> tuple[int, int]:
+    """Entries pending and in flight, over all lanes."""
+    stats = queue._broker.stats()
+    return sum(lane.pending for lane in stats), sum(lane.in_flight for lane in stats)
+
+
+def spill_files(home: Path) -> list[Path]:
+    folder = home / ".iai-mcp" / ".provenance-overflow"
+    return sorted(folder.glob("*.jsonl")) if folder.exists() else []
+
+
+# -- one process: a stand-in for Redis, RQ's own SimpleWorker
+
+
+def test_the_whole_pipeline_in_one_process(store: MemoryStore, record_id: UUID) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    store.enable_provenance_queue(connection=connection)
+    for cue in "abc":
+        dispatch(store, "memory_recall", {"cue": cue, "session_id": "s", "cue_embedding": [1.0] * 384})
+    store.disable_provenance_queue()  # all is in Redis now
+    assert seen(store, record_id) == []
+
+    doorbells = Queue("provenance", connection=connection, serializer=JSONSerializer)
+    SimpleWorker([doorbells], connection=connection, serializer=JSONSerializer).work(burst=True)
+    assert seen(store, record_id) == ["a", "b", "c"]
+
+
+def test_our_worker_insists_on_json_and_leaves_nothing_behind(
+    store: MemoryStore, record_id: UUID, start: Start
+) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    queue = start(connection)
+    queue.enqueue(pairs(record_id, "ab"))
+    queue.stop()
+    ours = ProvenanceWorker(["provenance"], connection=connection, serializer="pickle")
+    assert ours.serializer is JSONSerializer
+    ours.work(burst=True)
+    assert seen(store, record_id) == ["a", "b"]
+    left = [
+        key.decode() for key in connection.keys() if b"rq:job:" in key or b":flight" in key or b":pending" in key
+    ]
+    assert left == []
+
+
+def test_one_round_trip_for_each_recall(store: MemoryStore, record_id: UUID, server: Server) -> None:
+    store = patient(store)
+    other = store.insert_many([_make() for _ in range(9)])
+    store.enable_provenance_queue(connection=server.client())
+    queue = store._provenance_queue
+    assert queue is not None
+    before = broker_of(queue).round_trips
+    for turn in range(20):
+        store.queue_provenance_batch([(key, entry(turn)) for key in (record_id, *other)])
+    assert broker_of(queue).round_trips - before == 20
+    assert sum(lanes_now(queue)) == 200
+    store.disable_provenance_queue()
+
+
+def test_a_forged_job_runs_nothing(store: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    store.enable_provenance_queue(connection=connection)
+    doorbells = Queue("provenance", connection=connection, serializer=JSONSerializer)
+    target = tmp_path / "owned"
+    good = ("workers.jobs.drain_lane", (store.store_id, 0))
+    forged = [
+        doorbells.enqueue_call("os.mkdir", args=(str(target),)),
+        doorbells.enqueue_call(*good, kwargs={"also": 1}),
+        doorbells.enqueue_call("workers.jobs.drain_lane", args=(store.store_id, "0; rm")),
+        doorbells.enqueue_call("workers.jobs.drain_lane", args=("x",)),
+        doorbells.enqueue_call(*good, on_success=_callback("os.abort")),
+        doorbells.enqueue_call(*good, on_failure=_callback("os.abort")),
+    ]
+    connection.hset(forged[0].key, "data", b"\x80\x04cos\nsystem\n.")  # a pickle
+    with caplog.at_level(logging.WARNING):
+        ProvenanceWorker([doorbells], connection=connection).work(burst=True)
+    assert not target.exists()
+    assert caplog.text.count("is no doorbell") == len(forged)
+    assert not any(Job.exists(job.id, connection=connection) for job in forged)
+    store.disable_provenance_queue()
+
+
+def _callback(name: str) -> Any:
+    from rq import Callback
+
+    return Callback(name)
+
+
+def test_a_doorbell_is_a_store_and_a_lane(store: MemoryStore) -> None:
+    doorbells = Queue("q", connection=fakeredis.FakeStrictRedis(), serializer=JSONSerializer)
+    assert is_doorbell(doorbells.enqueue_call("workers.jobs.drain_lane", args=(store.store_id, 1)))
+    assert not is_doorbell(doorbells.enqueue_call("workers.jobs.drain_lane", args=(store.store_id, True)))
+
+
+def test_a_worker_refuses_the_doorbell_of_another_store(
+    store: MemoryStore, record_id: UUID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    store.enable_provenance_queue(connection=connection)
+    store.queue_provenance_batch(pairs(record_id, "a"))
+    store.disable_provenance_queue()
+    open_stores.clear()  # a worker elsewhere has not opened it
+    monkeypatch.setenv("IAI_MCP_STORE", str(MemoryStore(tmp_path / "another").path))
+    ProvenanceWorker(["provenance"], connection=connection).work(burst=True)
+    assert seen(store, record_id) == []
+    monkeypatch.setenv("IAI_MCP_STORE", str(store.path))
+    bench_for(store.store_id, connection).drain_all()
+    assert seen(store, record_id) == ["a"]
+
+
+def test_two_namespaces_share_one_redis_unseen(tmp_path: Path) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    made = {}
+    for name in ("red", "blue"):
+        made[name] = MemoryStore(tmp_path / name, settings=Settings(namespace=name))
+        key = made[name].insert(_make())
+        made[name].enable_provenance_queue(connection=connection)
+        made[name].queue_provenance_batch(pairs(key, [name]))
+        made[name].disable_provenance_queue()
+    doorbells = Queue("red:provenance", connection=connection, serializer=JSONSerializer)
+    SimpleWorker([doorbells], connection=connection, serializer=JSONSerializer).work(burst=True)
+    assert [len(dispatch(made[name], "memory_provenance")["entries"]) for name in ("red", "blue")] == [1, 0]
+
+
+def test_above_the_ceiling_producers_spill_and_come_back(
+    store: MemoryStore, record_id: UUID, home: Path, start: Start
+) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    small = patient(store, lane_ceiling=10)
+    queue = start(connection, small)
+    for turn in range(30):
+        queue.enqueue(pairs(record_id, [turn]))
+    assert sum(lanes_now(queue)) == 10
+    assert len(spill_files(home)) == 1
+    bench = bench_for(store.store_id, connection)
+    wait_until(lambda: bench.drain_all() or len(seen(store, record_id)) == 30)
+    assert seen(store, record_id) == [str(turn) for turn in range(30)]
+    wait_until(lambda: not spill_files(home))
+
+
+# -- real processes
+
+
+@pytest.mark.parametrize("kind", ["ours", "rq", "pool", "stock"])
+def test_every_kind_of_worker_drains(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start, tmp_path: Path, kind: str
+) -> None:
+    queue = start(server.client(), patient(store))
+    with worker(server.url, store.path, kind=kind, log=tmp_path / "worker.log") as process:
+        for turn in range(40):
+            queue.enqueue(pairs(record_id, [turn]))
+        assert queue.flush(60), (tmp_path / "worker.log").read_text()
+        assert seen(store, record_id) == [str(turn) for turn in range(40)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert lanes_now(queue) == (0, 0)
+
+
+def test_several_producers_and_workers_lose_double_and_reorder_nothing(store: MemoryStore, server: Server) -> None:
+    keys = store.insert_many([_make() for _ in range(6)])
+    code = """
+import sys
+from uuid import UUID
+from iai_mcp.store import MemoryStore
+store = MemoryStore(sys.argv[1])
+store.enable_provenance_queue()
+for turn in range(200):
+    item = {"ts": "t", "cue": f"{sys.argv[2]}-{turn}", "session_id": sys.argv[2]}
+    store.queue_provenance_batch([(UUID(key), item) for key in sys.argv[3:]])
+store.disable_provenance_queue()
+"""
+    names = ["a", "b", "c"]
+    with worker(server.url, store.path), worker(server.url, store.path):
+        crowd = [python(code, store.path, name, *keys, IAI_MCP_REDIS_URL=server.url) for name in names]
+        for process in crowd:
+            finished(process)
+        wait_until(lambda: sum(len(seen(store, key)) for key in keys) >= 200 * 3 * 6, 60)
+    for key in keys:
+        said = seen(store, key)
+        for name in names:
+            assert [cue for cue in said if cue.startswith(name)] == [f"{name}-{turn}" for turn in range(200)]
+        assert len(said) == 600
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_doubled(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start
+) -> None:
+    queue = start(server.client(), patient(store))
+    stuck = """
+import os, signal, sys
+from iai_mcp.broker.redis import RedisBroker
+RedisBroker.ack = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the merge, before the ack
+from workers.__main__ import run
+from iai_mcp.config import Settings
+run(Settings.load(), burst=False)
+"""
+    env = {"IAI_MCP_STORE": str(store.path), "IAI_MCP_REDIS_URL": server.url, "IAI_MCP_LEASE": "1"}
+    victim = python(stuck, **env)
+    queue.enqueue(pairs(record_id, "ab"))
+    victim.communicate(timeout=60)
+    assert victim.returncode == -signal.SIGKILL
+    assert lanes_now(queue) == (0, 2)
+    queue.enqueue(pairs(record_id, "c"))
+    with worker(server.url, store.path):
+        assert queue.flush(30)
+    assert seen(store, record_id) == ["a", "b", "c"]
+    assert store.lane(lane_of(record_id, store.lanes)).count() == 3
+
+
+def test_a_lost_doorbell_is_rung_again(store: MemoryStore, server: Server, record_id: UUID, start: Start) -> None:
+    queue = start(server.client(), patient(store))
+    queue.enqueue(pairs(record_id, "a"))
+    doorbells = Queue("provenance", connection=server.client(), serializer=JSONSerializer)
+    wait_until(lambda: doorbells.count)
+    doorbells.empty()
+    wait_until(lambda: doorbells.count, 6)
+    with worker(server.url, store.path, kind="stock"):
+        assert queue.flush(30)
+
+
+def test_suspended_workers_wait_and_resume(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start
+) -> None:
+    from rq.suspension import resume, suspend
+
+    queue = start(server.client(), patient(store))
+    suspend(server.client())
+    with worker(server.url, store.path):
+        queue.enqueue(pairs(record_id, "a"))
+        assert not queue.flush(4)
+        resume(server.client())
+        assert queue.flush(30)
+
+
+# -- while Redis is away
+
+
+def test_recall_goes_on_while_redis_is_down_and_order_holds(
+    store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
+) -> None:
+    queue = start(server.client(), patient(store))
+    queue.enqueue(pairs(record_id, ["before"]))
+    server.kill()
+    for turn in range(20):
+        queue.enqueue(pairs(record_id, [turn]))
+    assert len(spill_files(home)) == 1
+    server.start()
+    back = time.monotonic()
+    wait_until(lambda: not spill_files(home))
+    assert time.monotonic() - back < 3
+    queue.enqueue(pairs(record_id, ["after"]))
+    with worker(server.url, store.path):
+        assert queue.flush(30)
+    assert seen(store, record_id) == ["before", *map(str, range(20)), "after"]
+    assert queue.counts.refused == 0
+
+
+def test_a_hung_server_costs_a_recall_its_budget_and_no_more(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start
+) -> None:
+    queue = start(server.client())
+    queue.enqueue(pairs(record_id, ["before"]))
+    server.send(signal.SIGSTOP)
+    took = []
+    try:
+        for turn in range(100):
+            began = time.perf_counter()
+            queue.enqueue(pairs(record_id, [turn]))
+            took.append(time.perf_counter() - began)
+    finally:
+        server.send(signal.SIGCONT)
+    took.sort()
+    assert took[50] < 0.002
+    assert took[-1] < 0.2  # 20 ms on an idle machine: the chaos suite measures it
+    with worker(server.url, store.path):
+        assert wait_until(lambda: queue.flush(1), 40)
+    # The push that hung was executed when the server woke: its entries came twice and count once.
+    assert seen(store, record_id) == ["before", *map(str, range(100))]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "mend_it"),
+    [
+        ({"maxmemory": "1"}, {"maxmemory": "0"}),
+        ({"min-replicas-to-write": "1"}, {"min-replicas-to-write": "0"}),
+        ({"requirepass": "secret"}, {"requirepass": ""}),
+    ],
+    ids=["out of memory", "no replicas", "unauthorised"],
+)
+def test_a_server_that_refuses_means_spill(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,
+    home: Path,
+    start: Start,
+    break_it: dict[str, str],
+    mend_it: dict[str, str],
+) -> None:
+    queue = start(server.client(), patient(store))
+    admin = server.client()
+    assert admin.ping()
+    for name, value in break_it.items():
+        admin.config_set(name, value)
+    if "requirepass" in break_it:
+        broker_of(queue)._push.connection.disconnect()  # type: ignore[union-attr]
+    queue.enqueue(pairs(record_id, "a"))
+    wait_until(lambda: spill_files(home))
+    queue.enqueue(pairs(record_id, "b"))
+    if "requirepass" in break_it:
+        admin = server.client(password="secret")
+    for name, value in mend_it.items():
+        admin.config_set(name, value)
+    wait_until(lambda: not spill_files(home))
+    with worker(server.url, store.path):
+        assert queue.flush(30)
+    assert seen(store, record_id) == ["a", "b"]
+
+
+def test_a_drain_frees_memory_at_the_limit(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start, tmp_path: Path
+) -> None:
+    queue = start(server.client(), patient(store))
+    for turn in range(50):
+        queue.enqueue([(record_id, entry(turn, blob="x" * 20_000))])
+    assert sum(lanes_now(queue)) == 50
+    server.client().config_set("maxmemory", server.client().info("memory")["used_memory"] - 300_000)
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        server.client().set("a", "b")
+    with worker(server.url, store.path, kind="rq", log=tmp_path / "log") as process:
+        wait_until(lambda: process.poll() is not None or len(seen(store, record_id)) == 50, 30)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+    assert sum(lanes_now(queue)) == 0
+
+
+def test_a_read_only_replica_means_spill(
+    store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
+) -> None:
+    queue = start(server.client(), patient(store))
+    server.client().execute_command("REPLICAOF", "127.0.0.1", "1")
+    queue.enqueue(pairs(record_id, "a"))
+    assert spill_files(home)
+    server.client().execute_command("REPLICAOF", "NO", "ONE")
+    wait_until(lambda: not spill_files(home))
+
+
+def test_flushed_scripts_are_loaded_again(
+    store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
+) -> None:
+    queue = start(server.client(), patient(store))
+    server.client().script_flush()
+    queue.enqueue(pairs(record_id, "a"))
+    assert not spill_files(home)
+    assert sum(lanes_now(queue)) == 1
+
+
+def test_after_a_wipe_tokens_and_numbers_go_on(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start
+) -> None:
+    queue = start(server.client(), patient(store))
+    bench = bench_for(store.store_id, server.client())
+    queue.enqueue(pairs(record_id, "a"))
+    bench.drain_all()
+    lane = store.lane(lane_of(record_id, store.lanes))
+    token = lane.token
+    assert token > 0
+    server.client().flushall()
+    queue.enqueue(pairs(record_id, "b"))
+    bench.drain_all()
+    assert lane.token > token
+    found = store.get(record_id)
+    assert found is not None
+    assert cues(found.provenance) == ["a", "b"]
+    assert found.provenance[0]["seq"] < found.provenance[1]["seq"]
+
+
+def test_a_wrong_password_is_said_once_and_loudly(
+    store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.client().config_set("requirepass", "right")
+    url = f"redis://:wr0ng@127.0.0.1:{server.port}/0"
+    queue = start(redis.Redis.from_url(url))
+    for turn in range(5):
+        queue.enqueue(pairs(record_id, [turn]))
+    broker = broker_of(queue)
+    probed = broker._next_probe
+    wait_until(lambda: broker._next_probe > probed)
+    said = [line for line in caplog.records if line.levelno >= logging.ERROR]
+    assert len(said) == 1
+    assert "refuses this client" in said[0].getMessage()
+    assert "wr0ng" not in caplog.text
+    assert len(spill_files(home)) == 1
+    server.client(password="right").config_set("requirepass", "")
+
+
+def test_the_spill_of_a_dead_client_is_adopted_by_a_worker(
+    store: MemoryStore, server: Server, record_id: UUID, home: Path
+) -> None:
+    code = """
+import os, signal, sys
+from uuid import UUID
+from iai_mcp.store import MemoryStore
+store = MemoryStore(sys.argv[1])
+store.enable_provenance_queue()
+for turn in range(10):
+    store.queue_provenance_batch([(UUID(sys.argv[2]), {"ts": "t", "cue": str(turn), "session_id": "s"})])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    dead = python(code, store.path, record_id, IAI_MCP_REDIS_URL="redis://127.0.0.1:1/0")
+    dead.communicate(timeout=60)
+    assert dead.returncode == -signal.SIGKILL
+    assert spill_files(home)
+    with worker(server.url, store.path):
+        wait_until(lambda: len(seen(store, record_id)) == 10, 30)
+        wait_until(lambda: not spill_files(home))
+    assert seen(store, record_id) == [str(turn) for turn in range(10)]
+
+
+def test_bad_urls_are_refused_without_repeating_their_secrets(store: MemoryStore) -> None:
+    from iai_mcp.broker.client import connect
+    from iai_mcp.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="IAI_MCP_REDIS_URL") as refused:
+        connect("http://user:hunter2@host")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_old_server_and_a_cluster_are_refused(tmp_path: Path, store: MemoryStore) -> None:
+    from iai_mcp.errors import ConfigError
+
+    class Old:
+        def execute_command(self, *_: Any) -> bytes:
+            return b"redis_version:6.2.14\r\n"
+
+    broker = RedisBroker(fakeredis.FakeStrictRedis(), store.store_id, 4)
+    with pytest.raises(ConfigError, match=r"6\.2\.14 is too old"):
+        broker.check_server(Old())  # type: ignore[arg-type]
+    with (
+        serving(tmp_path / "cluster", "--cluster-enabled", "yes") as cluster,
+        pytest.raises(ConfigError, match="cluster mode"),
+    ):
+        RedisBroker(cluster.client(), store.store_id, 4).check_server()
+
+
+def test_items_carry_what_the_scripts_need(
+    store: MemoryStore, server: Server, record_id: UUID, start: Start
+) -> None:
+    queue = start(server.client(), patient(store))
+    queue.enqueue(pairs(record_id, "abc"))
+    key = broker_of(queue).keys.lane(lane_of(record_id, store.lanes), "pending")
+    item = server.client().lindex(key, 0)
+    assert isinstance(item, bytes)
+    pushed, entries, body = item.split(b":", 2)
+    assert abs(int(pushed) / 1000 - time.time()) < 60
+    assert int(entries) == 3
+    assert json.loads(body)["store"] == store.store_id
