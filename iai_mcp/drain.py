@@ -113,6 +113,7 @@ def drain(
                 break
     except LeaseLost as error:
         report.outcome, report.error = Outcome.LOST, error
+        emit("lease_lost", level=logging.WARNING, lane=lane)
     except BrokerUnavailable as error:
         report.outcome, report.error = Outcome.BROKER, error
     except OSError as error:

@@ -25,6 +25,7 @@ from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated, upkeep
+from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.locks import WriterLock
 
 __all__ = ["INDEXED", "LANE_SCHEMA", "AppendReport", "LaneTable", "RecordsCache"]
@@ -100,6 +101,7 @@ class LaneTable:
         lock: WriterLock,
         token_file: Path,
         forgotten: Forgotten,
+        left_out: LeftOut,
         existing: Callable[[list[UUID]], set[UUID]],
         cleanup_age: float,
     ) -> None:
@@ -108,6 +110,7 @@ class LaneTable:
         self._lock = lock
         self._token_file = token_file
         self._forgotten = forgotten
+        self._left_out = left_out
         self._existing = existing
         self._cleanup_age = cleanup_age
         self._seen_version = -1
@@ -130,6 +133,9 @@ class LaneTable:
             unknown = len(pairs) - len(alive)
             self._check_fence(cache.token)
             applied = self._merge(_once(alive)) if alive else 0
+            if unknown:
+                strangers = (entry for text, (_, entry) in zip(ids, pairs, strict=True) if text is None)
+                self._left_out.add(Why.UNKNOWN, ((e["producer"], e["producer_seq"]) for e in strangers))
         return AppendReport(applied, len(pairs) - unknown - applied, unknown)
 
     def _ids(self, pairs: list[Pair], known: dict[UUID, str]) -> list[str | None]:
@@ -173,7 +179,11 @@ class LaneTable:
     def delete_record(self, record_id: UUID) -> None:
         """Remove every row of a record."""
         with translated(), self._lock.hold():
-            self._table.delete(f"record_id = {quoted(str(record_id))}")
+            where = f"record_id = {quoted(str(record_id))}"
+            rows = self.rows([where], ["producer", "producer_seq"])
+            keys = zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True)
+            self._left_out.add(Why.FORGOTTEN, keys)
+            self._table.delete(where)
             sync_tree(self._folder)
 
     # -- fencing

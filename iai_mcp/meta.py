@@ -68,6 +68,10 @@ class Layout:
         return self.root / "forgotten.log"
 
     @property
+    def left_out(self) -> Path:
+        return self.root / "left-out.jsonl"
+
+    @property
     def dead(self) -> Path:
         return self.root / "dead-letters.jsonl"
 

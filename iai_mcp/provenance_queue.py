@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -23,9 +24,10 @@ from iai_mcp.broker.protocol import Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entry import Pair, Parcel, route
-from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailable
+from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.events import emit
 from iai_mcp.lane_table import RecordsCache
+from iai_mcp.leftout import Key, Why
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
 
@@ -107,6 +109,7 @@ class ProvenanceWriteQueue:
         fsync = self._settings.journal == "fsync"
         self._spill = Spill(store.store_id, self.producer, folder, fsync=fsync)
         self._adopted: list[Chain] = []
+        self._refused: list[Key] = []
         self._last_scan = -SCAN_S
         self._last_append = 0.0
         self._order = threading.Lock()  # numbers and pushes in one order
@@ -155,6 +158,7 @@ class ProvenanceWriteQueue:
             self._spill.append(parcels, folder)
         except SpillUnavailable as error:
             self.counts.refused += entries
+            self._refused += [(self.producer, seq) for p in parcels for _, seq, _ in p.entries]
             emit("spill_failed", level=logging.ERROR, entries=entries, folder=str(folder))
             if self._stopped:
                 raise QueueStopped(f"the queue is stopped, and {error}") from error
@@ -236,12 +240,22 @@ class ProvenanceWriteQueue:
                 self.counts.spilled += entries
             except SpillUnavailable as error:
                 self.counts.refused += entries
+                self._refused += [(parcel.producer, seq) for parcel in left for _, seq, _ in parcel.entries]
                 emit("spill_failed", level=logging.ERROR, entries=entries, error=str(error))
         elif not self._spill.unread:
             self._spill.commit()  # all of it has been applied
+        self._note_refused()
         for chain in (*self._adopted, self._spill):
             chain.close()
         self._adopted.clear()
+
+    def _note_refused(self) -> None:
+        """Tell the store which of its entries were never taken, once its disk lets us."""
+        if self._refused:
+            noted = len(self._refused)
+            with suppress(OSError):
+                self._store.left_out.add(Why.REFUSED, self._refused[:noted])
+                del self._refused[:noted]
 
     # -- the thread
 
@@ -303,6 +317,7 @@ class ProvenanceWriteQueue:
     def _scan(self) -> None:
         if time.monotonic() - self._last_scan >= SCAN_S:
             self._last_scan = time.monotonic()
+            self._note_refused()
             self._adopted.extend(adopt(overflow_dir(self._settings), self._store.store_id))
 
     # -- looking in
@@ -316,8 +331,19 @@ class ProvenanceWriteQueue:
             "handed_out": self._next_seq - 1,
             "spill_active": self._spill.active,
             "counts": asdict(self.counts),
-            "lanes": [asdict(lane) for lane in self._broker.stats()],
+            "lanes": self._lane_stats(),
         }
+
+    def _lane_stats(self) -> list[dict[str, Any]]:
+        try:
+            return [asdict(lane) for lane in self._broker.stats()]
+        except BrokerUnavailable:  # the counts are worth having all the same
+            return []
+
+    @property
+    def connection(self) -> redis.Redis | None:
+        """A client of the Redis in use; None with the embedded broker."""
+        return getattr(self._broker, "control", None)
 
 
 def _broker(store: MemoryStore, connection: redis.Redis | None, capacity: int) -> QueueBroker:

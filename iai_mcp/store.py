@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,12 @@ from iai_mcp import embed
 from iai_mcp.config import Settings
 from iai_mcp.dead import DeadLetters
 from iai_mcp.entry import Pair, entry_id, lane_of
-from iai_mcp.errors import BadParams, EmbeddingMismatch, StoreError
+from iai_mcp.errors import BadParams, EmbeddingMismatch, StoreError, StoreUnavailable
 from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import Table, translated
 from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, AppendReport, LaneTable, RecordsCache
+from iai_mcp.leftout import LeftOut
 from iai_mcp.locks import WriterLock
 from iai_mcp.meta import (
     DEFAULT_DIMS,
@@ -81,6 +83,7 @@ class MemoryStore:
         self._db = lancedb.connect(self.layout.root, read_consistency_interval=timedelta(0))
         self._guard = filelock.FileLock(self.layout.guard)
         self.forgotten = Forgotten(self.layout.forgotten)
+        self.left_out = LeftOut(self.layout.left_out)
         schema = record_schema(self._meta.embedder.dims, self._meta.vector_column)
         with translated():
             self._records = RecordTable(
@@ -99,16 +102,25 @@ class MemoryStore:
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
 
     def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
-        if not (self.layout.root / f"{name}.lance" / "_versions").exists():
-            with self._guard:
-                if not (self.layout.root / f"{name}.lance" / "_versions").exists():
-                    table = self._db.create_table(name, schema=schema)
-                    for key in keys:
-                        table.create_index(key, config=BTree())
-                    if text:
-                        table.create_index(text, config=FTS(with_position=False))
-                    return table
-        return self._db.open_table(name)
+        """The table, made where it is missing; an index that a full disk prevented is made now."""
+        with suppress(ValueError):  # LanceDB's word for "there is none"
+            table = self._db.open_table(name)
+            if _indexed(table) >= {*keys, *([text] if text else [])}:
+                return table
+        if not self.layout.meta.exists():
+            raise StoreUnavailable(f"the store at {self.layout.root} is gone")
+        with self._guard:
+            try:
+                table = self._db.open_table(name)
+            except ValueError:
+                table = self._db.create_table(name, schema=schema)
+            there = _indexed(table)
+            for key in keys:
+                if key not in there:
+                    table.create_index(key, config=BTree())
+            if text and text not in there:
+                table.create_index(text, config=FTS(with_position=False))
+        return table
 
     # -- what the store is
 
@@ -144,6 +156,7 @@ class MemoryStore:
                         WriterLock(self.layout.lane_lock(number), self.settings.lock_timeout),
                         self.layout.lane_token(number),
                         self.forgotten,
+                        self.left_out,
                         self._records.existing,
                         self.settings.cleanup_age,
                     )
@@ -256,6 +269,14 @@ class MemoryStore:
         """Memories that fit, newest first, without vectors and provenance."""
         return self._records.newest(filters or Filters(), limit, offset)
 
+    def record_ids(self) -> Any:
+        """The id of every memory, newest first, as an Arrow column of texts."""
+        return self._records.ids(Filters())
+
+    def records(self, ids: list[str]) -> list[MemoryRecord]:
+        """These memories in this order, as far as they are there, without vectors and provenance."""
+        return self._records.by_ids(ids)
+
     def stream(self) -> Iterator[MemoryRecord]:
         """Every memory with its vector, in no particular order, as it is read."""
         return self._records.stream(self.meta.vector_column)
@@ -354,6 +375,10 @@ class MemoryStore:
             queue, self._provenance_queue = self._provenance_queue, None
         if queue is not None:
             queue.stop()
+
+
+def _indexed(table: Table) -> set[str]:
+    return {column for index in table.list_indices() for column in index.columns}
 
 
 def as_uuid(value: object) -> UUID:
