@@ -1,4 +1,8 @@
-"""One client process of the fault suite: recalls at a steady pace and writes its history."""
+"""One client process of the fault suite: recalls at a steady pace and writes its history.
+
+It works while the file ``go`` lies in its folder, idles while it does not, and ends with the file ``stop``
+or after its time.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,16 @@ from tests.chaos.history import Recorder
 
 
 def main(name: str, path: str, seconds: str, pause: str, *records: str) -> None:
-    store = MemoryStore()
-    queue = ProvenanceWriteQueue(store)
+    folder = Path(path).parent
+    queue = ProvenanceWriteQueue(MemoryStore())
     queue.start()
     recorder = Recorder(Path(path), name)
     known = [UUID(record) for record in records]
     chance = random.Random(name)
     end = time.monotonic() + float(seconds)
-    while time.monotonic() < end:
-        recorder.enqueue(queue, chance.sample(known, 3))
+    while time.monotonic() < end and not (folder / "stop").exists():
+        if (folder / "go").exists():
+            recorder.enqueue(queue, chance.sample(known, 3))
         time.sleep(float(pause))
     queue.stop()
 

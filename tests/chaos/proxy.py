@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
 
 __all__ = ["Proxy"]
 
@@ -48,10 +47,8 @@ class Proxy:
         self._loop.run_forever()
         self._cut()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+        if left := asyncio.all_tasks(self._loop):  # they end by themselves once their lines are cut
+            self._loop.run_until_complete(asyncio.wait(left, timeout=5))
         self._loop.close()
 
     async def _serve(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:

@@ -25,6 +25,13 @@ from tests.servers import Server
 from tests.support import ROOT, wait_until
 
 RECORDS = 8
+_SUPERVISED = """
+import sys, time
+from workers.__main__ import main
+sys.argv[1:] = []
+while main() == 1:
+    time.sleep(0.5)
+"""
 
 
 class Rig:
@@ -92,8 +99,11 @@ class Rig:
         }
 
     def start_worker(self, before: str = "") -> subprocess.Popen[bytes]:
-        """A worker process; ``before`` is Python that runs first: a failpoint that production never sees."""
-        code = f"{before}\nimport sys; from workers.__main__ import main; sys.argv[1:] = []; sys.exit(main())"
+        """A worker process, started again when it ends on an error, as under a supervisor.
+
+        ``before`` is Python that runs first: a failpoint that production never sees.
+        """
+        code = f"{before}\n{_SUPERVISED}"
         with open(self.folder / "workers.log", "ab") as log:
             process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=self.environment, stdout=log, stderr=log)
         self.workers.append(process)
@@ -104,6 +114,7 @@ class Rig:
         path = self.folder / f"{name}.history"
         path.touch()
         self.histories.append(path)
+        (self.folder / "go").touch()
         command = [sys.executable, "-m", "tests.chaos.producer", name, str(path), str(seconds), str(pause)]
         environment = {**self.environment, "IAI_MCP_REDIS_URL": self.url}
         with open(self.folder / "producers.log", "ab") as log:
