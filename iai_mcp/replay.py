@@ -16,13 +16,15 @@ def replay(chain: Chain, broker: QueueBroker, lanes: int) -> bool:
 
     The chain is not committed: that is for the caller, once ``broker.safe(chain.mark)``.
     """
-    parcels = chain.read(min(STEP, broker.room))
+    parcels = chain.read(min(chain.step, broker.room))
     if not parcels:
         return False
     fitting = [part for parcel in parcels for part in _fitted(parcel, lanes)]
     if not isinstance(broker.push(fitting, replay=True), Pushed):
         chain.rewind()
+        chain.step = max(1, chain.step // 2)  # a lane near its ceiling may have room for fewer
         return False
+    chain.step = min(STEP, chain.step * 2)
     chain.mark = broker.mark()
     return True
 

@@ -39,6 +39,7 @@ class Chain:
         self._segments = segments
         self._mutex = threading.RLock()
         self._last: Segment | None = None
+        self.step = 1  # parcels in the next step of a replay
         self.mark: Mark | None = None  # where in the broker's lanes the last parcels read from here are
 
     @property
