@@ -249,7 +249,9 @@ def main() -> int:
         ok = run(options, Path(folder), chance, rows)
     table = [row.line(name) for name, row in rows.items() if row.count]
     print("\n".join(["", HEAD, *table]))  # noqa: T201
-    slow = options.budget_ms is not None and any(max(r.calls, default=0) > options.budget_ms for r in rows.values())
+    slow = options.budget_ms is not None and any(
+        max(r.calls, default=0) > options.budget_ms for r in rows.values()
+    )
     return 0 if ok and not slow and not any(row.bad for row in rows.values()) else 1
 
 

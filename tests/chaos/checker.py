@@ -64,7 +64,9 @@ def check(
     there = seen | set(waiting)
     excused = set(may_lose)
     return Verdict(
-        lost=_names(key for key, op in sent.items() if op.end == "ok" and key not in there and op.producer not in excused),
+        lost=_names(
+            key for key, op in sent.items() if op.end == "ok" and key not in there and op.producer not in excused
+        ),
         doubled=_names(
             (record, name) for record, names in visible.items() for name, n in Counter(names).items() if n > 1
         ),

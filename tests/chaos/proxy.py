@@ -62,7 +62,9 @@ class Proxy:
             near_out.transport.abort()
             return
         self._links.add(far_out)
-        await asyncio.gather(self._requests(near_in, far_out), self._replies(far_in, near_out), return_exceptions=True)
+        await asyncio.gather(
+            self._requests(near_in, far_out), self._replies(far_in, near_out), return_exceptions=True
+        )
         for link in (near_out, far_out):
             self._links.discard(link)
             link.transport.abort()

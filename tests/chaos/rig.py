@@ -105,7 +105,9 @@ class Rig:
         """
         code = f"{before}\n{_SUPERVISED}"
         with open(self.folder / "workers.log", "ab") as log:
-            process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+            )
         self.workers.append(process)
         return process
 

@@ -105,7 +105,9 @@ def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patch:
             if broken:
                 patch.setattr(LaneTable, "_merge", append_blindly)
-                patch.setattr(iai_mcp.lane_table, "distinct", lambda rows: [iai_mcp.lane_table.from_row(r) for r in rows])
+                patch.setattr(
+                    iai_mcp.lane_table, "distinct", lambda rows: [iai_mcp.lane_table.from_row(r) for r in rows]
+                )
             with monkeypatch.context() as death:
                 death.setattr(RedisBroker, "ack", crash)
                 pipeline.crash_in_drain()

@@ -344,7 +344,9 @@ def test_26_a_replay_is_killed_half_way(make: Make) -> None:
     rig.queue.stop()
     flag = "import iai_mcp.replay as r, os, signal\nsteps = []\n"
     flag += "import workers.bench as b\nreal = b.replay\n"
-    flag += "def step(*a):\n    steps.append(1)\n    return real(*a) if len(steps) < 3 else os.kill(os.getpid(), 9)\n"
+    flag += (
+        "def step(*a):\n    steps.append(1)\n    return real(*a) if len(steps) < 3 else os.kill(os.getpid(), 9)\n"
+    )
     flag += "b.replay = step"
     victim = rig.start_worker(flag)
     assert victim.wait(30) == -signal.SIGKILL

@@ -193,7 +193,9 @@ class Machine(RuleBasedStateMachine):
 
     def visible(self) -> dict[str, list[str]]:
         found = {str(record): _store.get(record) for record in self.records}
-        return {key: [entry["cue"] for entry in memory.provenance] if memory else [] for key, memory in found.items()}
+        return {
+            key: [entry["cue"] for entry in memory.provenance] if memory else [] for key, memory in found.items()
+        }
 
 
 TestMachine = Machine.TestCase
@@ -202,5 +204,9 @@ TestMachine.settings = settings(
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking over real files takes minutes; the seed repeats
+    phases=[
+        Phase.explicit,
+        Phase.reuse,
+        Phase.generate,
+    ],  # shrinking over real files takes minutes; the seed repeats
 )
