@@ -1,4 +1,4 @@
-"""A property: pushes, outages, claims, crashes, expiries, replays and compactions in any order keep L, D, O and P."""
+"""A property: pushes, outages, crashes, replays and compactions in any order keep L, D, O and P."""
 
 from __future__ import annotations
 
