@@ -84,6 +84,8 @@ class Proxy:
                 return
             if self.mode == "drip":
                 for byte in data:
+                    if sink.is_closing():
+                        return
                     sink.write(bytes([byte]))
                     await asyncio.sleep(0.004)
             elif self.mode == "pass":
