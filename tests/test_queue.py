@@ -528,5 +528,6 @@ def test_the_counts_add_up(store: MemoryStore, gate: Gate, make_queue: Any, reco
     queue.enqueue(pairs(record_id, ["bad", "d"]))
     assert queue.flush(10)
     counts = queue.counts
+    wait_until(lambda: counts.applied + counts.unknown + counts.dead == counts.enqueued)
     assert (counts.enqueued, counts.applied, counts.unknown, counts.dead) == (6, 4, 1, 1)
     assert len(trail(store, TrailFilters())) == 4

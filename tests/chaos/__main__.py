@@ -245,7 +245,7 @@ def main() -> int:
     global _pause
     _pause = options.pause_ms / 1000
     chance = random.Random(options.seed)
-    print(f"seed {options.seed}: python -m tests.chaos {' '.join(sys.argv[1:])} --seed {options.seed}", flush=True)  # noqa: T201
+    print(f"seed {options.seed}: python -m tests.chaos {said(options)}", flush=True)  # noqa: T201
     rows = {name: Row() for name in FAULTS}
     with tempfile.TemporaryDirectory() as folder:
         ok = run(options, Path(folder), chance, rows)
@@ -257,14 +257,20 @@ def main() -> int:
     return 0 if ok and not slow and not any(row.bad for row in rows.values()) else 1
 
 
+def said(options: argparse.Namespace) -> str:
+    """The command line that repeats this run."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if value is not None}
+    return " ".join(f"{name} {value}" for name, value in given.items())
+
+
 def run(options: argparse.Namespace, folder: Path, chance: random.Random, rows: dict[str, Row]) -> bool:
     """Fault after fault until the time is up; False where the deployment did not come round."""
     known: dict[str, int] = {}
-    end = time.monotonic() + options.minutes * 60
     with Rig(folder, workers=options.workers, proxied=True) as rig:
         producers[:] = [start_producer(rig) for _ in range(options.producers)]
         wait_until(lambda: all(path.stat().st_size for path in rig.histories[1:]), 60)
         order: list[str] = []
+        end = time.monotonic() + options.minutes * 60
         try:
             while time.monotonic() < end:
                 order = order or chance.sample(list(FAULTS), len(FAULTS))
