@@ -60,10 +60,10 @@ def main() -> None:
         "ours",
         "cold",
         "bare",
-        "bare+upkeep",
+        "upkept",
         "pace ours",
         "pace bare",
-        "pace bare+up",
+        "pace upkept",
     )
     harness.show("One lane against bare merges", (*heads, "of bare", "of upkept", "target"), rows)
     harness.show("Pace by rows in the store", PACE_HEADS, [by_size(commits)])

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from iai_mcp import __version__, cli_dead, cli_import, cli_memory, cli_pipeline
+from iai_mcp import __version__, cli_care, cli_dead, cli_import, cli_memory, cli_pipeline, cli_server, cli_workers
 from iai_mcp.cli_common import error_line
 from iai_mcp.errors import IaiMcpError, UsageError
 
@@ -117,7 +117,10 @@ cli_pipeline.register_demo(app)
 cli_import.register(app)
 cli_memory.register(app)
 cli_pipeline.register(app)
+cli_server.register(app)
+cli_workers.register(app)
 cli_dead.register(app)
+cli_care.register(app)
 
 
 def main() -> None:

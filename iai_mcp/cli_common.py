@@ -19,6 +19,7 @@ from iai_mcp.errors import BadParams, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from iai_mcp.config import Settings
     from iai_mcp.store import Filters, MemoryStore
 
 __all__ = [
@@ -40,7 +41,9 @@ __all__ = [
     "print_json",
     "progress",
     "screen",
+    "settled",
     "stderr",
+    "traced",
 ]
 
 PIPE_WIDTH = 160  # lines for another program may be longer than a terminal's
@@ -73,26 +76,49 @@ def note(message: str) -> None:
     typer.echo(message, err=True)
 
 
-@contextmanager
-def opened(path: str | None) -> Iterator[MemoryStore]:
-    """The store at ``path`` (default: as the settings say), with the log going to stderr."""
+def settled(path: str | None) -> Settings:
+    """The settings, with the store at ``path`` where that is given, and the log going to stderr."""
+    from dataclasses import replace
+    from pathlib import Path
+
     from iai_mcp import events
     from iai_mcp.config import Settings
 
     if path == "":
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
     settings = Settings.load()
-    events.configure(settings.log_level)
+    events.configure(settings.log_level, as_json=settings.log_format == "json")
+    return settings if path is None else replace(settings, store=Path(path).expanduser())
+
+
+@contextmanager
+def opened(path: str | None) -> Iterator[MemoryStore]:
+    """The store at ``path`` (default: as the settings say), with the log going to stderr."""
+    settings = settled(path)
     from iai_mcp.store import MemoryStore
 
     yield MemoryStore(path, settings=settings)
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """Write the one JSON document of a command."""
+@contextmanager
+def traced(store: MemoryStore) -> Iterator[None]:
+    """Leave the trace to the workers where Redis is configured; it is in Redis, or in the spill, at the end."""
+    if not store.settings.redis_url:
+        yield
+        return
+    store.enable_provenance_queue()
+    try:
+        yield
+    finally:
+        store.disable_provenance_queue()
+
+
+def print_json(document: dict[str, Any], *, line: bool = False) -> None:
+    """Write the one JSON document of a command, or one ``line`` of several."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    text = msgspec.json.encode(document)
+    text = text if line else msgspec.json.format(text, indent=2)
     sys.stdout.buffer.write(text + b"\n")  # UTF-8, whatever the terminal speaks
     sys.stdout.buffer.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from iai_mcp.cli_common import (
     opened,
     print_json,
     screen,
+    traced,
 )
 from iai_mcp.errors import BadParams, RecordNotFound, UsageError
 
@@ -103,7 +105,7 @@ def recall(
         "until": moment("--until", until),
         "record_provenance": not no_trace,
     }
-    with opened(store) as memories:
+    with opened(store) as memories, nullcontext() if no_trace else traced(memories):
         result = dispatch(memories, "memory_recall", {**params, "client": memories.settings.client or CLIENT})
     if as_json:
         print_json(result)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +17,7 @@ from iai_mcp.cli_common import (
     Since,
     Store,
     Until,
+    error_line,
     moment,
     note,
     opened,
@@ -21,7 +26,12 @@ from iai_mcp.cli_common import (
     screen,
 )
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 __all__ = ["register", "register_demo"]
+
+WATCH_S = 1.0
 
 
 def register_demo(app: typer.Typer) -> None:
@@ -33,7 +43,7 @@ def register(app: typer.Typer) -> None:
     """Add the other commands to ``app``."""
     app.command(epilog='Example: iai-mcp provenance --session s1 --cue "prefer" --since 2026-11-01')(provenance)
     app.command(epilog="Example: IAI_MCP_EMBEDDER=fastembed iai-mcp reembed")(reembed)
-    app.command(epilog="Example: iai-mcp status --json")(status)
+    app.command(epilog="Example: iai-mcp status --watch")(status)
 
 
 def provenance(
@@ -74,20 +84,80 @@ def provenance(
         note("no recall left such a trace")
 
 
-def status(as_json: Json = False, store: Store = None) -> None:
+def status(
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every second, until Ctrl-C.")] = False,
+    store: Store = None,
+) -> None:
     """Show the store, and what of the trace waits where."""
     from iai_mcp.core import dispatch
 
     with opened(store) as memories:
+        if watch:
+            _watch(lambda: dispatch(memories, "memory_status"), as_json)
+            return
         result = dispatch(memories, "memory_status")
+    _warn_loudly(result)
     if as_json:
         print_json(result)
-        return
+    else:
+        screen(width=80).print(_shown(result, None))
+
+
+def _shown(result: dict[str, Any], rate: float | None) -> RenderableType:
+    from rich.console import Group
+
     from iai_mcp.cli_show import pipeline, store_facts
 
-    out = screen(width=80)
-    out.print(store_facts(result))
-    out.print(pipeline(result))
+    return Group(store_facts(result), pipeline(result, rate))
+
+
+def _warn_loudly(result: dict[str, Any]) -> None:
+    redis = result["redis"]
+    if redis and redis["refused"]:  # nothing will flow until somebody mends it
+        error_line(f"{redis['error']}; entries go to the spill meanwhile")
+
+
+def _watch(look: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    """Show what ``look`` returns every second: live on a terminal, else a line each."""
+    with suppress(KeyboardInterrupt):
+        if as_json:
+            for result, _ in _looks(look):
+                print_json(result, line=True)
+        elif (out := screen()).is_terminal:
+            from rich.live import Live
+
+            with Live(console=out, auto_refresh=False) as live:
+                for result, rate in _looks(look):
+                    live.update(_shown(result, rate), refresh=True)
+        else:
+            from iai_mcp.cli_show import snapshot
+
+            for result, rate in _looks(look):
+                typer.echo(f"{datetime.now(UTC):%H:%M:%SZ} {snapshot(result, rate)}")
+
+
+def _looks(look: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float | None]]:
+    """A look a second, each with the entries drained per second since the one before."""
+    due = time.monotonic()
+    before: tuple[float, int] | None = None
+    while True:
+        result, now = look(), time.monotonic()
+        drained = _drained(result)
+        rate = None
+        if before is not None and drained is not None:
+            rate = max(0, drained - before[1]) / (now - before[0])
+        before = (now, drained) if drained is not None else None
+        yield result, rate
+        due = max(due + WATCH_S, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def _drained(result: dict[str, Any]) -> int | None:
+    """Entries ever drained: by Redis's count, else by the rows of the store."""
+    redis = result["redis"]
+    counted: int | None = redis["drained"] if redis is not None else sum(lane["rows"] for lane in result["lanes"])
+    return counted
 
 
 def reembed(as_json: Json = False, store: Store = None) -> None:
@@ -112,7 +182,7 @@ def demo(as_json: Json = False, store: Store = None) -> None:
     from iai_mcp.demo import run
 
     settings = Settings.load()
-    events.configure(settings.log_level)
+    events.configure(settings.log_level, as_json=settings.log_format == "json")
     with progress("starting") as show:
         facts = run(settings, store, progress=show)
     if as_json:

@@ -6,7 +6,7 @@ Texts come from anywhere, so control characters never reach the terminal, and ma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -15,10 +15,26 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["hits", "letters", "one_line", "pipeline", "plain", "record", "records", "store_facts", "trail", "when"]
+__all__ = [
+    "hits",
+    "letters",
+    "one_line",
+    "pipeline",
+    "plain",
+    "record",
+    "records",
+    "snapshot",
+    "store_facts",
+    "trail",
+    "when",
+]
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _EXCERPT = 220  # characters: three lines at 80 columns
+_COLUMNS = ("pending", "in flight", "applied", "rows", "versions", "bytes")
+_REDIS_COLUMNS = ("pending", "in flight", "oldest", "leased by", "seen", "applied")
+_NAMED = 6  # workers in one line
+_SUMMED = {"pending", "in_flight", "applied", "rows", "versions", "bytes"}
 _WIDE = 130  # columns from which a trail shows whole record ids
 
 
@@ -143,26 +159,101 @@ def store_facts(status: Mapping[str, Any]) -> RenderableType:
     return _facts(("store", store["path"]), ("holds", memories), ("embedder", made_by))
 
 
-def pipeline(status: Mapping[str, Any]) -> RenderableType:
-    """Where provenance entries are: by lane, spilled, dead."""
-    table = _table()
-    columns = ("lane", "pending", "in flight", "applied", "rows", "versions", "bytes")
-    for name in columns:
-        table.add_column(name, justify="right")
-    keys = [name.replace(" ", "_") for name in columns[1:]]
-    for lane in status["lanes"]:
-        table.add_row(str(lane["lane"]), *(f"{lane[key]:,}" for key in keys))
-    sums = (sum(lane[key] for lane in status["lanes"]) for key in keys)
-    table.add_row("all", *(f"{number:,}" for number in sums), style="bold")
-    spilled, dead = status["spilled"], status["dead"]
-    rows = [
-        ("broker", status["broker"]),
-        ("spilled", f"{spilled['entries']:,} entries in {spilled['files']} files"),
-    ]
+def pipeline(status: Mapping[str, Any], rate: float | None = None) -> RenderableType:
+    """Where provenance entries are: by lane, spilled, dead; ``rate``: how many a second are drained."""
+    spilled, dead, redis = status["spilled"], status["dead"], status.get("redis")
+    rows = [("broker", status["broker"]), *(_redis_facts(redis) if redis else ())]
+    if rate is not None:
+        rows.append(("drains", f"{rate:,.0f} entries/s"))
+    rows.append(("spilled", f"{spilled['entries']:,} entries in {spilled['files']} files"))
     if spilled["set_aside"]:
         rows.append(("", f"{spilled['set_aside']} damaged spill files set aside in {spilled['folder']}"))
     rows.append(("dead", f"{dead:,} letters" + (" (iai-mcp dead list)" if dead else "")))
-    return Group(_facts(*rows), table)
+    return Group(_facts(*rows), *_troubles(redis), _lanes_of(status))
+
+
+def _redis_facts(redis: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "redis", redis["url"]
+    if not redis["reachable"]:
+        return
+    yield "", f"version {redis['version']}, answers in {redis['ping_ms']:.2f} ms"
+    settings = ("appendonly", "appendfsync", "maxmemory_policy")
+    yield "keeps", ", ".join(f"{name.replace('_', '-')} {redis[name]}" for name in settings)
+    if redis["used_memory"] is not None:
+        most = f"of {_size(redis['maxmemory'])}" if redis["maxmemory"] else "(no limit)"
+        yield "memory", f"{_size(redis['used_memory'])} {most}"
+    yield "workers", _workers_line(redis["workers"])
+
+
+def _workers_line(workers: Sequence[Mapping[str, Any]] | None) -> str:
+    if workers is None:
+        return "unknown: this client may not read RQ's keys"
+    alive = [worker for worker in workers if worker["alive"]]
+    if not alive:
+        return "none: what waits stays in Redis (iai-mcp worker)"
+    said = f"{len(alive)}: " + ", ".join(f"{one['host']}:{one['pid']} {one['state']}" for one in alive[:_NAMED])
+    said += ", …" if len(alive) > _NAMED else ""
+    silent = len(workers) - len(alive)
+    return f"{said}, {silent} silent" if silent else said
+
+
+def _troubles(redis: Mapping[str, Any] | None) -> Iterator[Text]:
+    if redis and redis["error"]:
+        yield Text(plain(redis["error"]), "bold white on red" if redis["refused"] else "bold red")
+    for warning in redis["warnings"] if redis else ():
+        yield Text(f"warning: {warning}", "yellow")
+
+
+def _lanes_of(status: Mapping[str, Any]) -> Table:
+    columns = _REDIS_COLUMNS if status.get("redis") else _COLUMNS
+    table = _table()
+    table.add_column("lane", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for lane in status["lanes"]:
+        table.add_row(str(lane["lane"]), *(_cell(lane, name) for name in columns))
+    sums = {key: _sum(status["lanes"], key) for key in status["lanes"][0] if key in _SUMMED}
+    table.add_row("all", *(_cell(sums, name) for name in columns), style="bold")
+    return table
+
+
+def _cell(lane: Mapping[str, Any], name: str) -> str:
+    if name == "leased by":
+        return one_line(str(lane.get("holder") or "").rpartition(":")[0], 24)  # without the random part
+    if name in ("oldest", "seen"):
+        seconds = lane.get("oldest_s" if name == "oldest" else "lease_age_s")
+        return f"{seconds:,.1f} s" if seconds is not None else ""
+    number = lane[name.replace(" ", "_")]
+    return f"{number:,}" if number is not None else "?"
+
+
+def _sum(lanes: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    numbers = [lane[key] for lane in lanes]
+    return None if None in numbers else sum(numbers)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:.3g} GB"
+
+
+def snapshot(status: Mapping[str, Any], rate: float | None) -> str:
+    """The pipeline now, on one line for another program's eyes."""
+    lanes, redis = status["lanes"], status.get("redis")
+    parts = [status["broker"]]
+    if redis is not None:
+        alive = sum(worker["alive"] for worker in redis["workers"] or ())
+        parts.append(f"{redis['ping_ms']:.2f} ms" if redis["reachable"] else f"DOWN ({plain(redis['error'])})")
+        parts.append(f"workers {alive}")
+    for name in ("pending", "in flight", "applied"):
+        number = _sum(lanes, name.replace(" ", "_"))
+        parts.append(f"{name} {'?' if number is None else number}")
+    if rate is not None:
+        parts.append(f"{rate:.0f} entries/s")
+    return " · ".join([*parts, f"spilled {status['spilled']['entries']}", f"dead {status['dead']}"])
 
 
 def letters(found: Iterable[Any], width: int) -> Table:

@@ -86,11 +86,20 @@ class Settings:
         50.0, "IAI_MCP_COALESCE_MS", "How long a worker lets the oldest entry of a lane wait for company."
     )
     worker_batch: int = _setting(4096, "IAI_MCP_WORKER_BATCH", "Most entries in one write of a worker.")
+    token: str = _setting(
+        "", "IAI_MCP_TOKEN", "Bearer token that clients of `serve --transport http` must send.", secret=True
+    )
     log_level: str = _setting(
         "warning",
         "IAI_MCP_LOG",
         "Log level on stderr: debug, info, warning or error.",
         choices=("debug", "info", "warning", "error"),
+    )
+    log_format: Literal["text", "json"] = _setting(
+        "text",
+        "IAI_MCP_LOG_FORMAT",
+        "How the log on stderr is written: text, or json (one object a line).",
+        choices=("text", "json"),
     )
 
     @classmethod

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -20,7 +20,7 @@ from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord, index_text, utcnow
 from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
-from iai_mcp.trail import TrailFilters, trail
+from iai_mcp.trail import Recalled, TrailFilters, most_recalled, never_recalled, trail
 
 if TYPE_CHECKING:
     from iai_mcp.broker.inspect import RedisLook
@@ -69,8 +69,9 @@ class RecordParams(_Params, frozen=True):
 
 
 class ProvenanceParams(_Params, frozen=True):
-    """Which entries; every given condition must hold."""
+    """Which entries (every given condition must hold), or which memories they make the most recalled or never."""
 
+    view: Literal["entries", "top", "never"] = "entries"
     record_id: Any = None
     session_id: str | None = None
     cue: str | None = None
@@ -186,7 +187,18 @@ def _provenance(store: MemoryStore, params: ProvenanceParams) -> dict[str, Any]:
     )
     if filters.record_id is not None and not store.existing([filters.record_id]):
         raise RecordNotFound(f"no memory has the id {filters.record_id}")
-    return {"entries": trail(store, filters, limit=params.limit, offset=params.offset)}
+    page = {"limit": params.limit, "offset": params.offset}
+    if params.view == "top":
+        return {"records": [_recalled_dict(found) for found in most_recalled(store, filters, **page)]}
+    if params.view == "never":
+        return {"records": [record_dict(found) for found in never_recalled(store, filters, **page)]}
+    return {"entries": trail(store, filters, **page)}
+
+
+def _recalled_dict(found: Recalled) -> dict[str, Any]:
+    shown = record_dict(found.record)
+    last = found.last.isoformat() if found.last else None
+    return {"record_id": shown.pop("record_id"), "recalls": found.recalls, "last_recalled": last, **shown}
 
 
 def _forget(store: MemoryStore, params: RecordParams) -> dict[str, Any]:

@@ -6,9 +6,8 @@ One JSON object a line; each change is on the disk before the call returns.
 from __future__ import annotations
 
 import base64
-import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,10 @@ from uuid import UUID
 
 import msgspec
 
-from iai_mcp.durable import replace_file
-from iai_mcp.entry import Pair
+from iai_mcp.durable import append_lines, replace_file
+from iai_mcp.entry import Pair, outline
+from iai_mcp.forgotten import Forgotten
+from iai_mcp.leftout import Key, LeftOut, Why
 from iai_mcp.locks import WriterLock
 from iai_mcp.meta import Layout
 from iai_mcp.record import utcnow
@@ -48,6 +49,16 @@ class DeadLetter(msgspec.Struct, frozen=True):
         """The letter as a pair, where it holds an entry."""
         return (UUID(self.record_id), self.entry) if self.record_id and self.entry is not None else None
 
+    @property
+    def keys(self) -> list[Key]:
+        """What it is accounted for under, as far as that can be told."""
+        if self.raw is not None:
+            found = outline(base64.b64decode(self.raw))
+            return [(found.producer, seq) for seq in found.seqs] if found else []
+        entry = self.entry or {}
+        producer, seq = entry.get("producer"), entry.get("producer_seq")
+        return [(producer, seq)] if isinstance(producer, str) and isinstance(seq, int) else []
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
@@ -56,13 +67,19 @@ class DeadLetters:
     layout: Layout
 
     def add_entry(self, lane: int, pair: Pair, reason: str) -> None:
-        """Keep an entry that could not be written."""
-        self._append(DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1]))
+        """Keep an entry that could not be written; one of a deleted record is only noted."""
+        letter = DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1])
+        with self._lock():
+            if pair[0] in Forgotten(self.layout.forgotten).ids():  # looked up here: `forget` takes the same lock
+                self._note(Why.FORGOTTEN, [letter])
+            else:
+                append_lines(self.layout.dead, _line(letter))
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
         """Keep bytes that are no entry."""
         coded = base64.b64encode(raw).decode()
-        self._append(DeadLetter(_new_id(), _now(), lane, reason[:2000], raw=coded))
+        with self._lock():
+            append_lines(self.layout.dead, _line(DeadLetter(_new_id(), _now(), lane, reason[:2000], raw=coded)))
 
     def all(self) -> list[DeadLetter]:
         """Every dead letter, oldest first."""
@@ -84,27 +101,31 @@ class DeadLetters:
         return [letter for letter in self.all() if not ids or letter.id in ids]
 
     def remove(self, ids: Iterable[str]) -> int:
-        """Drop letters; how many there were."""
-        gone = set(ids)
-        with self._lock():
-            letters = self.all()
-            kept = [letter for letter in letters if letter.id not in gone]
-            if len(kept) < len(letters):
-                replace_file(self.layout.dead, b"".join(_line(letter) for letter in kept))
-            return len(letters) - len(kept)
+        """Take letters away whose entries are in the store now; how many there were."""
+        return self._take(lambda letter: letter.id in gone, None) if (gone := set(ids)) else 0
+
+    def drop(self, ids: Iterable[str]) -> int:
+        """Give letters up for good, and note that people did; how many there were."""
+        return self._take(lambda letter: letter.id in gone, Why.DROPPED) if (gone := set(ids)) else 0
 
     def forget(self, record_id: UUID) -> None:
-        """Drop the letters of a deleted record."""
-        self.remove([letter.id for letter in self.all() if letter.record_id == str(record_id)])
+        """Drop the letters of a deleted record, and those of which nobody can say that they are not its."""
+        text = str(record_id)
+        self._take(lambda letter: letter.record_id == text or _mentions(letter, text.encode()), Why.FORGOTTEN)
 
-    def _append(self, letter: DeadLetter) -> None:
+    def _take(self, wanted: Callable[[DeadLetter], bool], why: Why | None) -> int:
         with self._lock():
-            fd = os.open(self.layout.dead, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                os.write(fd, _line(letter))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            letters = self.all()
+            gone = [letter for letter in letters if wanted(letter)]
+            if gone:
+                if why is not None:
+                    self._note(why, gone)
+                ids = {letter.id for letter in gone}
+                replace_file(self.layout.dead, b"".join(_line(one) for one in letters if one.id not in ids))
+            return len(gone)
+
+    def _note(self, why: Why, letters: Iterable[DeadLetter]) -> None:
+        LeftOut(self.layout.left_out).add(why, [key for letter in letters for key in letter.keys])
 
     def _lock(self) -> AbstractContextManager[object]:
         return WriterLock(self.layout.root / "locks" / "dead.lock", timeout=30).hold()
@@ -112,6 +133,10 @@ class DeadLetters:
 
 def _line(letter: DeadLetter) -> bytes:
     return msgspec.json.encode(letter, enc_hook=repr) + b"\n"
+
+
+def _mentions(letter: DeadLetter, record_id: bytes) -> bool:
+    return letter.raw is not None and record_id in base64.b64decode(letter.raw)
 
 
 def _decode(line: bytes) -> DeadLetter | None:

@@ -88,7 +88,7 @@ def _opened(settings: Settings, store: str | None) -> Iterator[MemoryStore]:
         yield MemoryStore(store, settings=settings)
         return
     with tempfile.TemporaryDirectory(prefix="iai-mcp-demo-", ignore_cleanup_errors=True) as folder:
-        apart = replace(settings, spill_dir=Path(folder, "spill"))
+        apart = replace(settings, spill_dir=Path(folder, "spill"), redis_url="")  # no worker knows this store
         yield MemoryStore(Path(folder, "store"), settings=apart)
 
 

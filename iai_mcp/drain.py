@@ -24,7 +24,7 @@ from iai_mcp.events import emit
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore, RecordsCache
 
-__all__ = ["DrainPolicy", "DrainReport", "Outcome", "drain"]
+__all__ = ["DrainPolicy", "DrainReport", "Outcome", "drain", "write_pairs"]
 
 
 class Outcome(StrEnum):
@@ -68,6 +68,7 @@ class DrainReport:
     unknown: int = 0
     dead: int = 0
     batches: int = 0
+    taken_over: int = 0  # that another process had in flight
     error: BaseException | None = None
 
 
@@ -102,10 +103,13 @@ def drain(
                     lease = None
                     break
                 continue
+            if lease.inherited and not report.taken_over:
+                report.taken_over = sum(len(p.entries) for p in claimed if not isinstance(p, Poison))
+                emit("takeover", lane=lane, items=lease.inherited, entries=report.taken_over)
             for item in claimed:
                 if isinstance(item, Poison):
                     _bury(store, report, item.raw, item.reason)
-            _apply(store, as_pairs(p for p in claimed if not isinstance(p, Poison)), cache, policy, report)
+            write_pairs(store, as_pairs(p for p in claimed if not isinstance(p, Poison)), cache, policy, report)
             broker.ack(lease, len(claimed))
             store.lane(lane).maintain()
             if deadline is not None and time.monotonic() >= deadline:
@@ -124,10 +128,14 @@ def drain(
     return report
 
 
-def _apply(
+def write_pairs(
     store: MemoryStore, pairs: list[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
 ) -> None:
-    """Write ``pairs`` in order; what is sick is halved down to the entry and buried."""
+    """Write ``pairs`` in order; what is sick is halved down to the entry and buried.
+
+    Raises:
+        OSError: the place fails; the call may be repeated.
+    """
     at, size = 0, policy.max_pairs
     while at < len(pairs):
         part = pairs[at : at + size]

@@ -7,6 +7,7 @@ with the power. :func:`sync_tree` is called between the commit and the acknowled
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["replace_file", "sync_tree"]
+__all__ = ["append_lines", "replace_file", "sync_tree"]
 
 _SLACK_S = 2.0  # file systems keep times to a second or two
 
@@ -63,6 +64,26 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             os.unlink(temp)
         raise
     _fsync(str(path.parent))
+
+
+def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Add whole lines to the end of ``path``, durably, in one write.
+
+    What an earlier append left torn stays a line of its own, which readers skip.
+
+    Raises:
+        OSError: the file cannot be written, or the disk is full.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _fsync(path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,19 @@ import msgspec
 
 from iai_mcp.errors import MalformedParcel
 
-__all__ = ["Pair", "Parcel", "as_pairs", "decode", "encode", "entry_id", "lane_of", "parse_ts", "route"]
+__all__ = [
+    "Outline",
+    "Pair",
+    "Parcel",
+    "as_pairs",
+    "decode",
+    "encode",
+    "entry_id",
+    "lane_of",
+    "outline",
+    "parse_ts",
+    "route",
+]
 
 Pair = tuple[UUID, dict[str, Any]]
 """A record's id and one provenance entry for it."""
@@ -44,7 +57,22 @@ class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     v: int = WIRE_VERSION
 
 
+class Outline(msgspec.Struct, frozen=True):
+    """Whose entries a parcel holds, of whatever wire version; what they say is left undecoded."""
+
+    store: str
+    producer: str
+    entries: list[tuple[UUID, int, msgspec.Raw]]
+    pushed: float = 0.0
+
+    @property
+    def seqs(self) -> list[int]:
+        """The numbers of the entries."""
+        return [seq for _, seq, _ in self.entries]
+
+
 _decoder = msgspec.json.Decoder(Parcel)
+_outliner = msgspec.json.Decoder(Outline)
 _encoder = msgspec.json.Encoder(enc_hook=repr)  # an entry may hold anything; what JSON lacks is kept as text
 
 
@@ -66,6 +94,13 @@ def decode(raw: bytes) -> Parcel:
     if parcel.v > WIRE_VERSION:
         raise MalformedParcel(f"written by a later version (wire version {parcel.v}); upgrade this process")
     return parcel
+
+
+def outline(raw: bytes) -> Outline | None:
+    """What can be told of a parcel (a line of a spill, or an item of a lane with its header); None if nothing."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _outliner.decode(raw[max(0, raw.find(b"{")) :])
+    return None
 
 
 def entry_id(producer: str, producer_seq: int) -> str:
@@ -103,7 +138,8 @@ def as_pairs(parcels: Iterable[Parcel]) -> list[Pair]:
         producer = parcel.producer
         for record_id, seq, data in parcel.entries:
             entry = data.copy()  # a copy and three keys cost half of a new dict
-            entry.setdefault("entry_id", entry_id(producer, seq))
+            given = data.get("entry_id")
+            entry["entry_id"] = str(given) if given else entry_id(producer, seq)
             entry["producer"] = producer
             entry["producer_seq"] = seq
             pairs.append((record_id, entry))

@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from uuid import UUID
 
+from iai_mcp.durable import append_lines
+
 __all__ = ["Forgotten"]
 
 
@@ -44,12 +46,7 @@ class Forgotten:
             self._append("".join(f"+{record_id}\n" for record_id in back))
 
     def _append(self, lines: str) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(fd, lines.encode())  # one short append: whole, or not at all
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        append_lines(self._path, lines.encode())
         self._catch_up()
 
     def _catch_up(self) -> None:

@@ -8,54 +8,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
+from iai_mcp.account import repeated
 from iai_mcp.durable import replace_file, sync_tree
-from iai_mcp.entry import Pair, parse_ts
+from iai_mcp.entry import Pair, entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
-from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated, upkeep
+from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated
+from iai_mcp.lane_rows import LANE_SCHEMA, distinct, from_row, to_arrow
 from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.locks import WriterLock
+from iai_mcp.scrub import Scrub
 
-__all__ = ["INDEXED", "LANE_SCHEMA", "AppendReport", "LaneTable", "RecordsCache"]
+__all__ = [
+    "INDEXED",
+    "LANE_SCHEMA",
+    "AppendReport",
+    "LaneTable",
+    "RecordsCache",
+    "distinct",
+    "from_row",
+    "piled_up",
+    "to_arrow",
+]
 
-LANE_SCHEMA = pa.schema(
-    [
-        pa.field("entry_id", pa.string(), nullable=False),  # idempotency key
-        pa.field("record_id", pa.string(), nullable=False),
-        pa.field("producer", pa.string(), nullable=False),  # the queue that handed the entry out
-        pa.field("producer_seq", pa.int64(), nullable=False),  # its own count, from 1
-        pa.field("seq", pa.int64(), nullable=False),  # ascending within the lane, in the order applied
-        pa.field("ts", pa.string()),  # as given
-        pa.field("time", pa.timestamp("us", "UTC")),  # ts parsed, where it parses
-        pa.field("cue", pa.string()),
-        pa.field("session_id", pa.string()),
-        pa.field("recall_id", pa.string()),
-        pa.field("client", pa.string()),
-        pa.field("rank", pa.int64()),
-        pa.field("score", pa.float64()),
-        pa.field("rest", pa.string()),  # further keys, as a JSON object
-    ]
-)
 INDEXED = ("entry_id", "record_id")
 MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that the index does not cover
+PILED_UP = 8 * MAINTAIN_EVERY
 
-_TEXT = ("ts", "cue", "session_id", "recall_id", "client")
-_GIVEN = frozenset({*_TEXT, "rank", "score", "entry_id", "producer", "producer_seq"})
 _KNOWN_LIMIT = 200_000
-# Microseconds from 1677 to 2262: Arrow also reads years that no ``datetime`` holds, which would fail every read.
-_ARROW_US = (-(2**63) // 1000, 2**63 // 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +101,7 @@ class LaneTable:
         self._forgotten = forgotten
         self._left_out = left_out
         self._existing = existing
-        self._cleanup_age = cleanup_age
+        self._scrub = Scrub(table, "rank", token_file.with_suffix(".scrub"), cleanup_age)
         self._seen_version = -1
         self._next_seq = 1
         self._due = False
@@ -133,6 +122,8 @@ class LaneTable:
             unknown = len(pairs) - len(alive)
             self._check_fence(cache.token)
             applied = self._merge(_once(alive)) if alive else 0
+            if applied < len(alive):
+                self._note_duplicates([entry for _, entry in alive])
             if unknown:
                 strangers = (entry for text, (_, entry) in zip(ids, pairs, strict=True) if text is None)
                 self._left_out.add(Why.UNKNOWN, ((e["producer"], e["producer_seq"]) for e in strangers))
@@ -171,19 +162,35 @@ class LaneTable:
         self._due = self._due or version // MAINTAIN_EVERY != result.version // MAINTAIN_EVERY
         return int(result.num_inserted_rows)
 
+    def _note_duplicates(self, entries: list[dict[str, Any]]) -> None:
+        """Account for entries whose caller gave them an id that an earlier entry has: they never get a row."""
+        given = [e for e in entries if e["entry_id"] != entry_id(e["producer"], e["producer_seq"])]
+        if given:
+            keys = [entry["entry_id"] for entry in given]
+            rows = self.rows([f"entry_id IN ({quoted_list(keys)})"], ["producer", "producer_seq"])
+            there = set(zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True))
+            again = {(e["producer"], e["producer_seq"]) for e in given}
+            self._left_out.add(Why.DUPLICATE, again - there)
+
     def _highest_seq(self, known: int) -> int:
         query = self._table.search().where(f"seq >= {known}").select(["seq"])
         found = query.to_arrow()["seq"]
         return max(known - 1, int(pa.compute.max(found).as_py()) if len(found) else 0)
 
+    def drop_record(self, record_id: str) -> None:
+        """Remove a record's rows that are in another lane now."""
+        with translated(), self._lock.hold():
+            self._table.delete(f"record_id = {quoted(record_id)}")
+            sync_tree(self._folder)
+
     def delete_record(self, record_id: UUID) -> None:
-        """Remove every row of a record."""
+        """Remove every row of a record; :meth:`maintain` removes what they said from the disk."""
         with translated(), self._lock.hold():
             where = f"record_id = {quoted(str(record_id))}"
             rows = self.rows([where], ["producer", "producer_seq"])
             keys = zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True)
             self._left_out.add(Why.FORGOTTEN, keys)
-            self._table.delete(where)
+            self._scrub.delete(where)
             sync_tree(self._folder)
 
     # -- fencing
@@ -214,15 +221,17 @@ class LaneTable:
     # -- upkeep
 
     def maintain(self, *, force: bool = False) -> bool:
-        """Compact, re-index and clean up where enough commits have gone by (or ``force``); True if done."""
-        if not (self._due or force):
+        """Compact, re-index and clean up after enough commits, after a deletion, or by ``force``; True if done."""
+        if not (self._due or force or self._scrub.due()):
             return False
+        started = time.monotonic()
         with translated(), self._lock.hold():
             self._due = False
             doubled = self._drop_doubled()
-            upkeep(self._table, self._cleanup_age)
+            self._scrub.run()
             self._seen_version = self._table.version
-        emit("compaction", lane=self._folder.stem, doubled=doubled)
+        seconds = round(time.monotonic() - started, 3)
+        emit("compaction", table=self._folder.stem, rows=self.count(), doubled=doubled, seconds=seconds)
         return True
 
     def _drop_doubled(self) -> int:
@@ -232,17 +241,16 @@ class LaneTable:
         """
         if self._table.count_rows() == self._distinct:
             return 0
-        rows = self._table.search().with_row_id(True).select(["entry_id", "seq"]).to_arrow()
-        self._distinct = len(pa.compute.unique(rows["entry_id"]))
-        if len(rows) == self._distinct:
-            return 0
-        kept: set[str] = set()
-        doubled: list[int] = []
-        for row in rows.sort_by("seq").to_pylist():
-            if row["entry_id"] in kept:
-                doubled.append(row["_rowid"])
-            kept.add(row["entry_id"])
-        self._table.delete(f"_rowid IN ({', '.join(map(str, doubled))})")
+        columns = ["entry_id", "seq", "producer", "producer_seq"]
+        rows = self._table.search().with_row_id(True).select(columns).to_arrow().sort_by("seq")
+        codes = rows["entry_id"].combine_chunks().dictionary_encode().indices
+        doubled = rows.filter(pa.array(repeated(np.asarray(codes, np.int64))))
+        self._distinct = len(rows) - len(doubled)
+        # A second entry under an id that its caller chose has a key of its own, which is gone with its row.
+        self._note_duplicates(doubled.select(columns).to_pylist())
+        for start in range(0, len(doubled), 10_000):
+            ids = ", ".join(map(str, doubled["_rowid"][start : start + 10_000].to_pylist()))
+            self._table.delete(f"_rowid IN ({ids})")
         return len(doubled)
 
     # -- reading
@@ -280,16 +288,9 @@ class LaneTable:
         return {"rows": self.count(), "versions": versions, "fragments": int(fragments), "bytes": size}
 
 
-def distinct(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """``rows`` in a record's order, the first of each ``entry_id``, as the dicts that callers know."""
-    ordered = sorted(rows, key=lambda row: (row["seq"], row["producer_seq"]))
-    return list({row["entry_id"]: from_row(row) for row in reversed(ordered)}.values())[::-1]
-
-
-def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry that a row holds: given keys as they came, ours beside them, nothing for what is null."""
-    entry = {key: value for key, value in row.items() if value is not None and key not in ("time", "rest")}
-    return {**msgspec.json.decode(row["rest"]), **entry} if row.get("rest") else entry
+def piled_up(stats: Mapping[str, int]) -> bool:
+    """Whether a lane has missed its upkeep: reads and merges slow down with versions and fragments."""
+    return stats["versions"] > PILED_UP or stats["fragments"] > PILED_UP
 
 
 def _once(alive: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
@@ -300,83 +301,3 @@ def _once(alive: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, 
     for row in alive:
         by_key.setdefault(row[1]["entry_id"], row)
     return list(by_key.values())
-
-
-def to_arrow(alive: list[tuple[str, dict[str, Any]]], first_seq: int) -> pa.Table:
-    """Rows for ``(record id, entry)``, numbered from ``first_seq``; columns are built, not rows."""
-    record_ids = [record_id for record_id, _ in alive]
-    entries = [entry for _, entry in alive]
-    try:
-        rests = [_rest(entry) for entry in entries] if set().union(*entries) - _GIVEN else None
-        return _columns(record_ids, entries, rests, first_seq)
-    except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError):
-        split = [_split(entry) for entry in entries]
-        return _columns(record_ids, [typed for typed, _ in split], [rest for _, rest in split], first_seq)
-
-
-def _columns(
-    record_ids: list[str], entries: list[dict[str, Any]], rests: list[str | None] | None, first_seq: int
-) -> pa.Table:
-    columns = {
-        field.name: pa.array(_values(entries, field.name), field.type)
-        for field in LANE_SCHEMA
-        if field.name in _GIVEN
-    }
-    columns["record_id"] = pa.array(record_ids, pa.string())
-    columns["seq"] = pa.array(np.arange(first_seq, first_seq + len(entries)))
-    columns["time"] = _times(columns["ts"])
-    columns["rest"] = pa.nulls(len(entries), pa.string()) if rests is None else pa.array(rests, pa.string())
-    return pa.table([columns[name] for name in LANE_SCHEMA.names], schema=LANE_SCHEMA)
-
-
-def _values(entries: list[dict[str, Any]], name: str) -> list[Any]:
-    try:
-        return list(map(itemgetter(name), entries))  # twice as fast as asking each entry, and nearly always so
-    except KeyError:
-        return [entry.get(name) for entry in entries]
-
-
-def _times(texts: pa.Array) -> pa.Array:
-    """What :func:`parse_ts` says of each; Arrow reads a column of times with offsets ten times faster."""
-    kind = LANE_SCHEMA.field("time").type
-    with suppress(pa.ArrowInvalid):
-        times = texts.cast(kind)
-        span = pa.compute.min_max(times.cast(pa.int64())).as_py()
-        if span["min"] is not None and _ARROW_US[0] <= span["min"] and span["max"] <= _ARROW_US[1]:
-            return times
-    return pa.array([parse_ts(ts) for ts in texts.to_pylist()], kind)
-
-
-def _rest(entry: dict[str, Any]) -> str | None:
-    if entry.keys() <= _GIVEN:
-        return None
-    return _json({key: value for key, value in entry.items() if key not in _GIVEN})
-
-
-def _split(entry: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """``entry`` as what fits the typed columns, and the rest as JSON: nothing a caller gave is refused."""
-    typed = {key: _plain(value) for key, value in entry.items() if key in _GIVEN and _fits(key, value)}
-    rest = {key: value for key, value in entry.items() if key not in typed and value is not None}
-    return typed, _json(rest) if rest else None
-
-
-def _fits(key: str, value: object) -> bool:
-    if key in _TEXT:
-        return isinstance(value, str)
-    if key == "rank":
-        return type(value) is int and abs(value) < 2**63
-    if key == "score":
-        return type(value) in (int, float)
-    return True  # the keys, which the store has set itself
-
-
-def _plain(value: object) -> object:
-    """Text without lone surrogates, which no UTF-8 column takes."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-def _json(value: dict[str, Any]) -> str:
-    try:
-        return msgspec.json.encode(value, enc_hook=repr).decode()
-    except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
-        return msgspec.json.encode({str(_plain(str(key))): repr(item) for key, item in value.items()}).decode()

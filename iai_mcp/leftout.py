@@ -1,31 +1,45 @@
 """The log of entries that ended without a row: so that what was handed out can be accounted for.
 
-An entry is left out since its record is unknown or forgotten, or was refused while the spill's disk was
-full. Only keys are kept (producer and sequence numbers), never what an entry said.
+An entry is left out since its record is unknown or forgotten, since it was refused, or since people decided
+so. Only keys are kept (producer and sequence numbers), never what an entry said.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Key", "LeftOut", "Why", "ranges"]
+from iai_mcp.durable import append_lines
+
+__all__ = ["Key", "LeftOut", "Span", "Why", "ranges"]
 
 Key = tuple[str, int]
 """``(producer, producer_seq)``."""
 
 
 class Why(StrEnum):
-    """Why an entry has no row."""
+    """Why an entry has no row, or (``LATE``) has it out of turn."""
 
     UNKNOWN = "unknown"  # there is no such record
     FORGOTTEN = "forgotten"  # its record was deleted, with its rows
-    REFUSED = "refused"  # neither the broker nor the spill could take it
+    DUPLICATE = "duplicate"  # an earlier entry came with the same entry_id
+    REFUSED = "refused"  # neither the broker nor the spill could take it, and the caller was told
+    DROPPED = "dropped"  # people dropped its dead letter
     LOST = "lost"  # people have accepted that it is gone (`iai-mcp verify --repair`)
+    LATE = "late"  # it has a row, after later ones of its producer: people retried its dead letter
+
+
+class Span(NamedTuple):
+    """A run of one producer's sequence numbers, both ends included."""
+
+    why: Why
+    producer: str
+    first: int
+    last: int
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -49,32 +63,37 @@ class LeftOut:
         by_producer: dict[str, list[int]] = {}
         for producer, seq in keys:
             by_producer.setdefault(producer, []).append(seq)
-        if not by_producer:
-            return
-        lines = [_Line(why, producer, ranges(seqs)) for producer, seqs in by_producer.items()]
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(fd, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        self._write(_Line(why, producer, ranges(seqs)) for producer, seqs in by_producer.items())
 
-    def read(self) -> dict[Why, dict[str, set[int]]]:
-        """Every key noted so far; one that was noted twice counts once."""
-        found: dict[Why, dict[str, set[int]]] = {}
+    def add_spans(self, spans: Iterable[Span]) -> None:
+        """Note whole runs, durably.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._write(_Line(why, producer, [(first, last)]) for why, producer, first, last in spans)
+
+    def _write(self, lines: Iterable[_Line]) -> None:
+        if data := b"".join(msgspec.json.encode(line) + b"\n" for line in lines):
+            append_lines(self._path, data)
+
+    def read(self) -> Iterator[Span]:
+        """Every run noted so far; one that was noted twice comes twice.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         try:
             lines = self._path.read_bytes().splitlines()
         except FileNotFoundError:
-            return found
+            return
         for raw in lines:
             try:
                 line = msgspec.json.decode(raw, type=_Line)
             except msgspec.DecodeError:
                 continue  # torn by a power cut; the entry will be met, and noted, again
-            noted = found.setdefault(line.why, {}).setdefault(line.producer, set())
             for first, last in line.seqs:
-                noted.update(range(first, last + 1))
-        return found
+                yield Span(line.why, line.producer, first, last)
 
 
 def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:

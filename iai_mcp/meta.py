@@ -56,12 +56,23 @@ class Layout:
         return self.root / "store.json"
 
     @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
     def guard(self) -> Path:
-        return self.root / "locks" / "store.lock"
+        return self.locks / "store.lock"
 
     @property
     def records_lock(self) -> Path:
         return self.root / "locks" / "records.lock"
+
+    @property
+    def records_scrub(self) -> Path:
+        return self.root / "locks" / "records.scrub"
+
+    def lane_scrub(self, lane: int) -> Path:
+        return self.root / "locks" / f"lane-{lane}.scrub"
 
     @property
     def forgotten(self) -> Path:

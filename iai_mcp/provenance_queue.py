@@ -25,9 +25,10 @@ from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entry import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
-from iai_mcp.events import emit
+from iai_mcp.events import emit, log, quiet_words
 from iai_mcp.lane_table import RecordsCache
 from iai_mcp.leftout import Key, Why
+from iai_mcp.living import Living
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
 
@@ -107,11 +108,13 @@ class ProvenanceWriteQueue:
         self._next_seq = 1
         folder = overflow_dir(self._settings)
         fsync = self._settings.journal == "fsync"
-        self._spill = Spill(store.store_id, self.producer, folder, fsync=fsync)
+        level = logging.DEBUG if self._journal else logging.INFO
+        self._spill = Spill(store.store_id, self.producer, folder, fsync=fsync, level=level)
         self._adopted: list[Chain] = []
         self._refused: list[Key] = []
         self._last_scan = -SCAN_S
         self._last_append = 0.0
+        self._living = Living(store.layout.locks, self.producer)
         self._order = threading.Lock()  # numbers and pushes in one order
         self._life = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -202,6 +205,8 @@ class ProvenanceWriteQueue:
                 if self._stopped:
                     self._spill.reopen()
                 self._stopped = False
+            if self._broker.held_here:
+                self._living.start()
             self._broker.open()
             self._thread = threading.Thread(target=self._run, name="iai-mcp-provenance", daemon=True)
             self._thread.start()
@@ -228,6 +233,7 @@ class ProvenanceWriteQueue:
                 self._stopped = True
                 self._thread = None
                 self._give_back()
+            self._living.stop()
             self._broker.close()
             atexit.unregister(self.stop)
 
@@ -241,7 +247,7 @@ class ProvenanceWriteQueue:
             except SpillUnavailable as error:
                 self.counts.refused += entries
                 self._refused += [(parcel.producer, seq) for parcel in left for _, seq, _ in parcel.entries]
-                emit("spill_failed", level=logging.ERROR, entries=entries, error=str(error))
+                emit("spill_failed", level=logging.ERROR, entries=entries, error=quiet_words(error))
         elif not self._spill.unread:
             self._spill.commit()  # all of it has been applied
         self._note_refused()
@@ -267,9 +273,9 @@ class ProvenanceWriteQueue:
                 if lane is not None:
                     self._drain(lane)
                 self._scan()
-            except Exception:
-                emit("queue_error", level=logging.ERROR)
-                logging.getLogger("iai_mcp").exception("the provenance thread goes on after an error")
+            except Exception as error:  # noqa: BLE001  nobody else would go on
+                emit("queue_error", level=logging.ERROR, error=quiet_words(error))
+                log.debug("the provenance thread goes on after this error", exc_info=True)
                 self._halt.wait(0.5)
 
     def _drain(self, lane: int) -> None:
@@ -290,7 +296,7 @@ class ProvenanceWriteQueue:
             delay = min(longest, first * 2 ** min(self._failures[lane], 10))
             self._failures[lane] += 1
             self._broker.put_off(lane, delay)
-            error = f"{type(report.error).__name__}: {report.error}"
+            error = quiet_words(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, retry_s=delay, error=error)
         else:
             self._failures[lane] = 0
@@ -318,6 +324,8 @@ class ProvenanceWriteQueue:
         if time.monotonic() - self._last_scan >= SCAN_S:
             self._last_scan = time.monotonic()
             self._note_refused()
+            with suppress(OSError):  # said where it is drained
+                self._store.tidy()
             self._adopted.extend(adopt(overflow_dir(self._settings), self._store.store_id))
 
     # -- looking in

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from iai_mcp.errors import BadParams
-from iai_mcp.events import log
+from iai_mcp.events import log, quiet_words
 from iai_mcp.record import MemoryRecord, utcnow
 from iai_mcp.store import Filters, Hit, MemoryStore
 
@@ -137,4 +137,4 @@ def _leave_trace(
         store.queue_provenance_batch(pairs)
     except Exception as error:  # noqa: BLE001  the memories are found; the trace's trouble is the operator's
         store.provenance_failures += len(pairs)
-        log.error("%d provenance entries were not taken: %s", len(pairs), error)
+        log.error("%d provenance entries were not taken: %s", len(pairs), quiet_words(error))

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["MemoryRecord", "index_text", "utcnow"]
+from iai_mcp.errors import BadParams
+
+__all__ = ["MemoryRecord", "as_uuid", "index_text", "utcnow"]
 
 
 def utcnow() -> datetime:
@@ -26,6 +28,20 @@ def index_text(text: str, *, role: str = "", previous: str = "", limit: int = 40
     head = f"{role}: " if role else ""
     before = f"{previous[-limit:].strip()}\n" if previous else ""
     return f"{before}{head}{text}"
+
+
+def as_uuid(value: object) -> uuid.UUID:
+    """``value`` as a record id.
+
+    Raises:
+        BadParams: it is not a UUID.
+    """
+    if isinstance(value, uuid.UUID):
+        return value
+    try:
+        return uuid.UUID(str(value))
+    except ValueError:
+        raise BadParams(f"{str(value)[:80]!r} is not a record id (a UUID)") from None
 
 
 @dataclass(slots=True)

@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from iai_mcp.durable import sync_tree
 from iai_mcp.errors import EmbeddingMismatch, RecordExists
-from iai_mcp.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated, upkeep
+from iai_mcp.events import emit
+from iai_mcp.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated
 from iai_mcp.locks import WriterLock
 from iai_mcp.record import MemoryRecord, index_text
+from iai_mcp.scrub import Scrub
 
 __all__ = ["Filters", "Hit", "RecordTable", "record_schema"]
 
@@ -82,11 +84,11 @@ class Hit:
 class RecordTable:
     """The ``records`` table of one store."""
 
-    def __init__(self, table: Table, folder: Path, lock: WriterLock, cleanup_age: float) -> None:
+    def __init__(self, table: Table, folder: Path, lock: WriterLock, scrub_note: Path, cleanup_age: float) -> None:
         self._table = table
         self._folder = folder
         self._lock = lock
-        self._cleanup_age = cleanup_age
+        self._scrub = Scrub(table, "role", scrub_note, cleanup_age)
         self._unindexed = 0
 
     # -- writing
@@ -124,19 +126,23 @@ class RecordTable:
         if self._unindexed >= enough or version % MAINTAIN_EVERY == 0:
             self._maintain()
 
-    def maintain(self) -> None:
-        """Compact, re-index and clean up."""
-        with translated(), self._lock.hold():
-            self._maintain()
+    def maintain(self, *, force: bool = True) -> None:
+        """Compact, re-index and clean up; without ``force`` only where a deletion has left something to do."""
+        if force or self._scrub.due():
+            with translated(), self._lock.hold():
+                self._maintain()
 
     def _maintain(self) -> None:
-        upkeep(self._table, self._cleanup_age)
+        started = time.monotonic()
+        self._scrub.run()
         self._unindexed = 0
+        seconds = round(time.monotonic() - started, 3)
+        emit("compaction", table=self._folder.stem, rows=self._table.count_rows(), doubled=0, seconds=seconds)
 
     def delete(self, record_id: UUID) -> bool:
-        """Remove a record; whether there was one."""
+        """Remove a record; whether there was one. :meth:`maintain` removes what it said from the disk."""
         with translated(), self._lock.hold():
-            found = self._table.delete(f"id = {quoted(str(record_id))}").num_deleted_rows
+            found = self._scrub.delete(f"id = {quoted(str(record_id))}")
             sync_tree(self._folder)
         return bool(found)
 
@@ -204,18 +210,25 @@ class RecordTable:
         return int(self._table.count_rows(filters.sql() if filters else None))
 
     @retry_vanished
-    def newest(self, filters: Filters, limit: int, offset: int = 0) -> list[MemoryRecord]:
-        """The records that fit, newest first."""
+    def ids(self, filters: Filters) -> pa.ChunkedArray:
+        """The ids of the records that fit, newest first; no texts are read."""
         query = self._table.search().select(["id", "created_at"])
         if where := filters.sql():
             query = query.where(where)
-        order = [("created_at", "descending"), ("id", "ascending")]
-        page = query.to_arrow().sort_by(order)["id"].slice(offset, limit).to_pylist()
-        if not page:
+        return query.to_arrow().sort_by([("created_at", "descending"), ("id", "ascending")])["id"]
+
+    @retry_vanished
+    def by_ids(self, ids: list[str]) -> list[MemoryRecord]:
+        """These records in this order, as far as they are there."""
+        if not ids:
             return []
-        rows = self._table.search().where(f"id IN ({quoted_list(page)})").select(_SHOWN).to_arrow()
+        rows = self._table.search().where(f"id IN ({quoted_list(ids)})").select(_SHOWN).to_arrow()
         by_id = {row["id"]: row for row in rows.to_pylist()}
-        return [_from_row(by_id[record_id]) for record_id in page if record_id in by_id]
+        return [_from_row(by_id[record_id]) for record_id in ids if record_id in by_id]
+
+    def newest(self, filters: Filters, limit: int, offset: int = 0) -> list[MemoryRecord]:
+        """The records that fit, newest first."""
+        return self.by_ids(self.ids(filters).slice(offset, limit).to_pylist())
 
     @retry_vanished
     def search_vector(self, vector: Any, column: str, limit: int, filters: Filters) -> list[Hit]:

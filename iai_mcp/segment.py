@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from iai_mcp.entry import Parcel, decode
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.events import emit
 
-__all__ = ["Segment", "failed_name"]
+__all__ = ["Segment", "failed_name", "is_held"]
 
 
 def failed_name(path: Path) -> Path:
@@ -38,13 +39,16 @@ class Segment:
         self._before = (0, 0, 0)
 
     @classmethod
-    def create(cls, path: Path) -> Segment:
-        """A new empty segment, locked before it gets its name, so that nobody can adopt it in between."""
+    def create(cls, path: Path, data: bytes = b"") -> Segment:
+        """A new segment, locked before it gets its name, so that nobody can adopt it in between."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temp = path.with_suffix(f".tmp{os.getpid()}")
         fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if data:
+                write_all(fd, data)
+                os.fsync(fd)
             os.rename(temp, path)
         except BaseException:
             os.close(fd)
@@ -79,9 +83,7 @@ class Segment:
             OSError: the disk is full, or the file cannot be written.
         """
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            write_all(self._fd, data)
             if fsync:
                 os.fsync(self._fd)
         except OSError:
@@ -113,6 +115,22 @@ class Segment:
         self.offset, self._good, bad = self._before
         del self._bad[bad:]
 
+    def rewrite(self, change: Callable[[bytes], bytes]) -> None:
+        """Put what ``change`` makes of each line in the file's place; gone where nothing is left of it.
+
+        The lock is ours throughout: the new file is locked before it gets its name.
+        """
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        data = b"".join(map(change, lines))
+        if data == b"".join(lines):
+            return
+        if data:
+            whole = Segment.create(self.path, data)
+            self._fd, whole._fd, self.size = whole._fd, self._fd, whole.size
+            whole.close()
+        else:
+            os.unlink(self.path)
+
     @property
     def exhausted(self) -> bool:
         """Whether every line has been read."""
@@ -138,6 +156,23 @@ class Segment:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the file, at this moment."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
+        except BlockingIOError:
+            return True
+    return False
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write ``data``, in as many steps as that takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _parcel(line: bytes, store_id: str) -> Parcel | None:

@@ -7,6 +7,7 @@ makes the repetition harmless. What a dead client left is adopted by the next on
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -23,7 +24,7 @@ from iai_mcp.errors import MalformedParcel, SpillUnavailable
 from iai_mcp.events import emit
 from iai_mcp.segment import Segment, failed_name
 
-__all__ = ["Chain", "Spill", "Waiting", "adopt", "waiting"]
+__all__ = ["Chain", "Spill", "Waiting", "adopt", "orphans", "waiting"]
 
 SEGMENT_BYTES = 8 * 2**20
 Tail = tuple[str, int] | None
@@ -34,9 +35,12 @@ _NAME = re.compile(r"(?P<chain>[0-9a-f]{8}-[0-9a-f]{16})-(?P<number>\d{6,})\.jso
 class Chain:
     """Segments in order, read from the head and removed once :meth:`commit` says that they are safe."""
 
-    def __init__(self, store_id: str, segments: list[Segment]) -> None:
+    def __init__(self, store_id: str, segments: list[Segment], *, level: int = logging.INFO) -> None:
         self._store_id = store_id
         self._segments = segments
+        self._level = level
+        self._files = self._entries = self._last_entries = 0  # that have left, since there were none
+        self._total = 0
         self._mutex = threading.RLock()
         self._last: Segment | None = None
         self.step = 1  # parcels in the next step of a replay
@@ -63,13 +67,25 @@ class Chain:
             if not self._segments:
                 return []
             self._last = self._segments[0]
-            return self._last.read(self._store_id, limit)
+            parcels = self._last.read(self._store_id, limit)
+            self._last_entries = sum(len(parcel.entries) for parcel in parcels)
+            self._entries += self._last_entries
+            self._total += self._last_entries
+            return parcels
 
     def rewind(self) -> None:
         """Put back what the last :meth:`read` gave."""
         with self._mutex:
             if self._last is not None:
                 self._last.rewind()
+                self._entries -= self._last_entries
+                self._total -= self._last_entries
+                self._last_entries = 0
+
+    @property
+    def moved(self) -> int:
+        """Number of entries read for good so far."""
+        return self._total
 
     @property
     def length(self) -> int:
@@ -79,8 +95,14 @@ class Chain:
     def commit(self) -> None:
         """Everything read so far is safe: remove the segments that hold nothing else."""
         with self._mutex:
+            gone = 0
             while self._segments and self._segments[0].exhausted:
                 self._segments.pop(0).finish()
+                gone += 1
+            self._files += gone
+            if gone and not self._segments:
+                emit("spill_drained", level=self._level, files=self._files, entries=self._entries)
+                self._files = self._entries = self._last_entries = 0
 
     def close(self) -> None:
         """Give every segment up; what is in them stays for whoever adopts it."""
@@ -98,6 +120,7 @@ class Spill(Chain):
         producer: the producer's key; it names the files.
         folder: where to, asked anew for each new file.
         fsync: whether each append is forced to the disk (survives a power cut).
+        level: of the events that tell of its filling and emptying; a journal does so all the time.
     """
 
     def __init__(
@@ -108,8 +131,9 @@ class Spill(Chain):
         *,
         fsync: bool = False,
         max_bytes: int = SEGMENT_BYTES,
+        level: int = logging.INFO,
     ) -> None:
-        super().__init__(store_id, [])
+        super().__init__(store_id, [], level=level)
         self._name = f"{store_id[:8]}-{producer}"
         self._folder = folder
         self._fsync = fsync
@@ -131,11 +155,15 @@ class Spill(Chain):
         data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
         with self._mutex:
             try:
-                if not self._segments or self._segments[-1].size >= self._max_bytes:
+                fresh = not self._segments
+                if fresh or self._segments[-1].size >= self._max_bytes:
                     self._segments.append(self._new_segment(folder))
                 self._segments[-1].append(data, fsync=self._fsync)
             except OSError as error:
                 raise SpillUnavailable(f"cannot spill to {folder}: {error.strerror or error}") from error
+        if fresh:
+            entries = sum(len(parcel.entries) for parcel in parcels)
+            emit("spill_started", level=self._level, folder=str(folder), entries=entries)
 
     def tail(self) -> Tail:
         """The present end."""
@@ -171,8 +199,6 @@ class Spill(Chain):
 
     def _new_segment(self, folder: Path) -> Segment:
         self._folder = folder
-        if len(self._segments) == 0:
-            emit("spill_started", folder=str(folder))
         segment = Segment.create(folder / f"{self._name}-{self._next:07d}.jsonl")
         self._next += 1
         return segment
@@ -195,23 +221,28 @@ class Spill(Chain):
 
 def adopt(folder: Path, store_id: str) -> Iterator[Chain]:
     """Chains of this store in ``folder`` that no living process holds; malformed files are set aside."""
+    for segments in orphans(folder, store_id):
+        if _owner(segments[0].path) is None:
+            _set_aside(segments)
+        else:
+            emit("spill_adopted", files=len(segments))
+            yield Chain(store_id, segments)
+
+
+def orphans(folder: Path, store_id: str) -> Iterator[list[Segment]]:
+    """The same chains as segments that are locked now, among them those that no line says the owner of."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if _is_spill(entry.name))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     for _, group in groupby(names, _chain_of):
         paths = [folder / name for name in group]
-        owner = _owner(paths[0])
-        if owner not in (store_id, None):
-            continue
-        segments = _take_chain(paths)
-        if not segments:
-            continue
-        if owner is None and _owner(paths[0]) is None:  # looked again under the lock
-            _set_aside(segments)
-        else:
-            emit("spill_adopted", files=len(segments))
-            yield Chain(store_id, segments)
+        if _owner(paths[0]) in (store_id, None) and (segments := _take_chain(paths)):
+            if _owner(paths[0]) in (store_id, None):  # looked again under the lock
+                yield segments
+            else:
+                for segment in segments:
+                    segment.close()
 
 
 @dataclass(frozen=True, slots=True)

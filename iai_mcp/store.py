@@ -7,27 +7,27 @@ tables, merged on the entry's key by one writer at a time, so that an entry is n
 from __future__ import annotations
 
 import hashlib
-import itertools
-import secrets
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import filelock
 import lancedb
 import msgspec
+import pyarrow as pa
 from lancedb.index import FTS, BTree
 
-from iai_mcp import embed
-from iai_mcp.config import Settings
+from iai_mcp import embed, orphans
+from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import Pair, entry_id, lane_of
-from iai_mcp.errors import BadParams, EmbeddingMismatch, StoreError, StoreUnavailable
+from iai_mcp.direct import DirectWrites, is_numbered
+from iai_mcp.entry import Pair, lane_of
+from iai_mcp.errors import EmbeddingMismatch, StoreError, StoreUnavailable
 from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import Table, translated
@@ -44,7 +44,7 @@ from iai_mcp.meta import (
     save_meta,
     signature,
 )
-from iai_mcp.record import MemoryRecord
+from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.record_table import Filters, Hit, RecordTable, record_schema
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ if TYPE_CHECKING:
 
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache"]
-
-
-_KEYS = frozenset({"entry_id", "producer", "producer_seq"})
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "scan"]
 
 
 class MemoryStore:
@@ -90,14 +87,14 @@ class MemoryStore:
                 self._open("records", schema, ["id"], text="index_text"),
                 self.layout.root / "records.lance",
                 WriterLock(self.layout.records_lock, self.settings.lock_timeout),
+                self.layout.records_scrub,
                 self.settings.cleanup_age,
             )
         self._lanes: dict[int, LaneTable] = {}
         self._mutex = threading.RLock()
         self._embedder: embed.Embedder | None = None
         self._embedder_loaded = False
-        self._producer = secrets.token_hex(8)
-        self._producer_seq = itertools.count(1)
+        self._direct = DirectWrites(self.left_out)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
 
@@ -191,13 +188,14 @@ class MemoryStore:
         """Make room for ``target``'s vectors; the name of the column to fill with :meth:`fill_vectors`."""
         if target == self.meta.embedder:
             return self.meta.vector_column
-        column = f"embedding_{target.dims}_{_fingerprint(target)}"
+        told = f"{target.name}\n{target.dims}\n{target.weights}"
+        column = f"embedding_{target.dims}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
         self._records.add_vector_column(column, target.dims)
         return column
 
     def finish_reembed(self, target: EmbedderMeta, column: str) -> None:
         """Search ``column`` from now on, and drop the columns of other embedders."""
-        save_meta(self.layout, _replace_meta(self.meta, target, column))
+        save_meta(self.layout, msgspec.structs.replace(self.meta, embedder=target, vector_column=column))
         self._records.drop_columns([name for name in self._records.vector_columns() if name != column])
         with self._mutex:
             self._embedder_loaded = False
@@ -248,16 +246,31 @@ class MemoryStore:
     def delete(self, record_id: UUID | str) -> bool:
         """Forget a memory and its provenance for good; whether there was one.
 
-        An entry that is still on its way finds no record and is left out.
+        An entry that is still on its way finds no record and is left out. Called again after a crash, it
+        finishes what was begun.
         """
         key = as_uuid(record_id)
-        if not self._records.existing([key]):
+        found = bool(self._records.existing([key]))
+        if not found and key not in self.forgotten.ids():
             return False
-        self.forgotten.add(key)
+        if key not in self.forgotten.ids():
+            self.forgotten.add(key)
         self._records.delete(key)
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
-        return True
+        orphans.forget(overflow_dir(self.settings), self.store_id, key, self.left_out)
+        self.tidy()
+        return found
+
+    def tidy(self) -> None:
+        """Take what was forgotten off the disk: at once, but for old versions that a reader may have open.
+
+        A running queue or worker calls this every now and then; it does nothing where nothing is due.
+        """
+        self._records.maintain(force=False)
+        for number in range(self.lanes):
+            if number in self._lanes or self.layout.lane_scrub(number).exists():
+                self.lane(number).maintain()
 
     def count(self, filters: Filters | None = None) -> int:
         """Number of memories (that fit)."""
@@ -321,15 +334,17 @@ class MemoryStore:
             StoreUnavailable: the place fails; the same call may be repeated.
             LeaseLost: the cache's fencing token is stale.
         """
+        given = [*pairs]
+        if all(is_numbered(record_id, entry) for record_id, entry in given):
+            return self._append(cast("list[Pair]", given), records_cache)
+        return self._direct.write(given, lambda numbered: self._append(numbered, records_cache))
+
+    def _append(self, pairs: list[Pair], records_cache: RecordsCache | None) -> AppendReport:
         cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
         by_lane: dict[int, list[Pair]] = defaultdict(list)
         lanes = self.lanes
-        for record_id, entry in pairs:
-            if isinstance(entry, dict) and isinstance(record_id, UUID) and entry.keys() >= _KEYS:
-                by_lane[lane_of(record_id, lanes)].append((record_id, entry))  # a drain's: the short way
-            else:
-                keyed = self._keyed(record_id, entry)
-                by_lane[lane_of(keyed[0], lanes)].append(keyed)
+        for pair in pairs:
+            by_lane[lane_of(pair[0], lanes)].append(pair)
         report = AppendReport()
         for number, part in by_lane.items():
             lane = self.lane(number)
@@ -337,16 +352,6 @@ class MemoryStore:
             if cache is not records_cache:
                 lane.maintain()  # a drain does this itself, after it has acknowledged
         return report
-
-    def _keyed(self, record_id: object, entry: object) -> Pair:
-        if not isinstance(entry, Mapping):
-            raise BadParams(f"a provenance entry must be a mapping, not {type(entry).__name__}")
-        key = as_uuid(record_id)
-        if isinstance(entry, dict) and entry.keys() >= _KEYS:
-            return key, entry
-        seq = next(self._producer_seq)
-        own = {"producer": self._producer, "producer_seq": seq}
-        return key, {**entry, **own, "entry_id": str(entry.get("entry_id") or entry_id(self._producer, seq))}
 
     def queue_provenance_batch(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
         """Hand entries to the queue where one is enabled, else write them on this thread."""
@@ -377,34 +382,17 @@ class MemoryStore:
             queue.stop()
 
 
+def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:
+    """Every row of a table as Arrow batches; what is missing or broken is neither made nor mended."""
+    table = lancedb.connect(root).open_table(name)
+    kept = [field.name for field in table.schema if not (skip_vectors and pa.types.is_fixed_size_list(field.type))]
+    yield from table.search().select(kept).to_batches()
+
+
 def _indexed(table: Table) -> set[str]:
     return {column for index in table.list_indices() for column in index.columns}
 
 
-def as_uuid(value: object) -> UUID:
-    """``value`` as a record id.
-
-    Raises:
-        BadParams: it is not a UUID.
-    """
-    if isinstance(value, UUID):
-        return value
-    try:
-        return UUID(str(value))
-    except ValueError:
-        raise BadParams(f"{str(value)[:80]!r} is not a record id (a UUID)") from None
-
-
 def _configured_embedder(settings: Settings) -> EmbedderMeta:
     found = embed.describe(settings)
-    if found is None:
-        return EmbedderMeta("none", DEFAULT_DIMS)
-    return EmbedderMeta(found.name, found.dims, found.weights)
-
-
-def _fingerprint(meta: EmbedderMeta) -> str:
-    return hashlib.sha256(f"{meta.name}\n{meta.dims}\n{meta.weights}".encode()).hexdigest()[:8]
-
-
-def _replace_meta(meta: StoreMeta, embedder: EmbedderMeta, column: str) -> StoreMeta:
-    return msgspec.structs.replace(meta, embedder=embedder, vector_column=column)
+    return EmbedderMeta(found.name, found.dims, found.weights) if found else EmbedderMeta("none", DEFAULT_DIMS)

@@ -1,4 +1,7 @@
-"""Reads the trace across lanes: who recalled what, when, for which cue."""
+"""Reads the trace across lanes: who recalled what, when and for which cue, what is recalled most, and what never.
+
+Every entry counts once, and nothing of a forgotten memory counts at all.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from iai_mcp.entry import lane_of
 from iai_mcp.lance import matches, quoted, sql_time
+from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 
-__all__ = ["TrailFilters", "trail"]
+__all__ = ["Recalled", "TrailFilters", "most_recalled", "never_recalled", "trail"]
 
 _ORDER = [("time", "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
 
@@ -43,6 +48,15 @@ class TrailFilters:
         if self.until is not None:
             parts.append(f"time < {sql_time(self.until)}")
         return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A memory, how many entries it has, and when the latest of them was made."""
+
+    record: MemoryRecord
+    recalls: int
+    last: datetime | None
 
 
 def trail(store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
@@ -80,3 +94,42 @@ def _newest_keys(store: MemoryStore, filters: TrailFilters, limit: int, offset: 
         if len(page) >= limit + offset:
             break
     return list(page)[offset : offset + limit]
+
+
+def most_recalled(
+    store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0
+) -> list[Recalled]:
+    """The memories with the most entries that fit, most first; of equals the one recalled last."""
+    order = [("recalls", "descending"), ("last", "descending"), ("record_id", "ascending")]
+    page = _counts(store, filters).sort_by(order).slice(offset, limit).to_pylist()
+    records = {str(record.id): record for record in store.records([row["record_id"] for row in page])}
+    return [
+        Recalled(records[row["record_id"]], row["recalls"], row["last"])
+        for row in page
+        if row["record_id"] in records
+    ]
+
+
+def never_recalled(
+    store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0
+) -> list[MemoryRecord]:
+    """The memories without any entry that fits, newest first."""
+    ids = store.record_ids()
+    recalled = pc.is_in(ids, value_set=_counts(store, filters)["record_id"].combine_chunks())
+    return store.records(ids.filter(pc.invert(recalled)).slice(offset, limit).to_pylist())
+
+
+def _counts(store: MemoryStore, filters: TrailFilters) -> pa.Table:
+    """``record_id``, ``recalls`` and ``last`` for each memory that has entries: only narrow columns are read."""
+    parts = [_counts_in_lane(store, number, filters.sql()) for number in range(store.lanes)]
+    counts = pa.concat_tables(parts)
+    gone = pa.array([str(record_id) for record_id in store.forgotten.ids()], pa.string())
+    return counts.filter(pc.invert(pc.is_in(counts["record_id"], value_set=gone)))
+
+
+def _counts_in_lane(store: MemoryStore, number: int, conditions: list[str]) -> pa.Table:
+    rows = store.lane(number).rows(conditions, ["entry_id", "record_id", "time"])
+    counted = rows.group_by("record_id").aggregate([("entry_id", "count_distinct"), ("time", "max")])
+    return counted.select(["record_id", "entry_id_count_distinct", "time_max"]).rename_columns(
+        ["record_id", "recalls", "last"]
+    )

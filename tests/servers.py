@@ -54,7 +54,11 @@ class Server:
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         if wait:
-            wait_until(self.answers, 20)
+            try:
+                wait_until(self.answers, 60)
+            except BaseException:
+                self.kill()
+                raise
         return self
 
     def answers(self) -> bool:

@@ -1,61 +1,116 @@
-"""One worker process for the configured store and Redis (``python -m workers``)."""
+"""One worker process for the configured store and Redis (``python -m workers``).
+
+Exit codes: 0 told to stop (or, with ``--burst``, done), 1 trouble that a new start may cure, 2 settings
+that cannot work.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
 
 from iai_mcp.config import Settings
-from iai_mcp.errors import IaiMcpError
-from iai_mcp.events import configure
+from iai_mcp.errors import BrokerUnavailable, IaiMcpError, UsageError
+from iai_mcp.events import configure, log
+
+RETRY_S = (0.5, 5.0)  # first and longest pause between looks for a Redis that is away
+PARENT_LOOK_S = 1.0
 
 
 def main() -> int:
     """Run until told to stop; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--burst", action="store_true", help="end as soon as every lane is empty")
+    parser.add_argument("--parent-pid", type=int, metavar="PID", help="end when this is no longer the parent")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):  # until RQ puts its own handlers there
+        signal.signal(number, _leave)
+    if options.parent_pid is not None:
+        threading.Thread(target=_end_with, args=(options.parent_pid,), daemon=True).start()
     try:
         settings = Settings.load()
-        configure(settings.log_level)
+        as_json = settings.log_format == "json"
+        configure(settings.log_level, as_json=as_json, also=("rq",) if as_json else ())
         return run(settings, burst=options.burst)
     except IaiMcpError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _end_with(parent: int) -> None:
+    """Stop warmly once ``parent`` is gone: a supervisor that was killed could not say so."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run(settings: Settings, *, burst: bool) -> int:
-    """Work with ``settings``.
+    """Work with ``settings``; without ``burst``, wait for a Redis that is away.
 
     Raises:
-        ConfigError: no Redis is configured, or it is too old.
+        ConfigError: no Redis is configured, it refuses us, or it is too old.
+        BrokerUnavailable: Redis is away (``burst``), or went away in the middle of something.
     """
     from redis.exceptions import RedisError
     from rq import Queue
 
     from iai_mcp.broker.client import connect, failure
     from iai_mcp.broker.keys import Keys
-    from iai_mcp.errors import BrokerUnavailable, ConfigError
+    from iai_mcp.errors import ConfigError
     from workers.bench import bench_for, configured_store
     from workers.worker import ProvenanceWorker
 
     if not settings.redis_url:
         raise ConfigError("workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0")
-    connection = connect(settings.redis_url)
     store = configured_store()
+    _reach(settings.redis_url, patient=not burst)
+    connection = connect(settings.redis_url)
     try:
-        bench_for(store.store_id, connection)
+        bench = bench_for(store.store_id, connection)
         name = Keys(settings.namespace, store.store_id).queue
         worker = ProvenanceWorker([Queue(name, connection=connection)], connection=connection)
         worker.log_job_description = False
         level = {"warning": "WARNING", "error": "ERROR", "debug": "DEBUG"}.get(settings.log_level, "INFO")
         worker.work(burst=burst, logging_level=level)
-        if burst:
-            bench_for(store.store_id, connection).drain_all()
+        if burst and not worker.told_to_stop:
+            asked = _stop_asked()
+            return 0 if bench.drain_all(asked) or asked() else 1
     except RedisError as error:
         raise BrokerUnavailable(f"Redis does not answer: {failure(error)}") from error
-    return 0
+    return 0 if worker.told_to_stop else 1  # RQ ends on errors as quietly as on request
+
+
+def _reach(url: str, *, patient: bool) -> None:
+    from iai_mcp.broker.inspect import check
+
+    pause, longest = RETRY_S
+    while True:
+        try:
+            return check(url)
+        except BrokerUnavailable as error:
+            if not patient:
+                raise
+            log.warning("%s; looking again in %g s", error, pause)
+        time.sleep(pause)
+        pause = min(longest, pause * 2)
+
+
+def _stop_asked() -> Callable[[], bool]:
+    """Whether a signal has come since; RQ's handlers would raise in the middle of a write."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    return asked.is_set
 
 
 if __name__ == "__main__":

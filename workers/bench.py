@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
-from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
-from iai_mcp.events import emit
+from iai_mcp.events import emit, quiet_words
+from iai_mcp.orphans import Moved, push
 from iai_mcp.provenance_queue import open_stores
-from iai_mcp.replay import replay
-from iai_mcp.spill import adopt
 from iai_mcp.store import MemoryStore, RecordsCache
-from workers.jobs import WrongStore
+from workers.jobs import TURN_S, WrongStore
 
 if TYPE_CHECKING:
     import redis
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "bench_for"]
 
 PLACE_PAUSE_S = 1.0
+LEASED_PAUSE_S = 0.1
 
 
 class Bench:
@@ -46,7 +46,7 @@ class Bench:
         report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
         if report.outcome is Outcome.PLACE:
             self._not_before[lane] = time.monotonic() + PLACE_PAUSE_S
-            error = f"{type(report.error).__name__}: {report.error}"
+            error = quiet_words(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
         return report
 
@@ -54,26 +54,26 @@ class Bench:
         """Lanes that have work and no live lease: their doorbell was lost, or their worker died."""
         yield from self.broker.idle_lanes()
 
-    def adopt_orphans(self) -> int:
-        """Push what dead clients of this store and user left in the spill; how many chains that were."""
-        adopted = 0
-        for chain in adopt(overflow_dir(self.store.settings), self.store.store_id):
-            self.broker.open()
-            while replay(chain, self.broker, self.store.lanes) or (chain.mark is not None and not chain.unread):
-                chain.commit()
-                if chain.empty:
-                    adopted += 1
-                    break
-            chain.close()
-        return adopted
+    def adopt_orphans(self) -> Moved:
+        """Push what dead clients of this store and user left in the spill."""
+        return push(self.store, self.broker)
 
-    def drain_all(self) -> None:
-        """Drain until no lane has work that nobody leases."""
+    def drain_all(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Drain until every lane is empty; False where the store fails, or where ``stopping()`` came first.
+
+        A lane that somebody else leases is waited for: either they drain it, or the lease runs out.
+        """
         self.adopt_orphans()
-        while lanes := list(self.sweep()):
-            reports = [self.drain(lane) for lane in lanes]
-            if all(report.outcome is not Outcome.EMPTY for report in reports):
-                return
+        while not stopping():
+            if lanes := list(self.sweep()):
+                reports = [self.drain(n, deadline=time.monotonic() + TURN_S) for n in lanes if not stopping()]
+                if not any(report.outcome in (Outcome.EMPTY, Outcome.TIME) for report in reports):
+                    return False
+            elif not any(lane.pending or lane.in_flight for lane in self.broker.stats()):
+                return True
+            else:
+                time.sleep(LEASED_PAUSE_S)
+        return False
 
 
 _benches: dict[str, Bench] = {}

@@ -33,6 +33,8 @@ FULL_PAUSE_S = 0.5
 class ProvenanceWorker(SimpleWorker):
     """Drains lanes on doorbells and, between them, lanes whose doorbell was lost."""
 
+    max_connection_wait_time = 5.0  # RQ's 60 s would let entries lie long after Redis is back
+
     def __init__(self, queues: Any, *args: Any, **options: Any) -> None:
         options["serializer"] = JSONSerializer
         if not isinstance(queues, list | tuple):
@@ -42,6 +44,17 @@ class ProvenanceWorker(SimpleWorker):
         super().__init__(names, *args, **options)
         self._own: Bench | None = None
         self._last_sweep = 0.0
+
+    def _set_ip_address(self, connection: Any) -> None:
+        try:
+            super()._set_ip_address(connection)
+        except ValueError:  # redis-py cannot read CLIENT INFO where the path of the Unix socket has a blank
+            self.ip_address = "unknown"
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self._shutdown_requested_date is not None
 
     # -- what runs
 
@@ -110,6 +123,7 @@ class ProvenanceWorker(SimpleWorker):
                 finally:
                     self._state = WorkerStatus.IDLE
             bench.adopt_orphans()
+            bench.store.tidy()
         except (IaiMcpError, RedisError, OSError) as error:
             self.log.warning("Worker %s: the sweep will try again: %s", self.name, error)
 

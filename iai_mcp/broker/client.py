@@ -13,14 +13,15 @@ from typing import Any, cast
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, ConnectionPool
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from iai_mcp.errors import ConfigError
+from iai_mcp.errors import BrokerUnavailable, ConfigError
 
-__all__ = ["Deadline", "connect", "control_client", "failure", "push_client"]
+__all__ = ["Deadline", "ask", "connect", "control_client", "failure", "packed", "push_client", "shut_down"]
 
 CONTROL_TIMEOUT_S = 5.0
+REPLY_BYTES = 65_536
 
 
 class Deadline:
@@ -66,8 +67,37 @@ class _Socket:
         self._arm()
         self._sock.sendall(data)
 
+    def ask(self, command: bytes) -> list[int] | None:
+        """Send a packed command and read a reply of integers; None where that is no such reply.
+
+        redis-py's own way takes longer than the server does, nearly all of it for cases that are not this one.
+        """
+        self.sendall(command)
+        lines = self.recv(REPLY_BYTES).split(b"\r\n")
+        while len(lines) == 1 or (lines[0][:1] == b"*" and len(lines) < int(lines[0][1:]) + 2):
+            more = self.recv(REPLY_BYTES)
+            if not more:
+                raise ConnectionError("Redis closed the connection")
+            lines = (b"\r\n".join(lines) + more).split(b"\r\n")
+        return [int(line[1:]) for line in lines[1:-1]] if lines[0][:1] == b"*" else None
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
+
+
+def packed(*args: bytes) -> bytes:
+    """Arguments of a command as they go over the wire, without the line that counts them."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
+
+
+def ask(client: redis.Redis, command: bytes) -> list[int] | None:
+    """The integers that a packed command is answered with, over the connection of a :func:`push_client`.
+
+    None for any other answer, an error among them, and from a stand-in: ask again through ``client``, which
+    knows what to raise.
+    """
+    bounded = getattr(client.connection, "bounded", None)
+    return bounded.ask(command) if bounded is not None else None
 
 
 def connect(url: str) -> redis.Redis:
@@ -121,8 +151,9 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
     if is_fake(connection):
         return redis.Redis(connection_pool=ConnectionPool(connection_class=kind, **kept))
 
-    def bounded_connect(self: Any) -> _Socket:
-        return _Socket(kind._connect(self), deadline)  # type: ignore[no-untyped-call]
+    def bounded_connect(self: Any) -> Any:
+        self.bounded = _Socket(kind._connect(self), deadline)  # type: ignore[no-untyped-call]
+        return self.bounded
 
     bounded = cast(
         "type[AbstractConnection]", type(f"Bounded{kind.__name__}", (kind,), {"_connect": bounded_connect})
@@ -136,6 +167,27 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
     )
     pool = ConnectionPool(connection_class=bounded, **kept)
     return redis.Redis(connection_pool=pool, single_connection_client=True)
+
+
+def shut_down(url: str) -> None:
+    """End the server at ``url``, if there is one, and return once it is gone; its append-only file is whole.
+
+    Raises:
+        BrokerUnavailable: it does not end.
+    """
+    client = control_client(connect(url))
+    try:
+        client.ping()
+    except BusyLoadingError:
+        pass
+    except RedisError:
+        return
+    try:
+        client.shutdown()  # comes back when the connection breaks: the process is gone
+    except RedisError as error:
+        raise BrokerUnavailable(f"the Redis that runs already does not end: {failure(error)}") from error
+    finally:
+        client.connection_pool.disconnect()
 
 
 def failure(error: BaseException) -> str:

@@ -25,7 +25,7 @@ __all__ = ["RedisLook", "WorkerLook", "check", "look", "masked"]
 
 UNKNOWN = "unknown"
 TIMEOUT_S = 2.0
-ALIVE_S = 60.0  # our workers are seen every few seconds; a killed one stays registered for minutes
+ALIVE_S = 15.0  # our workers are seen every few seconds; a killed one stays registered for minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _server(client: redis.Redis) -> dict[str, Any]:
     """Version, persistence and eviction, as far as the ACL lets us ask; and what is wrong with them."""
     info: dict[str, Any] = {}
     with suppress(ResponseError):
-        info = client.info("everything")  # type: ignore[assignment]
+        info = client.info("everything")
     config: dict[str, str] = {}
     with suppress(ResponseError):
         config = client.config_get("append*", "maxmemory*")  # type: ignore[assignment]

@@ -33,11 +33,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to drain one lane. ``token`` only grows; None where no other process can hold a lease."""
+    """The right to drain one lane. ``token`` only grows; None where no other process can hold a lease.
+
+    ``inherited``: how many items another process has left in flight.
+    """
 
     lane: int
     token: int | None
     holder: str
+    inherited: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from iai_mcp.broker.client import Deadline, control_client, failure, push_client
+from iai_mcp.broker.client import Deadline, ask, control_client, failure, packed, push_client
 from iai_mcp.broker.doorbell import Doorbell
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Mark, Poison, Pushed, Refused
@@ -141,6 +141,9 @@ class RedisBroker:
             (self.keys.lane(n, "pending"), self.keys.lane(n, "state"), self.keys.lane(n, "lease"))
             for n in range(lanes)
         ]
+        self._packed_keys = [packed(*map(str.encode, keys)) for keys in self._lane_keys]
+        self._evalsha = packed(b"EVALSHA", self._scripts["push"].digest.encode())
+        self._ceiling = packed(b"%d" % self.options.ceiling)
         self._doorbell = Doorbell(self.control, self.keys)
 
     # -- producers
@@ -149,15 +152,11 @@ class RedisBroker:
         client = self._push
         if client is None:
             return Refused(self.trouble or "not connected yet")
-        keys: list[str] = []
-        args: list[Any] = [self.options.ceiling]
-        for parcel in parcels:
-            keys += self._lane_keys[parcel.lane]
-            args += (to_item(parcel), len(parcel.entries))
+        items = [to_item(parcel) for parcel in parcels]
         self._deadline.within(self.options.push_s)
         try:
             self.round_trips += 1
-            reply = self._scripts["push"](client, keys, args)
+            reply = ask(client, self._push_command(parcels, items)) or self._push_again(client, parcels, items)
         except (RedisError, OSError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
@@ -170,6 +169,25 @@ class RedisBroker:
                 self._due.add(parcel.lane)
                 self._wake.set()
         return Pushed()
+
+    def _push_command(self, parcels: Sequence[Parcel], items: list[bytes]) -> bytes:
+        """The script's call as it goes over the wire: the keys have been made ready, lane by lane."""
+        count = len(parcels)
+        keys = args = b""
+        for parcel, item in zip(parcels, items, strict=True):
+            keys += self._packed_keys[parcel.lane]
+            entries = b"%d" % len(parcel.entries)
+            args += b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(item), item, len(entries), entries)
+        head = b"*%d\r\n%b%b" % (4 + 5 * count, self._evalsha, packed(b"%d" % (3 * count)))
+        return b"%b%b%b%b" % (head, keys, self._ceiling, args)
+
+    def _push_again(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> Any:
+        """The same push the long way: nothing came of the first, or it was no connection of ours."""
+        keys = [key for parcel in parcels for key in self._lane_keys[parcel.lane]]
+        args: list[Any] = [self.options.ceiling]
+        for parcel, item in zip(parcels, items, strict=True):
+            args += (item, len(parcel.entries))
+        return self._scripts["push"](client, keys, args)
 
     @property
     def room(self) -> int:
@@ -218,7 +236,7 @@ class RedisBroker:
     def _settled(self) -> list[int]:
         pipe = self.control.pipeline(transaction=False)
         for number in range(self._lanes):
-            pipe.hget(self.keys.lane(number, "state"), "settled")
+            pipe.hget(self.keys.lane(number, "state"), "drained")
         return [int(value or 0) for value in pipe.execute()]
 
     def wait_change(self, timeout: float) -> None:
@@ -340,9 +358,13 @@ class RedisBroker:
 
     def lease(self, lane: int, floor: int = 0) -> Lease | None:
         holder = f"{_holder()}:{secrets.token_hex(4)}"
-        keys = [self.keys.lane(lane, "lease"), self.keys.lane(lane, "state")]
-        token = self._run("lease", keys, [holder, self._lease_ms, floor])
-        return Lease(lane, int(token), f"{token}:{holder}") if token != -1 else None
+        keys = [self.keys.lane(lane, part) for part in ("lease", "state", "flight")]
+        token, *left = self._run("lease", keys, [holder, self._lease_ms, floor])
+        if token == -1:
+            return None
+        before, items = left
+        ours = before.decode().rpartition(":")[0] == _holder()
+        return Lease(lane, int(token), f"{token}:{holder}", inherited=0 if ours else int(items))
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
         keys = [self.keys.lane(lease.lane, part) for part in ("lease", "pending", "flight", "state")]
@@ -380,7 +402,7 @@ class RedisBroker:
         with translated():
             pipe = self.control.pipeline(transaction=False)
             for n in range(self._lanes):
-                pipe.hget(self.keys.lane(n, "state"), "entries")
+                pipe.hmget(self.keys.lane(n, "state"), "pushed", "drained")
                 pipe.lrange(self.keys.lane(n, "flight"), 0, -1)
                 pipe.lindex(self.keys.lane(n, "pending"), 0)
                 pipe.get(self.keys.lane(n, "lease"))
@@ -391,18 +413,19 @@ class RedisBroker:
     def _lane_stats(
         self,
         lane: int,
-        entries: bytes | None,
+        counts: list[bytes | None],
         flight: list[bytes],
         head: bytes | None,
         lease: bytes | None,
         ttl: int,
     ) -> LaneStats:
+        held = int(counts[0] or 0) - int(counts[1] or 0)
         in_flight = sum(item_header(item)[1] for item in flight)
         oldest = flight[0] if flight else head
         age = max(0.0, time.time() - item_header(oldest)[0] / 1000) if oldest else None
         return LaneStats(
             lane,
-            max(0, int(entries or 0) - in_flight),
+            max(0, held - in_flight),
             in_flight,
             age,
             lease.decode().split(":", 1)[1] if lease else None,

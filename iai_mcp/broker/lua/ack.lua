@@ -9,18 +9,12 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return -1
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local entries, items = 0, 0
-for _ = 1, tonumber(ARGV[3]) do
-  local item = redis.call('LPOP', KEYS[2])
-  if item then
-    entries = entries + tonumber(string.match(string.sub(item, 1, 40), '^%d+:(%d+):') or '1')
-    items = items + 1
-  end
+local entries = 0
+for _, item in ipairs(redis.call('LPOP', KEYS[2], ARGV[3]) or {}) do
+  entries = entries + tonumber(string.match(string.sub(item, 1, 40), '^%d+:(%d+):') or '1')
 end
-local left = redis.call('HINCRBY', KEYS[3], 'entries', -entries)
-if left < 0 then
-  redis.call('HSET', KEYS[3], 'entries', 0)
+local drained = redis.call('HINCRBY', KEYS[3], 'drained', entries)
+if drained > tonumber(redis.call('HGET', KEYS[3], 'pushed') or '0') then -- somebody pushed past the script
+  redis.call('HSET', KEYS[3], 'pushed', string.format('%d', drained))
 end
-redis.call('HINCRBY', KEYS[3], 'settled', items)
-redis.call('HINCRBY', KEYS[3], 'drained', entries)
 return 1

@@ -21,7 +21,8 @@ if not head then
   return {0}
 end
 local most = tonumber(ARGV[3])
-if tonumber(redis.call('HGET', KEYS[4], 'entries') or '0') < most then
+local counts = redis.call('HMGET', KEYS[4], 'pushed', 'drained')
+if (counts[1] or 0) - (counts[2] or 0) < most then
   local pushed = tonumber(string.match(string.sub(head, 1, 24), '^(%d+):') or '0')
   local left = pushed + tonumber(ARGV[5]) - tonumber(ARGV[6])
   if left > 0 then

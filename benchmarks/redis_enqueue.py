@@ -1,0 +1,144 @@
+"""Measures what ``enqueue`` costs the caller with Redis, beside a bare RPUSH and beside one RQ job per recall.
+
+Run with ``python benchmarks/redis_enqueue.py``. The server keeps its append-only file (everysec), no worker
+runs. A bare RPUSH sends the bytes that the recall's parcels come to, made beforehand, as one list item, through
+a plain redis-py client: with its default pool, and with ``single_connection_client=True``, the kind of
+connection that ``enqueue`` has. ``rq.Queue.enqueue`` makes one job out of the same pairs. The sides take turns,
+call by call, in a new order each time (what runs after RQ finds the caches full of RQ), and each is handed
+copies made right before, since a recall has just made its entries too. Round trips are counted in the broker
+and, as script calls, by the server.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import redis
+import redis_common as common
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from iai_mcp.broker.redis import RedisBroker, to_item
+from iai_mcp.entry import Pair
+from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.store import MemoryStore
+
+CALLS = 4_000
+WARM = 200
+
+
+class Work:
+    """The recall at hand, in the form that each side takes."""
+
+    def __init__(self, store: MemoryStore, recalls: list[list[Pair]]) -> None:
+        parcels = common.parcels(store, "0123456789abcdef", recalls)
+        self._packed = [b"".join(map(to_item, each)) for each in parcels]
+        self._recalls = recalls
+        self._turn = itertools.cycle(range(len(recalls)))
+
+    def next(self) -> None:
+        """Turn to another recall."""
+        at = next(self._turn)
+        self.pairs = [(record_id, dict(entry)) for record_id, entry in self._recalls[at]]
+        self.texts = [(str(record_id), entry) for record_id, entry in self.pairs]
+        self.item = bytes(bytearray(self._packed[at]))
+
+
+def main() -> None:
+    quick = harness.options("what enqueue costs with Redis").quick
+    calls = CALLS // 8 if quick else CALLS
+    with common.server() as (folder, server):
+        store, ids = common.store(folder, server.url, 1_000)
+        queue = ProvenanceWriteQueue(store)
+        queue.start()
+        work = Work(store, list(common.recalls(ids, 1_000)))
+        sides = _sides(server.client, queue, work)
+        shuffled(sides, WARM, work.next)
+        times = shuffled(sides, calls, work.next)
+        trips = min(_round_trips(queue, work, server.client()) for _ in range(3))
+        assert queue.counts.spilled == 0, queue.counts
+        queue.stop()
+        print(f"redis_enqueue: {harness.machine()}, Redis {common.version(server)}")
+    _print(times, trips)
+
+
+def shuffled(
+    sides: dict[str, Callable[[], object]], rounds: int, before: Callable[[], object]
+) -> dict[str, harness.Seconds]:
+    """Time every side once a round, in a random order."""
+    rng = random.Random(7)
+    times: dict[str, harness.Seconds] = {name: [] for name in sides}
+    gc.collect()
+    gc.freeze()
+    for _ in range(rounds):
+        for name in rng.sample(list(sides), len(sides)):
+            before()
+            times[name].append(harness.timed(sides[name]))
+    gc.unfreeze()
+    return times
+
+
+def _sides(
+    client: Callable[..., redis.Redis], queue: ProvenanceWriteQueue, work: Work
+) -> dict[str, Callable[[], object]]:
+    single, pooled = client(single_connection_client=True), client()
+    jobs = Queue("beside", connection=client(), serializer=JSONSerializer)
+    return {
+        "enqueue": lambda: queue.enqueue(work.pairs),
+        "RPUSH, one connection": lambda: single.rpush("beside", work.item),
+        "RPUSH, default pool": lambda: pooled.rpush("beside", work.item),
+        "rq.Queue.enqueue": lambda: jobs.enqueue("workers.jobs.drain_lane", work.texts),
+    }
+
+
+def _round_trips(queue: ProvenanceWriteQueue, work: Work, client: redis.Redis) -> tuple[float, float]:
+    """Round trips of one ``enqueue``, as the broker and as the server counts them.
+
+    The server also counts a script when the background thread rings for a lane that lies idle, every few seconds:
+    hence the least of some counts.
+    """
+    broker = queue._broker
+    assert isinstance(broker, RedisBroker)
+    before = broker.round_trips, _scripts(client)
+    for _ in range(WARM):
+        work.next()
+        queue.enqueue(work.pairs)
+    return (broker.round_trips - before[0]) / WARM, (_scripts(client) - before[1]) / WARM
+
+
+def _scripts(client: redis.Redis) -> int:
+    stats: Any = client.info("commandstats")
+    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("eval", "evalsha"))
+
+
+def _print(times: dict[str, harness.Seconds], trips: tuple[float, float]) -> None:
+    ours = harness.median(times["enqueue"])
+    rows = []
+    for name, taken in times.items():
+        micro = [f"{harness.percentile(taken, percent) * 1e6:.0f}" for percent in (50, 99)]
+        rows.append([name, *micro, *_verdict(name, ours, harness.median(taken))])
+    heads = ("way", "p50 µs", "p99 µs", "enqueue takes", "target")
+    harness.show(f"{len(times['enqueue']):,} calls each, five pairs", heads, rows)
+    print(
+        f"\nround trips per recall: {trips[0]:.3f} by the broker, {trips[1]:.3f} script calls by the server; ",
+        end="",
+    )
+    print(f"target {harness.at_most(max(trips), 1)}")
+
+
+def _verdict(name: str, ours: float, theirs: float) -> list[str]:
+    ratio = ours / theirs
+    if name == "enqueue":
+        return ["-", "-"]
+    if name.startswith("rq"):
+        return [f"1/{1 / ratio:.2f} of it", harness.at_least(1 / ratio, 3)]
+    return [f"{ratio:.2f} x", harness.at_most(ratio, 1.4)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The commands that look after a store: ``verify``, ``doctor`` and ``spill``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iai_mcp.cli_common import Json, Store, note, opened, print_json, settled
+
+if TYPE_CHECKING:
+    from iai_mcp.doctor import Check
+    from iai_mcp.orphans import Moved, SpillFile
+    from iai_mcp.verify import Finding, Report
+
+__all__ = ["register"]
+
+MOST_LINES = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command(epilog="Example: iai-mcp verify --repair")(verify)
+    app.command(epilog="Example: iai-mcp doctor")(doctor)
+    group = typer.Typer(
+        help="Look at the trace entries that wait in local spill files, and move them on.",
+        epilog="Example: iai-mcp spill replay",
+        no_args_is_help=False,
+    )
+    group.callback(invoke_without_command=True)(_root)
+    group.command("list", epilog="Example: iai-mcp spill list")(_list)
+    group.command("replay", epilog="Example: iai-mcp spill replay")(_replay)
+    app.add_typer(group, name="spill")
+
+
+# -- verify
+
+
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended, and say what.")] = False,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Check that every trace entry ever handed out is accounted for, once and in order; exit code 1 if not."""
+    from iai_mcp.verify import layout_of
+    from iai_mcp.verify import verify as look
+
+    settings = settled(store)
+    layout = layout_of(store, settings)
+    report, done = look(layout, settings), []
+    if repair:
+        from iai_mcp.repair import repair as mend
+
+        for said in mend(layout, settings, report):
+            done.append(said)
+            note(said)
+        report = look(layout, settings)
+    if as_json:
+        print_json({**report.document(), **({"repaired": done} if repair else {})})
+    else:
+        _tell(report)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def _tell(report: Report) -> None:
+    total = report.total
+    typer.echo(f"handed out  {total['handed_out']:>12,}  by {_many(len(report.ledgers), 'producer')}")
+    for name, number in [*total.items()][1:]:
+        if number or name in ("applied", "lost"):
+            typer.echo(f"{name.replace('_', ' '):<10}  {number:>12,}")
+    for lane in report.lanes:
+        said = "cannot be read" if lane.error else f"{lane.rows:,} rows"
+        typer.echo(f"{f'lane {lane.lane}':<10}  {said}")
+    for one in report.notes:
+        note(f"note: {one}")
+    _tell_findings("warning", report.warnings)
+    _tell_findings("BROKEN", report.breaches)
+    if report.clean:
+        typer.echo("every entry is accounted for")
+
+
+def _tell_findings(word: str, found: list[Finding]) -> None:
+    for finding in found[:MOST_LINES]:
+        typer.echo(f"{word}: {finding.kind.replace('_', ' ')}: {finding.said} -> {finding.mend}")
+    if len(found) > MOST_LINES:
+        typer.echo(f"{word}: and {len(found) - MOST_LINES} more -> iai-mcp verify --json shows all")
+
+
+# -- doctor
+
+
+def doctor(as_json: Json = False, store: Store = None) -> None:
+    """Check this installation, the store and what it depends on; exit code 1 where something fails."""
+    from iai_mcp.doctor import State, examine
+    from iai_mcp.errors import UsageError
+
+    if store == "":
+        raise UsageError("--store is empty: give a folder, or leave it out for the default store")
+    checks = []
+    for check in examine(store):
+        checks.append(check)
+        if not as_json:
+            typer.echo(_line(check))
+    worst = [sum(check.state is state for check in checks) for state in (State.FAIL, State.WARN)]
+    if as_json:
+        shown = [{"name": c.name, "state": c.state, "said": c.said, "mend": c.mend} for c in checks]
+        print_json({"ok": not worst[0], "checks": shown})
+    else:
+        typer.echo(f"{len(checks)} checks: {worst[0]} failed, {_many(worst[1], 'warning')}")
+    if worst[0]:
+        raise typer.Exit(1)
+
+
+def _line(check: Check) -> str:
+    said = " ".join(check.said.split())
+    return f"{check.state.value}  {check.name:<16}  {said}{f' -> {check.mend}' if check.mend else ''}"
+
+
+# -- spill
+
+
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _list(as_json: Json = False, store: Store = None) -> None:
+    """List the spill files, those of other stores and those set aside among them."""
+    from iai_mcp.config import overflow_dir
+    from iai_mcp.meta import Layout, read_meta
+    from iai_mcp.orphans import listing
+
+    settings = settled(store)
+    folder = overflow_dir(settings)
+    files = listing(folder)
+    layout = Layout(settings.store_path.absolute())
+    ours = read_meta(layout).store_id if layout.meta.exists() else None
+    if as_json:
+        print_json({"folder": str(folder), "store_id": ours, "files": [_file(file) for file in files]})
+        return
+    for file in files:
+        typer.echo(_row(file, ours))
+    if not files:
+        note(f"nothing is spilled in {folder}")
+
+
+def _file(file: SpillFile) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    age = max(0.0, time.time() - file.oldest) if file.oldest is not None else None
+    return {**asdict(file), "path": str(file.path), "age_s": age}
+
+
+def _row(file: SpillFile, ours: str | None) -> str:
+    age = f"{max(0.0, time.time() - file.oldest):.0f} s old" if file.oldest is not None else "of unknown age"
+    whose = f"store {file.store}" if file.store else "no store"
+    whose = "this store" if file.store and file.store == ours else whose
+    state = "set aside" if file.set_aside else "held by a living process" if file.held else "held by nobody"
+    bad = f", {file.unreadable} unreadable lines" if file.unreadable else ""
+    entries = _many(file.entries, "entry", "entries")
+    return f"{file.path.name}  {entries}{bad}  {age}  {whose}, producer {file.producer or 'unknown'}  {state}"
+
+
+def _replay(as_json: Json = False, store: Store = None) -> None:
+    """Move on what no living process holds: to Redis where one is configured, else into the store."""
+    from dataclasses import asdict
+
+    from iai_mcp.repair import move_spill
+    from iai_mcp.verify import layout_of
+
+    layout_of(store, settled(store))
+    with opened(store) as memories:
+        moved = move_spill(memories)
+    if as_json:
+        print_json(asdict(moved))
+    else:
+        typer.echo(_told(moved))
+    if moved.stayed:
+        note(f"{_many(moved.stayed, 'file')} had to stay: Redis does not take the entries now")
+    if moved.dead:
+        note(f"{_many(moved.dead, 'entry', 'entries')} became dead letters: see `iai-mcp dead list`")
+    if moved.stayed or moved.dead:
+        raise typer.Exit(1)
+
+
+def _told(moved: Moved) -> str:
+    if not moved.files:
+        return "nothing to replay"
+    counts = {"applied": moved.applied, "applied before": moved.duplicate, "pushed to Redis": moved.pushed}
+    counts |= {"left out, for their memory is gone": moved.unknown}
+    said = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    return f"{_many(moved.files, 'file')} replayed: {said or 'no entries'}"
+
+
+def _many(number: int, one: str, more: str = "") -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"

@@ -1,0 +1,98 @@
+"""The commands around the MCP server: serve, install, uninstall and hook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iai_mcp import cli_hook
+from iai_mcp.cli_common import Store, note
+from iai_mcp.errors import UsageError
+
+__all__ = ["register"]
+
+Client = Literal["claude-code", "claude-desktop", "cursor", "codex", "vscode"]
+Which = Annotated[
+    Client, typer.Argument(metavar="CLIENT", help="claude-code, claude-desktop, cursor, codex or vscode.")
+]
+Scope = Annotated[
+    Literal["user", "project"], typer.Option(help="user: for all projects; project: for the one in this folder.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command(epilog="Example: iai-mcp serve --transport http --port 8765")(serve)
+    app.command(epilog="Example: iai-mcp install claude-code")(install)
+    app.command(epilog="Example: iai-mcp uninstall claude-code")(uninstall)
+    cli_hook.register(app)
+
+
+def serve(
+    transport: Annotated[
+        Literal["stdio", "http"], typer.Option(help="stdio: one client, which starts us; http: many.")
+    ] = "stdio",
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks one.")] = 8765,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the bearer token (default: $IAI_MCP_TOKEN).")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this server in requests; repeatable."),
+    ] = None,
+    store: Store = None,
+) -> None:
+    """Serve the memory to MCP clients."""
+    from iai_mcp import events
+    from iai_mcp.config import Settings
+
+    if store == "":
+        raise UsageError("--store is empty: give a folder, or leave it out for the default store")
+    settings = Settings.load()
+    loggers = ("mcp", "uvicorn.error")  # they speak up about strangers and floods
+    events.configure(settings.log_level, as_json=settings.log_format == "json", also=loggers)
+    if transport == "stdio":
+        from iai_mcp import server_stdio
+
+        server_stdio.serve(settings, store)
+        return
+    from iai_mcp import server_http
+
+    token = server_http.read_token(settings, token_file)
+    server_http.serve(settings, store, server_http.Address(host, port, allow_host or ()), token)
+
+
+def install(
+    client: Which,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the configuration, write nothing.")] = False,
+    scope: Scope = "user",
+    store: Store = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="URL", help="A running server's URL instead of a command.")
+    ] = None,
+) -> None:
+    """Tell an MCP client about this server; what else its configuration holds stays."""
+    from iai_mcp import install as installing
+
+    place = installing.place_of(client, scope)
+    entry = installing.entry_for(client, store=store, url=http)
+    if only_print:
+        typer.echo(installing.printed(place, entry), nl=False)
+        note(f"goes into {place.path}")
+        return
+    _tell(installing.install(place, entry))
+
+
+def uninstall(client: Which, scope: Scope = "user") -> None:
+    """Take this server out of an MCP client's configuration."""
+    from iai_mcp import install as installing
+
+    _tell(installing.uninstall(installing.place_of(client, scope)))
+
+
+def _tell(done: object) -> None:
+    for line in str(done).splitlines():
+        typer.echo(line)

@@ -1,0 +1,107 @@
+"""The commands that run the background: ``worker`` against a Redis that is there, ``up`` with one of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iai_mcp.cli_common import Store, error_line, note
+from iai_mcp.errors import BrokerUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from iai_mcp.config import Settings
+    from iai_mcp.supervise import Stop
+    from iai_mcp.up import Deployment
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command(epilog="Example: iai-mcp up --workers 2")(up)
+    app.command(epilog="Example: IAI_MCP_REDIS_URL=redis://localhost:6379/0 iai-mcp worker -n 2")(worker)
+
+
+def up(
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, max=64, help="How many workers.")] = 2,
+    store: Store = None,
+) -> None:
+    """Bring up a whole deployment on this machine: a private Redis and its workers, until Ctrl-C."""
+    from iai_mcp.supervise import Stop
+    from iai_mcp.up import AlreadyUp, Deployment, redis_server
+
+    settings = _settings(store)
+    server = redis_server()
+    with Stop() as stop:
+        here = Deployment(settings)
+        try:
+            with here.locked():
+                code = _up(here, server, workers, stop)
+        except AlreadyUp as error:
+            error_line(f"{error}; clients connect to it with the lines on stdout")
+            typer.echo("\n".join(here.exports))
+            code = 1
+    raise typer.Exit(code)
+
+
+def _up(here: Deployment, server: str, workers: int, stop: Stop) -> int:
+    from iai_mcp.supervise import end
+
+    redis = here.redis(server)
+    try:
+        here.start_redis(redis, stop)
+    except BaseException:
+        end([redis])
+        raise
+    if not stop.asked:
+        note(f"Redis answers ({server}, log and data in {here.folder})")
+        note(f"{_so_many(workers)} {here.store}; Ctrl-C stops all of it; clients connect with:")
+        typer.echo("\n".join(here.exports))
+    return here.run(redis, here.workers(workers), stop)
+
+
+def worker(
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="How many processes.")] = 1,
+    burst: Annotated[bool, typer.Option("--burst", help="End as soon as every lane is empty.")] = False,
+    store: Store = None,
+) -> None:
+    """Drain what waits in Redis into the store, with processes that are restarted when they die."""
+    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.inspect import masked
+    from iai_mcp.supervise import Stop, check_start, end, keep, worker_children
+
+    settings = _settings(store)
+    with Stop() as stop:
+        trouble = check_start(settings)
+        children = worker_children(count, {"IAI_MCP_STORE": str(settings.store_path.absolute())}, burst=burst)
+        where = masked(connect(settings.redis_url))
+        if trouble and burst:
+            raise BrokerUnavailable(f"Redis does not answer: {trouble}")
+        if trouble:
+            note(f"Redis does not answer: {trouble}; the workers wait for it")
+        if not burst:
+            note(f"{_so_many(count)} {settings.store_path} from {where}; Ctrl-C stops")
+        try:
+            code = keep(children, stop, restart=not burst)
+        finally:
+            clean = end(children, stop)
+    raise typer.Exit(code or (0 if clean else 1))
+
+
+def _so_many(workers: int) -> str:
+    return f"{workers} workers serve" if workers > 1 else "1 worker serves"
+
+
+def _settings(store: str | None) -> Settings:
+    from dataclasses import replace
+
+    from iai_mcp import events
+    from iai_mcp.config import Settings
+
+    if store == "":
+        raise UsageError("--store is empty: give a folder, or leave it out for the default store")
+    settings = Settings.load()
+    events.configure(settings.log_level, as_json=settings.log_format == "json")
+    return settings if store is None else replace(settings, store=Path(store).expanduser())

@@ -1,0 +1,77 @@
+"""Numbers the entries that a store writes itself, without a queue: a producer of its own, in the order written.
+
+A number is used up once it has been given out; where the write failed, that is noted, so that nobody
+takes the entry for lost.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+from uuid import UUID
+
+from iai_mcp.entry import Pair, entry_id
+from iai_mcp.errors import BadParams
+from iai_mcp.leftout import Key, LeftOut, Why
+from iai_mcp.record import as_uuid
+
+__all__ = ["DirectWrites", "is_numbered"]
+
+_KEYS = frozenset({"entry_id", "producer", "producer_seq"})
+Result = TypeVar("Result")
+
+
+def is_numbered(record_id: object, entry: object) -> bool:
+    """Whether the pair comes from a queue, with its key."""
+    return isinstance(entry, dict) and isinstance(record_id, UUID) and entry.keys() >= _KEYS
+
+
+class DirectWrites:
+    """One store's own producer."""
+
+    def __init__(self, left_out: LeftOut) -> None:
+        self.producer = secrets.token_hex(8)
+        self._left_out = left_out
+        self._last = 0
+        self._order = threading.Lock()  # one write at a time: numbers ascend as the rows do
+        self._refused: list[Key] = []
+
+    def write(self, pairs: Sequence[tuple[object, object]], append: Callable[[list[Pair]], Result]) -> Result:
+        """Number ``pairs`` and give them to ``append``, whose errors pass through.
+
+        Raises:
+            BadParams: a pair is not a UUID and a mapping; nothing was written.
+        """
+        checked = [_checked(record_id, entry) for record_id, entry in pairs]
+        with self._order:
+            self._note_refused()
+            before = self._last
+            numbered = [self._numbered(record_id, entry) for record_id, entry in checked]
+            try:
+                return append(numbered)
+            except BaseException:
+                self._refused += [(self.producer, seq) for seq in range(before + 1, self._last + 1)]
+                self._note_refused()
+                raise
+
+    def _numbered(self, record_id: UUID, entry: Mapping[str, object]) -> Pair:
+        if isinstance(entry, dict) and is_numbered(record_id, entry):
+            return record_id, entry
+        self._last += 1
+        key = str(entry.get("entry_id") or entry_id(self.producer, self._last))
+        return record_id, {**entry, "producer": self.producer, "producer_seq": self._last, "entry_id": key}
+
+    def _note_refused(self) -> None:
+        if self._refused:
+            with suppress(OSError):  # the store's disk is full; the next write tries again
+                self._left_out.add(Why.REFUSED, self._refused)
+                self._refused.clear()
+
+
+def _checked(record_id: object, entry: object) -> tuple[UUID, Mapping[str, object]]:
+    if not isinstance(entry, Mapping):
+        raise BadParams(f"a provenance entry must be a mapping, not {type(entry).__name__}")
+    return as_uuid(record_id), entry

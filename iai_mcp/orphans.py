@@ -1,0 +1,197 @@
+"""The spill folder from outside: what lies in it, moving on what nobody holds, and forgetting within it.
+
+A file that a living process holds is only ever looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+
+from iai_mcp.broker.protocol import QueueBroker
+from iai_mcp.config import overflow_dir
+from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
+from iai_mcp.entry import Outline, as_pairs, outline
+from iai_mcp.events import emit, quiet_words
+from iai_mcp.lane_table import RecordsCache
+from iai_mcp.leftout import Key, LeftOut, Why
+from iai_mcp.replay import STEP, replay
+from iai_mcp.segment import Segment, is_held
+from iai_mcp.spill import adopt, orphans
+
+if TYPE_CHECKING:
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["Moved", "SpillFile", "apply", "forget", "listing", "outlines", "push"]
+
+_PRODUCER = re.compile(r"[0-9a-f]{8}-(?P<producer>[0-9a-f]{16})-\d{6,}")
+
+
+@dataclass(frozen=True, slots=True)
+class SpillFile:
+    """One file of the spill folder.
+
+    Attributes:
+        store: the store whose entries it holds; None where no line says.
+        oldest: Unix time at which the first of its entries was handed out.
+        unreadable: lines that are no entries.
+        held: whether a living process holds it, and will move it on.
+        set_aside: whether it is out of the way for people to look at.
+    """
+
+    path: Path
+    store: str | None
+    producer: str | None
+    lines: int
+    entries: int
+    unreadable: int
+    bytes: int
+    oldest: float | None
+    held: bool
+    set_aside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a replay did: files that are gone, entries in the store (or in Redis), files that had to stay."""
+
+    files: int = 0
+    applied: int = 0
+    duplicate: int = 0
+    unknown: int = 0
+    dead: int = 0
+    pushed: int = 0
+    stayed: int = 0
+
+
+def listing(folder: Path) -> list[SpillFile]:
+    """Every spill file in ``folder``, by name, those of other stores and those set aside among them."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.name.endswith(".jsonl"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # moved on while we looked
+            found.append(_file(path))
+    return found
+
+
+def _file(path: Path) -> SpillFile:
+    held, size = is_held(path), path.stat().st_size
+    lines = [*outlines(path)]
+    good = [line for line in lines if line is not None]
+    name = _PRODUCER.match(path.name)
+    return SpillFile(
+        path=path,
+        store=good[0].store if good else None,
+        producer=good[0].producer if good else name["producer"] if name else None,
+        lines=len(lines),
+        entries=sum(len(line.entries) for line in good),
+        unreadable=len(lines) - len(good),
+        bytes=size,
+        oldest=min((line.pushed for line in good), default=None),
+        held=held,
+        set_aside=".failed-" in path.name,
+    )
+
+
+def outlines(path: Path) -> Iterator[Outline | None]:
+    """What each line tells, None for one that tells nothing; the end of a line still being written is no line."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n") or not is_held(path):
+                yield outline(line)
+
+
+# -- moving on
+
+
+def apply(store: MemoryStore) -> Moved:
+    """Write what nobody holds to the store, in order, and remove the files; a poison entry is buried.
+
+    Raises:
+        StoreUnavailable: the place fails; what was not written is still in its file.
+    """
+    report, cache, files = DrainReport(-1), RecordsCache(), 0
+    for chain in adopt(overflow_dir(store.settings), store.store_id):
+        try:
+            while not chain.empty:
+                before = chain.length
+                write_pairs(store, as_pairs(chain.read(STEP)), cache, DrainPolicy(), report)
+                chain.commit()
+                files += before - chain.length
+        finally:
+            chain.close()
+    store.tidy()
+    return Moved(files, report.applied, report.duplicate, report.unknown, report.dead)
+
+
+def push(store: MemoryStore, broker: QueueBroker) -> Moved:
+    """Push what nobody holds into the lanes of ``broker``, as far as it takes it."""
+    files = pushed = stayed = 0
+    for chain in adopt(overflow_dir(store.settings), store.store_id):
+        broker.open()
+        before = chain.length
+        while replay(chain, broker, store.lanes) or (chain.mark is not None and not chain.unread):
+            chain.commit()
+            if chain.empty:
+                break
+        files += before - chain.length
+        pushed += chain.moved
+        stayed += chain.length
+        chain.close()
+    return Moved(files=files, pushed=pushed, stayed=stayed)
+
+
+# -- forgetting
+
+
+def forget(folder: Path, store_id: str, record_id: UUID, left_out: LeftOut) -> None:
+    """Take a deleted record's entries out of the files that nobody holds, and note that they were.
+
+    In a file that is held they stay until their turn comes, at which they are left out.
+    """
+    for segments in orphans(folder, store_id):
+        for segment in segments:
+            _scrub(segment, record_id, left_out)
+    with suppress(OSError):
+        for path in sorted(folder.glob("*.failed-*.jsonl")):
+            if (aside := Segment.take(path)) is not None:
+                _scrub(aside, record_id, left_out)
+
+
+def _scrub(segment: Segment, record_id: UUID, left_out: LeftOut) -> None:
+    text = str(record_id)
+    try:
+        lines = segment.path.read_bytes().splitlines()
+        if keys := [key for line in lines if text.encode() in line for key in _keys_of(line, record_id)]:
+            left_out.add(Why.FORGOTTEN, keys)
+        segment.rewrite(lambda line: _without(line, text) if text.encode() in line else line)
+    except OSError as error:
+        emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=quiet_words(error))
+    finally:
+        segment.close()
+
+
+def _keys_of(line: bytes, record_id: UUID) -> list[Key]:
+    found = outline(line)
+    return [(found.producer, seq) for one, seq, _ in found.entries if one == record_id] if found else []
+
+
+def _without(line: bytes, record_id: str) -> bytes:
+    """The line without the record's entries, whatever version wrote it; nothing of a line that is no JSON."""
+    try:
+        parcel: dict[str, Any] = msgspec.json.decode(line)
+        kept = [entry for entry in parcel["entries"] if entry[0] != record_id]
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError):
+        return b""
+    return msgspec.json.encode({**parcel, "entries": kept}) + b"\n" if kept else b""

@@ -1,0 +1,117 @@
+"""Mends what :mod:`iai_mcp.verify` found, says each thing it did, and takes nothing that somebody may still need.
+
+What cannot be mended, for it is gone, is noted as accepted, so that the next look finds only what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from uuid import UUID
+
+from iai_mcp import orphans
+from iai_mcp.config import Settings
+from iai_mcp.lane_table import RecordsCache, distinct, piled_up
+from iai_mcp.leftout import Span, Why
+from iai_mcp.meta import Layout
+from iai_mcp.orphans import Moved
+from iai_mcp.sighting import old_strays
+from iai_mcp.store import MemoryStore
+from iai_mcp.verify import LaneLook, Report, said_ranges, verify
+
+__all__ = ["move_spill", "repair"]
+
+
+def repair(layout: Layout, settings: Settings, report: Report) -> Iterator[str]:
+    """Mend what ``report`` shows; yields what was done, a sentence each, as it is done.
+
+    Raises:
+        StoreError: the store cannot be opened.
+    """
+    for path in old_strays(layout.root):
+        with suppress(FileNotFoundError):
+            path.unlink()
+            yield f"removed {path}, which a process that died had left"
+    store = MemoryStore(layout.root, settings=settings)
+    if any(finding.kind == "orphaned" for finding in report.warnings):
+        yield from _said(move_spill(store))
+    for look in report.lanes:
+        if look.error is None:
+            yield from _lane(store, look)
+    store.tidy()
+    after = verify(layout, settings)
+    yield from _accept(store, after)
+
+
+def move_spill(store: MemoryStore) -> Moved:
+    """Move on what no living process holds in the spill: to Redis where one is configured, else to the store.
+
+    Raises:
+        StoreUnavailable: the store fails; what was not written is still in its file.
+        ConfigError: the URL of Redis cannot be used.
+    """
+    if not store.settings.redis_url:
+        return orphans.apply(store)
+    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.redis import RedisBroker, RedisOptions
+
+    connection = connect(store.settings.redis_url)
+    options = RedisOptions.of(store.settings)
+    broker = RedisBroker(connection, store.store_id, store.lanes, options)
+    try:
+        return orphans.push(store, broker)
+    finally:
+        broker.close()
+
+
+def _said(moved: Moved) -> Iterator[str]:
+    if moved.files:
+        counts = {"applied": moved.applied, "applied before": moved.duplicate, "pushed to Redis": moved.pushed}
+        counts |= {"of unknown memories": moved.unknown, "dead letters": moved.dead}
+        told = ", ".join(f"{number} entries {name}" for name, number in counts.items() if number)
+        yield f"replayed {moved.files} spill files: {told or 'they were empty'}"
+
+
+def _lane(store: MemoryStore, look: LaneLook) -> Iterator[str]:
+    table = store.lane(look.lane)
+    if look.misplaced:
+        moved = sum(_move(store, look.lane, record_id) for record_id in look.astray)
+        yield f"moved {moved} rows of {len(look.astray)} memories from lane {look.lane} to where they belong"
+    for record_id in look.unknown:
+        table.delete_record(UUID(record_id))
+    if look.strangers:
+        memories = f"{len(look.unknown)} memories that do not exist"
+        yield f"deleted {look.strangers} rows of {memories} from lane {look.lane}"
+    if look.doubled:
+        table.maintain(force=True)
+        yield f"removed {look.doubled} doubled rows from lane {look.lane}"
+    elif piled_up(table.stats()):
+        table.maintain(force=True)
+        yield f"compacted lane {look.lane}"
+    if look.out_of_turn:
+        keys = [key.rpartition("-") for key in look.out_of_turn]
+        store.left_out.add(Why.LATE, [(producer, int(seq)) for producer, _, seq in keys])
+        yield f"noted that {len(keys)} entries in lane {look.lane} are out of turn"
+
+
+def _move(store: MemoryStore, lane: int, record_id: str) -> int:
+    """Write the rows of a record to its own lane, then remove them here; how many there were."""
+    table = store.lane(lane)
+    rows = table.rows([f"record_id = '{record_id}'"])
+    entries = distinct(rows.to_pylist())
+    for entry in entries:
+        del entry["seq"], entry["record_id"]
+    store.left_out.add(Why.LATE, [(entry["producer"], entry["producer_seq"]) for entry in entries])
+    store.append_provenance_batch([(UUID(record_id), entry) for entry in entries], RecordsCache())
+    table.drop_record(record_id)
+    return len(rows)
+
+
+def _accept(store: MemoryStore, report: Report) -> Iterator[str]:
+    if any(finding.kind == "unreadable" for finding in report.breaches):
+        return  # what is missing may be there
+    for ledger in report.ledgers:
+        if ledger.lost:
+            store.left_out.add_spans(Span(Why.LOST, ledger.producer, first, last) for first, last in ledger.lost)
+            said = said_ranges(ledger.lost)
+            yield f"noted that {ledger.missing} entries of producer {ledger.producer} are lost: {said}"

@@ -1,0 +1,197 @@
+"""The MCP face: one server object for both transports, which answers every request from the store.
+
+It knows the protocol and nothing else: :mod:`iai_mcp.server_calls` runs the calls, ``server_stdio`` and
+``server_http`` carry the bytes. Each request is served on its own, so one slow call holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    GetPromptRequestParams,
+    GetPromptResult,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    Prompt,
+    PromptArgument,
+    PromptMessage,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    Resource,
+    ResourceTemplate,
+    TextContent,
+    TextResourceContents,
+    Tool,
+    ToolAnnotations,
+)
+
+from iai_mcp import __version__, server_pages
+from iai_mcp.errors import IaiMcpError, RecordNotFound, UsageError
+from iai_mcp.server_calls import Caller, Calls
+from iai_mcp.server_tools import INSTRUCTIONS, TOOLS
+
+__all__ = ["build"]
+
+Context = ServerRequestContext[Any, Any]
+RESOURCE_NOT_FOUND = -32002  # what clients of the handshake era know; INVALID_PARAMS since 2026-07-28
+_AFTER_ANSWER_S = 0.05  # opening starts when the answer is out: imports would hold it back
+_CLIENT_LIMIT = 200  # characters of a client's name and version
+
+
+def build(calls: Calls) -> Server[Any]:
+    """The server, whose connections share ``calls``."""
+    face = _Face(calls)
+    server: Server[Any] = Server(
+        "iai-mcp",
+        version=__version__,
+        title="iai-mcp memory",
+        description="A shared long-term memory for AI agents that remembers being asked.",
+        instructions=INSTRUCTIONS,
+        get_tool_input_schema=lambda name: TOOLS[name].input_schema if name in TOOLS else None,
+        on_list_tools=face.list_tools,
+        on_call_tool=face.call_tool,
+        on_list_resources=face.list_resources,
+        on_list_resource_templates=face.list_templates,
+        on_read_resource=face.read_resource,
+        on_list_prompts=face.list_prompts,
+        on_get_prompt=face.get_prompt,
+    )
+    server.middleware.append(face.warm_up)
+    return server
+
+
+class _Face:
+    """The handlers of all requests."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._process = f"stdio-{uuid.uuid4().hex[:16]}"
+        self._tools = [_tool(name) for name in TOOLS]
+
+    async def warm_up(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Begin to open the store once the handshake is over."""
+        result = await call_next(ctx)
+        if ctx.method != "initialize":
+            asyncio.get_running_loop().call_later(_AFTER_ANSWER_S, self._calls.warm)
+        return result
+
+    def _caller(self, context: Context) -> Caller:
+        headers = getattr(context.request, "headers", None)
+        session = self._process if headers is None else headers.get("mcp-session-id", "")
+        params = context.session.client_params
+        if params is None:
+            return Caller(session)
+        info = params.client_info
+        client = f"{info.name}/{info.version}" if info.version else info.name
+        return Caller(session, client[:_CLIENT_LIMIT])
+
+    # -- tools
+
+    async def list_tools(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
+        return ListToolsResult(tools=self._tools)
+
+    async def call_tool(self, context: Context, params: CallToolRequestParams) -> Any:
+        if params.name not in TOOLS:
+            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:80]!r}; there are {', '.join(TOOLS)}")
+        answer = await self._calls.call(params.name, params.arguments or {}, self._caller(context))
+        content = [{"type": "text", "text": answer.text}]
+        # A dict rather than a model: one copy of a long result less.
+        result: dict[str, Any] = {"content": content, "isError": answer.error, "resultType": "complete"}
+        if answer.structured is not None:
+            result["structuredContent"] = answer.structured
+        return result
+
+    # -- resources
+
+    async def list_resources(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+        offset = _offset(params.cursor if params else None)
+        found, more = await self._asked(lambda store: server_pages.newest(store, offset))
+        shown = [Resource(uri=page.uri, name=page.name, mime_type=page.mime) for page in found]
+        return ListResourcesResult(resources=shown, next_cursor=str(offset + len(found)) if more else None)
+
+    async def list_templates(
+        self, context: Context, params: PaginatedRequestParams | None
+    ) -> ListResourceTemplatesResult:
+        template = ResourceTemplate(
+            uri_template=server_pages.TEMPLATE,
+            name="memory",
+            title="A memory and its trail",
+            description="One memory and who recalled it; format is markdown (default) or json.",
+        )
+        return ListResourceTemplatesResult(resource_templates=[template])
+
+    async def read_resource(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+        uri = str(params.uri)
+        page = await self._asked(lambda store: server_pages.read(store, uri), uri)
+        return ReadResourceResult(contents=[TextResourceContents(uri=uri, mime_type=page.mime, text=page.text)])
+
+    async def _asked(self, work: Any, uri: str = "") -> Any:
+        try:
+            return await self._calls.run(work)
+        except RecordNotFound as error:
+            raise MCPError(RESOURCE_NOT_FOUND, str(error), {"uri": uri}) from None
+        except UsageError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from None
+        except IaiMcpError as error:
+            raise MCPError(-32603, str(error)) from None
+
+    # -- prompts
+
+    async def list_prompts(self, context: Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
+        prompt = Prompt(
+            name=server_pages.PROMPT,
+            title="Explain the sources",
+            description="Explain which memories an answer rested on, from the trace of its recalls.",
+            arguments=[
+                PromptArgument(name="recall_id", description="The recall to explain."),
+                PromptArgument(name="session_id", description="Or the session; default: this connection's."),
+            ],
+        )
+        return ListPromptsResult(prompts=[prompt])
+
+    async def get_prompt(self, context: Context, params: GetPromptRequestParams) -> GetPromptResult:
+        if params.name != server_pages.PROMPT:
+            raise MCPError(INVALID_PARAMS, f"no prompt {params.name[:80]!r}; there is {server_pages.PROMPT}")
+        try:
+            text = server_pages.explain(params.arguments or {}, self._caller(context).session_id)
+        except UsageError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from None
+        message = PromptMessage(role="user", content=TextContent(type="text", text=text))
+        return GetPromptResult(description="Which memories an answer rested on", messages=[message])
+
+
+def _tool(name: str) -> Tool:
+    tool = TOOLS[name]
+    return Tool(
+        name=name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=tool.input_schema,
+        output_schema=tool.output_schema,
+        annotations=ToolAnnotations(
+            title=tool.title,
+            read_only_hint=tool.read_only,
+            destructive_hint=tool.destructive,
+            idempotent_hint=tool.idempotent,
+            open_world_hint=False,
+        ),
+    )
+
+
+def _offset(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 12:
+        raise MCPError(INVALID_PARAMS, "the cursor is not one that this server gave")
+    return int(cursor)

@@ -1,0 +1,205 @@
+"""Runs tool calls: opens the store once, off the event loop, and turns each call into ``dispatch`` on a thread.
+
+Arguments are checked before the store is touched, results are cut to a size that clients take, and what is
+wrong comes back as one sentence. Nothing heavy is imported before the first call (or :meth:`Calls.warm`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from iai_mcp.config import Settings
+from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped
+from iai_mcp.events import emit, log, quiet_words
+from iai_mcp.server_tools import TOOLS, Tool
+
+if TYPE_CHECKING:
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["RESULT_LIMIT", "Answer", "Caller", "Calls", "encode", "fitted"]
+
+RESULT_LIMIT = 1 << 20  # bytes of one result as JSON
+THREADS = 16  # a call that waits for a lock or a dead Redis must not hold up the others
+_MOST_ENTRIES = 1000
+_CUTS = (20_000, 4_000, 800, 160)  # characters that a text may keep, tried in turn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the session that counts where a call names none, and the program as name/version."""
+
+    session_id: str = ""
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A tool's result and the same as JSON; or, where ``error`` is set, what is wrong."""
+
+    structured: dict[str, Any] | None = None
+    text: str = ""
+    error: bool = False
+
+
+class Calls:
+    """The store of one server process and the threads that use it."""
+
+    def __init__(self, settings: Settings, path: str | Path | None = None) -> None:
+        self._settings = settings
+        self._path = path
+        self._store: MemoryStore | None = None
+        self._opening = threading.Lock()
+        self._closed = False
+        self._warming: threading.Thread | None = None
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="iai-mcp-call")
+
+    # -- the store
+
+    def store(self) -> MemoryStore:
+        """The open store with its queue running; blocks while it opens.
+
+        Raises:
+            IaiMcpError: it cannot be opened; the next call tries again.
+        """
+        with self._opening:
+            if self._closed:
+                raise QueueStopped("the server is shutting down")
+            if self._store is None:
+                from iai_mcp import core  # noqa: F401  the slow import belongs to the opening
+                from iai_mcp.store import MemoryStore
+
+                store = MemoryStore(self._path, settings=self._settings)
+                store.enable_provenance_queue()
+                self._store = store
+            return self._store
+
+    def warm(self) -> None:
+        """Open the store and load the embedder in the background, once; trouble shows at the next call."""
+        if self._warming is None:
+            self._warming = threading.Thread(target=self._warm, name="iai-mcp-warm", daemon=True)
+            self._warming.start()
+
+    def _warm(self) -> None:
+        try:
+            _ = self.store().embedder
+        except Exception as error:  # noqa: BLE001  each call will tell its caller
+            emit("store_not_ready", level=logging.WARNING, error=quiet_words(error))
+
+    def close(self) -> None:
+        """Drain the queue within its budget and spill the rest; no call begins after this."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._opening:
+            self._closed = True
+            store, self._store = self._store, None
+        if store is not None:
+            store.disable_provenance_queue()
+
+    # -- calls
+
+    async def run(self, work: Callable[[MemoryStore], T]) -> T:
+        """``work`` with the store, on a thread. Errors are the work's own."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self.store()))
+
+    async def call(self, name: str, arguments: Mapping[str, Any], caller: Caller) -> Answer:
+        """Run a tool. What is wrong with the input or the place is an answer too, never an exception."""
+        try:
+            params = parameters(TOOLS[name], arguments, caller)
+            return await self.run(lambda store: _dispatched(store, name, params))
+        except IaiMcpError as error:
+            return Answer(text=str(error), error=True)
+        except Exception as error:  # noqa: BLE001  an agent gets a sentence, the operator the traceback
+            emit("call_failed", level=logging.ERROR, tool=name, error=quiet_words(error))
+            log.debug("the traceback of that call", exc_info=error)
+            said = f"{name} failed on the server ({type(error).__name__}); its log says more (IAI_MCP_LOG=debug)"
+            return Answer(text=said, error=True)
+
+
+def _dispatched(store: MemoryStore, name: str, params: dict[str, Any]) -> Answer:
+    from iai_mcp.core import dispatch
+
+    result, encoded = fitted(dispatch(store, name, params))
+    return Answer(result, encoded.decode())
+
+
+# -- arguments
+
+
+def parameters(tool: Tool, arguments: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+    """What ``dispatch`` is asked: the arguments that are given, with the caller's session and program.
+
+    Raises:
+        BadParams: there is no such parameter, or a text is too long.
+    """
+    known = tool.input_schema["properties"]
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name, value in given.items():
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it takes none"
+            raise BadParams(f"{tool.name} has no parameter {name[:80]!r}; {has}")
+        _check_size(name, value, known[name])
+    if not str(given.get("cue", "?")).strip():
+        raise BadParams("the cue is empty: say what to look for")
+    if tool.name in ("memory_capture", "memory_recall"):
+        given["session_id"] = given.get("session_id") or caller.session_id
+    if tool.name == "memory_recall":
+        given["client"] = caller.client
+    return given
+
+
+def _check_size(name: str, value: object, schema: Mapping[str, Any]) -> None:
+    most = schema.get("maxLength")
+    if most is not None and isinstance(value, str) and len(value) > most:
+        raise BadParams(f"{name} has {len(value):,} characters, at most {most:,} are taken: shorten it")
+    if isinstance(value, list) and "items" in schema:
+        if len(value) > schema["maxItems"]:
+            raise BadParams(f"{name} has {len(value):,} items, at most {schema['maxItems']} are taken")
+        for item in value:
+            _check_size(name, item, schema["items"])
+
+
+# -- results
+
+
+def encode(result: object) -> bytes:
+    """``result`` as JSON."""
+    return msgspec.json.encode(result)
+
+
+def fitted(result: dict[str, Any], limit: int = RESULT_LIMIT) -> tuple[dict[str, Any], bytes]:
+    """``result`` with its JSON, which has at most ``limit`` bytes; ``truncated`` is set where that cost something.
+
+    A trail keeps its newest entries; then long texts are shortened, all to the same length.
+    """
+    trail = result.get("provenance")
+    if isinstance(trail, list) and len(trail) > _MOST_ENTRIES:
+        result = {**result, "provenance": trail[-_MOST_ENTRIES:], "truncated": True}
+    encoded = encode(result)
+    for most in _CUTS:
+        if len(encoded) <= limit:
+            break
+        result = {**_shortened(result, most), "truncated": True}
+        encoded = encode(result)
+    if len(encoded) > limit:
+        raise BadParams(f"the result has {len(encoded):,} bytes, at most {limit:,} are sent: lower the limit")
+    return result, encoded
+
+
+def _shortened(value: Any, most: int) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= most else f"{value[: most - 1]}…"
+    if isinstance(value, list):
+        return [_shortened(item, most) for item in value]
+    if isinstance(value, dict):
+        return {key: _shortened(item, most) for key, item in value.items()}
+    return value

@@ -1,0 +1,184 @@
+"""Carries MCP over HTTP at ``/mcp``, for many clients at once; who may ask is settled before anything is read.
+
+A token, where one is set, is asked of everyone; without one only loopback is served. Host and Origin must be
+names of this server, so that a web page cannot reach it through a visitor's browser. SIGTERM: see ``serve``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from mcp.server.transport_security import TransportSecuritySettings
+
+from iai_mcp.config import Settings
+from iai_mcp.errors import ConfigError, IaiMcpError
+from iai_mcp.server import build
+from iai_mcp.server_calls import Calls
+from iai_mcp.server_stdio import GRACE_S, watchdog
+
+__all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
+
+REQUEST_LIMIT = 1 << 20  # bytes of one request
+PATH = "/mcp"
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen, and under which further names clients may ask for this server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    names: Sequence[str] = ()
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        with suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return self.host == "localhost"
+
+    @property
+    def shown(self) -> str:
+        """The host as it stands in a URL."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def security(self) -> TransportSecuritySettings:
+        """The Host and Origin headers that are taken: this server's names with any port."""
+        names = [*_LOOPBACK, *self.names]
+        if not self.local:
+            names += [self.shown, socket.gethostname()]
+        hosts = [host for name in names for host in (name, f"{name}:*")]
+        origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts]
+        return TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=origins)
+
+
+def read_token(settings: Settings, file: Path | None) -> str:
+    """The token that clients must send: the file's content, else the setting; empty where there is none.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty, or the token cannot stand in a header.
+    """
+    token, source = settings.token, "IAI_MCP_TOKEN"
+    if file is not None:
+        source = str(file)
+        try:
+            token = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not text'}") from None
+        if not token:
+            raise ConfigError(f"--token-file {file} is empty")
+    if not token.isascii() or any(sign <= " " or sign == "\x7f" for sign in token):
+        raise ConfigError(f"the token in {source} must be printable ASCII without blanks")
+    return token
+
+
+def serve(settings: Settings, path: str | Path | None, address: Address, token: str) -> None:
+    """Serve until SIGTERM: then take no new requests, end those in flight, drain the queue, spill the rest.
+
+    Raises:
+        ConfigError: the address is not loopback and there is no token.
+        IaiMcpError: the store cannot be opened, or the address is taken.
+    """
+    if not address.local and not token:
+        raise ConfigError(
+            f"--host {address.host} lets other machines in: set IAI_MCP_TOKEN or --token-file, or serve 127.0.0.1"
+        )
+    with _listening(address) as listener:
+        calls = Calls(settings, path)
+        calls.store()  # better no server than one whose every call fails
+        try:
+            asyncio.run(_serve(calls, settings, address, token, listener))
+        finally:
+            calls.close()
+
+
+@contextmanager
+def _listening(address: Address) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listener = socket.create_server((address.host, address.port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise IaiMcpError(f"cannot listen on {address.shown}:{address.port}: {why}") from None
+    with listener:
+        yield listener
+
+
+async def _serve(calls: Calls, settings: Settings, address: Address, token: str, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        application(calls, address, token),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(GRACE_S),
+    )
+    server = _Server(config, settings)
+    port = listener.getsockname()[1]
+    print(f"serving MCP on http://{address.shown}:{port}{PATH}", file=sys.stderr, flush=True)  # noqa: T201
+    calls.warm()
+    await server.serve(sockets=[listener])
+
+
+def application(calls: Calls, address: Address, token: str) -> Any:
+    """The ASGI application: the SDK's, behind the token."""
+    app = build(calls).streamable_http_app(
+        streamable_http_path=PATH,
+        json_response=True,  # no tool reports progress, so a stream for each answer would be overhead only
+        max_request_body_size=REQUEST_LIMIT,
+        transport_security=address.security(),
+    )
+    return BearerToken(app, token) if token else app
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that guards its own end, and does not raise the signal again when it is done."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if not self.should_exit:
+            watchdog(self._settings)
+            # What it would say now is that clients' idle event streams end with us.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
+class BearerToken:
+    """Lets a request through where it brings the token, and answers 401 otherwise."""
+
+    def __init__(self, app: Any, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or self._brought(scope["headers"]):
+            await self._app(scope, receive, send)
+            return
+        asked = any(name == b"authorization" for name, _ in scope["headers"])
+        challenge = b'Bearer realm="iai-mcp"' + (b', error="invalid_token"' if asked else b"")
+        headers = [(b"www-authenticate", challenge), (b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": b"send Authorization: Bearer TOKEN\n"})
+
+    def _brought(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        given = [value for name, value in headers if name == b"authorization"]
+        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        # Both are compared to the end whatever they hold: the time taken tells nothing of the token.
+        return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
