@@ -1,9 +1,10 @@
 """Compares this pipeline with one RQ job for each recall, and with Celery and celery-batches.
 
 Run with ``python benchmarks/pipelines.py`` (needs the extra ``bench``). Each pipeline has a Redis and a store of
-its own, and one warm worker process without forks. ``rq`` is ``Queue.enqueue`` of the recall's five entries, and
-a job that appends them; ``celery`` is ``task.delay`` of the same, and a batch of up to 800 recalls, or of what
-came in 50 ms, that is appended at once. All three write through ``append_provenance_batch``.
+its own, and one warm worker. ``rq`` is ``Queue.enqueue`` of the recall's five entries, and a job that appends
+them, in a worker that does not fork; ``celery`` is ``task.delay`` of the same, and a batch of up to 800 recalls,
+or of what came in half a second, that is appended at once (its worker is one process that gathers and one that
+writes). All three write through ``append_provenance_batch``.
 
 The producer's side is timed call by call while no worker runs, the pipelines in random order. The drain's side
 is a burst of recalls, from its first push until all can be read, the pipelines in turns. Only ours keeps the
@@ -41,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 PLOT = HERE / "plots" / "pipelines.png"
 HITS = 5
 MEMORIES = 1_000
-BURST = {"iai-mcp": 4_000, "celery-batches": 4_000, "rq job per recall": 100}  # recalls
+BURST = {"iai-mcp": 4_000, "celery-batches": 2_000, "rq job per recall": 40}  # recalls
 
 
 @dataclass
@@ -202,7 +203,7 @@ def _celery(folder: Path) -> Iterator[Pipeline]:
         from redis_jobs import write_recalls
 
         del os.environ["IAI_MCP_REDIS_URL"]
-        command = [sys.executable, "-m", "celery", "-A", "redis_jobs", "worker", "-P", "solo", "-l", "warning"]
+        command = [sys.executable, "-m", "celery", "-A", "redis_jobs", "worker", "-c", "1", "-l", "warning"]
         yield Pipeline(
             "celery-batches", server, store, ids, lambda pairs: write_recalls.delay(_texts(pairs)), command
         )
@@ -249,7 +250,7 @@ def draw(figures: Sequence[Figures]) -> None:
         bars = axis.barh([one.name for one in figures], values, color=["#1f6f8b", "#b8b8b8", "#b8b8b8"])
         axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=4)
         if "log" in unit:
-            axis.set_xscale("log")
+            axis.set(xscale="log", xlim=(1, None))
         axis.set(title=title, xlabel=unit)
         axis.margins(x=0.18)
         axis.invert_yaxis()

@@ -5,10 +5,11 @@ The server is the one the tests start: on a free port, ``appendonly yes``, ``app
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,15 @@ def _idle(client: redis.Redis) -> int:
     """Workers that wait for a doorbell."""
     names = [name for name in client.scan_iter("rq:worker:*", 1000) if client.type(name) == b"hash"]
     return sum(client.hget(name, "state") == b"idle" for name in names)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """What processes have used of the processors so far (Linux)."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for(condition: Callable[[], object], timeout: float, pause: float = 0.002) -> None:

@@ -1,22 +1,27 @@
 """Measures the drain through Redis: by how much workers scale, and what it costs beside bare merges.
 
-Run with ``python benchmarks/redis_drain.py``. Each round fills the four lanes of a new store with 100,000
-entries (recalls of ten hits, so that an item of a lane holds a few entries), then lets 1, 2 or 4 processes of
-``python -m workers`` drain them: from the moment the lanes' doorbells ring, with the workers warm (imported,
-store open, one entry drained by each lane), to the last acknowledgement. The bare side gives the same rows, made
-ready as Arrow beforehand, in batches of the same size (``worker_batch``) to ``merge_insert`` of four tables with
-the same indexes in as many warm processes, each with its share of the tables: no Redis, no decoding, no sync, no
-upkeep.
+Run with ``python benchmarks/redis_drain.py``. Each round takes a new store with 50,000 rows in each of its four
+lanes, fills the lanes in Redis with 100,000 entries (recalls of ten hits, so that an item holds a few), and lets
+1, 2 or 4 processes of ``python -m workers`` drain them: from the ringing of the lanes' doorbells, with the workers
+warm (imported, store open, one entry of each lane drained), to the last acknowledgement. The bare side gives the
+same rows, made ready as Arrow beforehand, in batches of the same size (``worker_batch``) to ``merge_insert`` of
+four tables with the same indexes and as many rows, in as many warm processes, each with its share of the tables:
+no Redis, no decoding, no sync, no upkeep.
 """
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import harness
 import pyarrow as pa
@@ -24,7 +29,7 @@ import redis_common as common
 
 from iai_mcp.broker.protocol import Lease
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
-from iai_mcp.entry import Parcel, as_pairs
+from iai_mcp.entry import Parcel, as_pairs, route
 from iai_mcp.lane_table import to_arrow
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
@@ -33,17 +38,19 @@ ENTRIES = 100_000
 HITS = 10
 WORKERS = (1, 2, 4)
 MEMORIES = 5_000
+PRELOADED = 50_000  # rows in each lane before, on both sides
 
 BARE = """
 import sys, lancedb, pyarrow as pa
-from datetime import timedelta
 from lancedb.index import BTree
 folder, batch, *lanes = sys.argv[1:]
 work = []
+def read(name):
+    with pa.memory_map(f"{folder}/{name}.arrow") as file:
+        return pa.ipc.open_file(file).read_all().combine_chunks()
 for lane in lanes:
-    with pa.memory_map(f"{folder}/{lane}.arrow") as file:
-        rows = pa.ipc.open_file(file).read_all().combine_chunks()
-    table = lancedb.connect(folder).create_table(f"bare_{lane}", schema=rows.schema)
+    rows = read(lane)
+    table = lancedb.connect(folder).create_table(f"bare_{lane}", read("preload"))
     for column in ("entry_id", "record_id"):
         table.create_index(column, config=BTree())
     table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows.slice(0, 1))
@@ -61,18 +68,26 @@ sys.stdin.readline()
 def main() -> None:
     quick = harness.options("the drain through Redis").quick
     entries, rounds = (ENTRIES // 5, 1) if quick else (ENTRIES, 3)
-    times: dict[tuple[str, int], harness.Seconds] = {}
+    spent: dict[tuple[str, int], list[Spent]] = {}
     for turn in range(rounds):
         for count in WORKERS if turn % 2 == 0 else reversed(WORKERS):
             ours, bare = _round(entries, count)
-            times.setdefault(("ours", count), []).append(ours)
-            times.setdefault(("bare", count), []).append(bare)
+            spent.setdefault(("ours", count), []).append(ours)
+            spent.setdefault(("bare", count), []).append(bare)
     print(f"redis_drain: {harness.machine()}; {entries:,} entries, medians of {rounds}")
-    _print(entries, {key: harness.median(taken) for key, taken in times.items()})
+    _print(entries, {key: Spent(*map(harness.median, zip(*each, strict=True))) for key, each in spent.items()})
 
 
-def _round(entries: int, count: int) -> tuple[float, float]:
-    """Seconds of our workers, and of the bare merges of the same rows right after."""
+class Spent(NamedTuple):
+    """What one side took, in seconds: by the clock, and of all processors (``redis``: the server's part)."""
+
+    clock: float
+    cpu: float
+    redis: float = 0.0
+
+
+def _round(entries: int, count: int) -> tuple[Spent, Spent]:
+    """What our workers took, and the bare merges of the same rows right after."""
     with harness.scratch() as folder, serving(folder / "redis") as server:
         store, ids = common.store(folder, server.url, MEMORIES)
         work = list(common.recalls(ids, entries // HITS, HITS))
@@ -85,12 +100,16 @@ def _round(entries: int, count: int) -> tuple[float, float]:
 # -- our side
 
 
-def _ours(server: Server, store: MemoryStore, parcels: list[Parcel], entries: int, count: int) -> float:
+def _ours(server: Server, store: MemoryStore, parcels: list[Parcel], entries: int, count: int) -> Spent:
     options = RedisOptions(ceiling=common.ROOMY, push_s=60, lease_s=600)
     broker = RedisBroker(server.client(), store.store_id, store.lanes, options)
     broker.open()
     warm = _one_for_each_lane(parcels)
-    with common.workers(server, store, count):
+    for lane in range(store.lanes):
+        table: Any = store.lane(lane)._table
+        table.add(_preloaded())
+        table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+    with common.workers(server, store, count) as pids:
         broker.push(warm)
         _ring(broker, store.lanes)
         assert broker.wait_settled(broker.mark(), 120)
@@ -99,16 +118,19 @@ def _ours(server: Server, store: MemoryStore, parcels: list[Parcel], entries: in
             broker.push(parcels[at : at + 500])
         assert sum(lane.pending for lane in broker.stats()) == entries
         time.sleep(1)  # the server's disk writes are over
+        sides = pids, [server.process.pid] if server.process else []
+        cpu = [common.cpu_seconds(side) for side in sides]
         began = time.perf_counter()
         for lease in leases:
             broker.release(lease)
             broker.ring(lease.lane)
         assert broker.wait_settled(broker.mark(), 600)
         taken = time.perf_counter() - began
+        workers, redis = (common.cpu_seconds(side) - before for side, before in zip(sides, cpu, strict=True))
     rows = sum(store.lane(lane).count() for lane in range(store.lanes))
-    assert rows == entries + len(warm), rows
+    assert rows == entries + len(warm) + PRELOADED * store.lanes, rows
     broker.close()
-    return taken
+    return Spent(taken, workers + redis, redis)
 
 
 def _leased(broker: RedisBroker, lane: int) -> Lease:
@@ -128,26 +150,43 @@ def _ring(broker: RedisBroker, lanes: int) -> None:
         broker.ring(lane)
 
 
+@cache
+def _preloaded() -> Any:
+    """Rows as if they had been drained long ago."""
+    rng = random.Random(1)
+    ids = [uuid.UUID(int=rng.getrandbits(128), version=4) for _ in range(MEMORIES)]
+    pairs = [(ids[at % MEMORIES], harness.entry(rng, 1, at)) for at in range(PRELOADED)]
+    return _rows(route("", "preload", 1, pairs, 1, 0.0))
+
+
+def _rows(parcels: list[Parcel]) -> Any:
+    return to_arrow([(str(record_id), entry) for record_id, entry in as_pairs(parcels)], 1)
+
+
+def _save(path: Path, rows: Any) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+        writer.write_table(rows)
+
+
 # -- the bare side
 
 
-def _bare(folder: Path, store: MemoryStore, parcels: list[Parcel], count: int) -> float:
+def _bare(folder: Path, store: MemoryStore, parcels: list[Parcel], count: int) -> Spent:
     target = folder / "bare"
     target.mkdir()
+    _save(target / "preload.arrow", _preloaded())
     for lane in range(store.lanes):
-        pairs = as_pairs(parcel for parcel in parcels if parcel.lane == lane)
-        rows = to_arrow([(str(record_id), entry) for record_id, entry in pairs], 1)
-        with pa.OSFile(str(target / f"{lane}.arrow"), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
-            writer.write_table(rows)
+        _save(target / f"{lane}.arrow", _rows([parcel for parcel in parcels if parcel.lane == lane]))
     shares = [range(first, store.lanes, count) for first in range(count)]
     with ExitStack() as stack:
         processes = [stack.enter_context(_merging(target, store.settings.worker_batch, share)) for share in shares]
-        began = time.perf_counter()
+        pids = [process.pid for process in processes]
+        cpu, began = common.cpu_seconds(pids), time.perf_counter()
         for process in processes:
             _tell(process)
         for process in processes:
             _hear(process, "done")
-        return time.perf_counter() - began
+        return Spent(time.perf_counter() - began, common.cpu_seconds(pids) - cpu)
 
 
 @contextmanager
@@ -171,18 +210,18 @@ def _hear(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdout.readline().strip() == word
 
 
-def _print(entries: int, times: dict[tuple[str, int], float]) -> None:
+def _print(entries: int, spent: dict[tuple[str, int], Spent]) -> None:
     rows = []
     for count in WORKERS:
-        ours, bare = times["ours", count], times["bare", count]
-        paces = [f"{entries / side:,.0f}" for side in (ours, bare)]
-        rows.append(
-            [count, f"{ours:.2f}", f"{bare:.2f}", *paces, f"{ours / bare:.2f}", harness.at_most(ours / bare, 1.6)]
-        )
-    heads = ("workers", "ours s", "bare s", "ours entries/s", "bare entries/s", "of bare", "target")
-    harness.show("Workers beside bare merges in as many processes", heads, rows)
-    two = times["ours", 1] / times["ours", 2]
-    four = times["ours", 2] / times["ours", 4]
+        ours, bare = spent["ours", count], spent["bare", count]
+        clocks = [f"{ours.clock:.2f}", f"{bare.clock:.2f}", f"{ours.clock / bare.clock:.2f}"]
+        verdict = harness.at_most(round(ours.clock / bare.clock, 2), 1.6)
+        cpus = [f"{ours.cpu:.2f}", f"{ours.redis:.2f}", f"{bare.cpu:.2f}", f"{ours.cpu / bare.cpu:.2f}"]
+        rows.append([count, f"{entries / ours.clock:,.0f}", *clocks, verdict, *cpus])
+    heads = ("workers", "entries/s", "ours s", "bare s", "of bare", "target", "ours CPU s", "of it Redis")
+    harness.show("Workers beside bare merges in as many processes", (*heads, "bare CPU s", "of bare"), rows)
+    two = spent["ours", 1].clock / spent["ours", 2].clock
+    four = spent["ours", 2].clock / spent["ours", 4].clock
     print(f"\ntwo workers are {two:.2f} times as fast as one, target {harness.at_least(round(two, 2), 1.5)}")
     print(f"four are {four:.2f} times as fast as two, target {harness.at_least(round(four, 2), 1.0)}")
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iai_mcp.cli_import import ImportReport, ingest
 from iai_mcp.errors import IaiMcpError, StoreError
+from iai_mcp.ingest import ImportReport, ingest
 
 if TYPE_CHECKING:
     from iai_mcp.cli_common import Show

@@ -92,15 +92,16 @@ def _python() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     wanted = _least_versions()
-    for name in PACKAGES:
-        mend = f"pip install '{name}>={wanted.get(name, '0')}'"
+    for package in PACKAGES:
+        name, least = f"package {package}", wanted.get(package, "0")
+        mend = f"pip install '{package}>={least}'"
         try:
-            found = metadata.version(name)
+            found = metadata.version(package)
         except metadata.PackageNotFoundError:
             yield Check(name, State.FAIL, "not installed", mend)
             continue
-        fits = _numbers(found) >= _numbers(wanted.get(name, "0"))
-        said = found if fits else f"{found} is older than {wanted[name]}"
+        fits = _numbers(found) >= _numbers(least)
+        said = found if fits else f"{found} is older than {least}"
         yield Check(name, State.PASS if fits else State.FAIL, said, "" if fits else mend)
 
 

@@ -254,9 +254,7 @@ def test_forgetting_while_others_recall(store: MemoryStore, secret: UUID, overfl
     vector = [0.1] * 384
     works: list[Callable[[int], object]] = [
         lambda n: client.queue_provenance_batch(pairs(secret, [f"{CUE} {n}"])),
-        lambda n: dispatch(
-            client, "memory_recall", {"cue": TEXT, "session_id": CUE, "cue_embedding": [0.1] * 384}
-        ),
+        lambda n: dispatch(client, "memory_recall", {"cue": TEXT, "session_id": CUE, "cue_embedding": vector}),
         lambda n: store.append_provenance_batch(pairs(secret, [f"{CUE} direct {n}"])),
     ]
     threads = [threading.Thread(target=hammer, args=(work,)) for work in works]
