@@ -37,7 +37,7 @@ __all__ = ["GRACE_S", "MESSAGE_LIMIT", "serve", "watchdog"]
 
 MESSAGE_LIMIT = 1 << 20  # bytes of one message from a client
 GRACE_S = 3.0  # how long requests in flight may take once SIGTERM has come
-EOF_GRACE_S = 10.0  # and once stdin has ended: who pipes one request in wants its answer, however cold we are
+EOF_GRACE_S = 20.0  # and once stdin has ended: who pipes one request in wants its answer, however cold we are
 _WAITING = 64  # messages read ahead
 _CHUNK = 1 << 16
 
