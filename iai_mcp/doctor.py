@@ -230,7 +230,9 @@ class _Patient:
             said = f"what forgotten memories said is still in the files of {', '.join(p.stem for p in late)}"
             yield Check("forgotten", State.WARN, said, "iai-mcp verify --repair, or start any client")
         else:
-            yield Check("forgotten", State.PASS, "nothing is left of what was forgotten")
+            there = any(self.layout.locks.glob("*.scrub"))
+            said = "what was forgotten just now goes soon" if there else "nothing is left of what was forgotten"
+            yield Check("forgotten", State.PASS, said)
 
     # -- Redis
 

@@ -49,21 +49,26 @@ def sync_files(folder: Path, *, since: float | None = None) -> None:
                     _fsync(path)
 
 
-def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write ``data`` to ``path`` so that any reader, and any crash, sees the old file or the new one."""
+def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
+    """Write ``data`` to ``path`` so that any reader, and any crash, sees the old file or the new one.
+
+    Without ``sync`` a crash of the process is meant, not one of the machine.
+    """
     temp = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temp, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temp)
         raise
-    _fsync(str(path.parent))
+    if sync:
+        _fsync(str(path.parent))
 
 
 def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:

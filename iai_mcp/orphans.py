@@ -80,7 +80,7 @@ def listing(folder: Path) -> list[SpillFile]:
         return []
     found = []
     for path in paths:
-        with suppress(FileNotFoundError):  # moved on while we looked
+        with suppress(FileNotFoundError, PermissionError):  # moved on while we looked; another user's
             found.append(_file(path))
     return found
 

@@ -259,13 +259,14 @@ class MemoryStore:
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
         orphans.forget(overflow_dir(self.settings), self.store_id, key, self.left_out)
-        self.tidy()
+        if self._provenance_queue is None:  # whose thread does it else: it takes seconds where lanes are long
+            self.tidy()
         return found
 
     def tidy(self) -> None:
-        """Take what was forgotten off the disk: at once, but for old versions that a reader may have open.
+        """Maintain what is due, and take what was forgotten off the disk, once no reader can have it open.
 
-        A running queue or worker calls this every now and then; it does nothing where nothing is due.
+        Direct writes do this, and a running queue or worker every now and then; mostly there is nothing to do.
         """
         self._records.maintain(force=False)
         for number in range(self.lanes):
@@ -347,10 +348,10 @@ class MemoryStore:
             by_lane[lane_of(pair[0], lanes)].append(pair)
         report = AppendReport()
         for number, part in by_lane.items():
-            lane = self.lane(number)
-            report += lane.append(part, cache)
-            if cache is not records_cache:
-                lane.maintain()  # a drain does this itself, after it has acknowledged
+            report += self.lane(number).append(part, cache)
+        if cache is not records_cache:  # a drain maintains its lane itself, after it has acknowledged
+            with suppress(OSError):  # the entries are there, whatever becomes of this
+                self.tidy()
         return report
 
     def queue_provenance_batch(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:

@@ -104,6 +104,7 @@ def test_the_package_runs_as_a_module_too() -> None:
 
 
 ALL = ["demo", "import", "capture", "recall", "list", "get", "forget", "provenance", "reembed", "status", "dead"]
+ALL += ["verify", "doctor", "spill"]
 
 
 def test_without_a_command_the_help_names_all_of_them(run: Run) -> None:

@@ -274,7 +274,7 @@ def test_a_place_that_fails_is_told_without_what_it_was_given(
 ) -> None:
     gate = Gate(store)
     store.append_provenance_batch = gate  # type: ignore[method-assign]
-    failures = iter([OSError(28, "No space left on device", f"/tmp/{SECRET}")])
+    failures = iter([OSError(28, "No space left on device", f"/somewhere/{SECRET}")])
     gate.fail = lambda batch: next(failures, None)  # type: ignore[attr-defined]
     queue = ProvenanceWriteQueue(store)
     queue.start()

@@ -9,10 +9,10 @@ from tests.support import ROOT
 
 
 def test_a_short_run_is_clean() -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--minutes", "0.4", "--seed", "1"]
+    command = [sys.executable, "-m", "tests.chaos", "--minutes", "0.25", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("seed 1: python -m tests.chaos --minutes 0.4 --seed 1 --workers 2")
+    assert done.stdout.startswith("seed 1: python -m tests.chaos --minutes 0.25 --seed 1 --workers 2")
     *_, last = done.stdout.strip().splitlines()
     assert last.count("|") == 11
 

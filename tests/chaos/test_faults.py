@@ -261,7 +261,7 @@ def test_19_poison_in_a_lane(make: Make) -> None:
 
 def test_20_a_writer_is_killed_at_any_moment(make: Make) -> None:
     rig = make(workers=0)
-    for _ in range(4):
+    for _ in range(3):
         rig.produce(40)
         before = len(rig.waiting())
         victim = rig.start_worker()
@@ -347,12 +347,11 @@ def test_26_a_replay_is_killed_half_way(make: Make) -> None:
     producer.wait(60)
     rig.server.start()
     rig.queue.stop()
-    flag = "import iai_mcp.replay as r, os, signal\nsteps = []\n"
-    flag += "import workers.bench as b\nreal = b.replay\n"
-    flag += (
+    flag = (
+        "import os\nimport iai_mcp.orphans as o\nsteps = []\nreal = o.replay\n"
         "def step(*a):\n    steps.append(1)\n    return real(*a) if len(steps) < 3 else os.kill(os.getpid(), 9)\n"
+        "o.replay = step"
     )
-    flag += "b.replay = step"
     victim = rig.start_worker(flag)
     assert victim.wait(30) == -signal.SIGKILL
     rig.start_worker()
