@@ -72,11 +72,12 @@ class RecordsCache:
     """What one drain of a lane remembers from batch to batch.
 
     Attributes:
-        known: ids seen in the records table, with their text form; deletions are looked up beside it.
+        known: ids seen in the records table, as numbers (a UUID hashes in Python code), with their text form;
+            deletions are looked up beside it.
         token: the fencing token under which the drain writes; None for writers without a lease.
     """
 
-    known: dict[UUID, str] = field(default_factory=dict)
+    known: dict[int, str] = field(default_factory=dict)
     token: int | None = None
 
 
@@ -129,24 +130,21 @@ class LaneTable:
                 self._left_out.add(Why.UNKNOWN, ((e["producer"], e["producer_seq"]) for e in strangers))
         return AppendReport(applied, len(pairs) - unknown - applied, unknown)
 
-    def _ids(self, pairs: list[Pair], known: dict[UUID, str]) -> list[str | None]:
-        """The record id of each pair as text, None where there is no such record.
-
-        Hashing a UUID is Python code: one look into ``known`` for each pair, not one for each question.
-        """
-        ids = [known.get(record_id) for record_id, _ in pairs]
+    def _ids(self, pairs: list[Pair], known: dict[int, str]) -> list[str | None]:
+        """The record id of each pair as text, None where there is no such record."""
+        ids = [known.get(record_id.int) for record_id, _ in pairs]
         if None in ids:
             self._learn(pairs, known)
-            ids = [known.get(record_id) for record_id, _ in pairs]
+            ids = [known.get(record_id.int) for record_id, _ in pairs]
         if gone := self._forgotten.ids():
             ids = [None if pair[0] in gone else text for text, pair in zip(ids, pairs, strict=True)]
         return ids
 
-    def _learn(self, pairs: list[Pair], known: dict[UUID, str]) -> None:
+    def _learn(self, pairs: list[Pair], known: dict[int, str]) -> None:
         if len(known) > _KNOWN_LIMIT:
             known.clear()
-        strangers = {record_id for record_id, _ in pairs if record_id not in known}
-        known.update((record_id, str(record_id)) for record_id in self._existing(list(strangers)))
+        strangers = {record_id for record_id, _ in pairs if record_id.int not in known}
+        known.update((record_id.int, str(record_id)) for record_id in self._existing(list(strangers)))
 
     def _merge(self, alive: list[tuple[str, dict[str, Any]]]) -> int:
         started = time.time()

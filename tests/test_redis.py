@@ -117,11 +117,7 @@ def test_our_worker_insists_on_json_and_leaves_nothing_behind(
     assert ours.serializer is JSONSerializer
     ours.work(burst=True)
     assert seen(store, record_id) == ["a", "b"]
-    left = [
-        key.decode()
-        for key in connection.scan_iter()
-        if b"rq:job:" in key or b":flight" in key or b":pending" in key
-    ]
+    left = [key.decode() for key in connection.scan_iter() if b"rq:job:" in key or b":pending" in key]
     assert left == []
 
 

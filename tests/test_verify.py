@@ -465,7 +465,7 @@ def test_what_waits_in_redis_counts_and_a_redis_that_is_away_is_said(
     assert (report.total["handed_out"], report.total["in_flight"], report.total["pending"]) == (5, 3, 2)
     assert any("1 items in Redis are no entries" in note for note in report.notes)
 
-    server.client().delete(broker.keys.lane(lane, "flight"))
+    server.client().lpop(broker.keys.lane(lane, "pending"))
     report = look(store, redis_url=server.url)
     assert [finding.said for finding in report.breaches] == [f"3 entries of producer {queue.producer}: 1-3"]
 

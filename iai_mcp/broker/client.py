@@ -21,7 +21,7 @@ from iai_mcp.errors import BrokerUnavailable, ConfigError
 __all__ = ["Deadline", "ask", "connect", "control_client", "failure", "packed", "push_client", "shut_down"]
 
 CONTROL_TIMEOUT_S = 5.0
-REPLY_BYTES = 65_536
+REPLY_BYTES = 4096
 
 
 class Deadline:

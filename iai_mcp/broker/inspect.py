@@ -16,7 +16,8 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermission
 from iai_mcp.broker.client import connect, control_client, failure
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import LaneStats
-from iai_mcp.broker.redis import RedisBroker, RedisOptions, translated
+from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.scripts import translated
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
@@ -154,10 +155,7 @@ def look(connection: redis.Redis, settings: Settings, store_id: str, lanes: int)
 
 def _lanes(client: redis.Redis, broker: RedisBroker, lanes: int) -> dict[str, Any]:
     try:
-        pipe = client.pipeline(transaction=False)
-        for number in range(lanes):
-            pipe.hget(broker.keys.lane(number, "state"), "drained")
-        return {"drained": sum(int(value or 0) for value in pipe.execute()), "lanes": broker.stats()}
+        return {"drained": sum(broker.drained()), "lanes": broker.stats()}
     except (NoPermissionError, BrokerUnavailable) as error:
         return {"error": f"the lanes cannot be read: {failure(error)}"}
 

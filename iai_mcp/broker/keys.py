@@ -31,8 +31,14 @@ class Keys:
         """The RQ queue that doorbells are put on."""
         return f"{self.namespace}:{QUEUE}" if self.namespace else QUEUE
 
+    @property
+    def counts(self) -> str:
+        """The hash of counts: for lane N the entries that ever came and went (``N:pushed``, ``N:drained``), and
+        what is in flight now, in items (``N:claimed``) and in entries (``N:claimed_entries``)."""
+        return f"{self.prefix}counts"
+
     def lane(self, lane: int, part: str) -> str:
-        """A lane's key; ``part`` is ``pending``, ``flight``, ``lease`` or ``state``."""
+        """A lane's key; ``part`` is ``pending`` (what is in flight at its head), ``lease`` or ``state``."""
         return f"{self.prefix}lane:{lane}:{part}"
 
     def job(self, lane: int, ring: str) -> str:

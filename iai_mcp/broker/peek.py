@@ -29,7 +29,7 @@ class Waiting:
 
 
 def waiting_in(settings: Settings, store_id: str, lanes: int) -> Iterator[Waiting]:
-    """Each lane as it is at one moment: an item is in exactly one of the two lists.
+    """Each lane as it is at one moment: what is in flight is the head of the list.
 
     Raises:
         BrokerUnavailable: Redis does not answer, or does not let us read.
@@ -40,9 +40,10 @@ def waiting_in(settings: Settings, store_id: str, lanes: int) -> Iterator[Waitin
         for lane in range(lanes):
             pipe = client.pipeline(transaction=True)
             pipe.lrange(keys.lane(lane, "pending"), 0, -1)
-            pipe.lrange(keys.lane(lane, "flight"), 0, -1)
-            pending, flight = pipe.execute()
-            yield Waiting(lane, [*map(outline, pending)], [*map(outline, flight)])
+            pipe.hget(keys.counts, f"{lane}:claimed")
+            items, claimed = pipe.execute()
+            outlines, in_flight = [*map(outline, items)], int(claimed or 0)
+            yield Waiting(lane, outlines[in_flight:], outlines[:in_flight])
 
 
 def clock_offset(settings: Settings) -> float:

@@ -7,46 +7,35 @@ until that thread has got through again. Drains use the same scripts under a lea
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import redis
-from redis.exceptions import (
-    AuthenticationError,
-    NoPermissionError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from iai_mcp.broker.client import Deadline, ask, control_client, failure, packed, push_client
-from iai_mcp.broker.doorbell import Doorbell
+from iai_mcp.broker.items import to_item
 from iai_mcp.broker.keys import Keys
-from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Mark, Poison, Pushed, Refused
+from iai_mcp.broker.lanes import RedisLanes
+from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel, decode, encode
-from iai_mcp.errors import BrokerUnavailable, ConfigError, LeaseLost, MalformedParcel
+from iai_mcp.entry import Parcel
+from iai_mcp.errors import ConfigError
 from iai_mcp.events import emit, log
 
 __all__ = ["OLDEST_SERVER", "RedisBroker", "RedisOptions"]
 
+PUSHED = Pushed()
 OLDEST_SERVER = (7, 0)
 PROBE_S = 0.5  # between attempts to get through to a server that failed
 SWEEP_S = 2.5  # between looks for lanes that have work and no drain
 FULL_S = 0.2  # a lane above its ceiling is tried again after this
 CONNECT_S = 2.0
-MAX_CLAIM_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,42 +60,8 @@ class RedisOptions:
         return cls(settings.namespace, settings.lane_ceiling, settings.lease_s, settings.push_budget_ms / 1000)
 
 
-class _Script:
-    """A Lua file of this package, run by its digest."""
-
-    def __init__(self, name: str) -> None:
-        self.source = resources.files("iai_mcp.broker").joinpath(f"lua/{name}.lua").read_text()
-        self.digest = _digest(self.source)
-
-    def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        try:
-            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
-        except NoScriptError:  # the server restarted, or somebody flushed its scripts
-            return client.execute_command("EVAL", self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
-        except ResponseError as error:
-            if "unexpected symbol near '#'" not in str(error):
-                raise
-            self.source = self.source.split("\n", 1)[1]  # a stand-in that knows no script flags
-            self.digest = _digest(self.source)
-            return self(client, keys, args)
-
-    def load(self, client: redis.Redis) -> None:
-        """Make the server know the script, so that the first push takes one round trip."""
-        with suppress(NoPermissionError):  # EVAL will do
-            client.script_load(self.source)
-
-
-def _digest(source: str) -> str:
-    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-
-@cache
-def _holder() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-class RedisBroker:
-    """The lanes of one store in Redis.
+class RedisBroker(RedisLanes):
+    """The lanes of one store in Redis, with a producer's end.
 
     Args:
         connection: any redis-py client of the server; clients of our own are made from its settings.
@@ -121,11 +76,9 @@ class RedisBroker:
         self, connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
     ) -> None:
         self.options = options or RedisOptions()
-        self.keys = Keys(self.options.namespace, store_id)
-        self.control = control_client(connection)
+        keys = Keys(self.options.namespace, store_id)
+        super().__init__(control_client(connection), keys, lanes, self.options.lease_s)
         self._given = connection
-        self._lanes = lanes
-        self._scripts = {name: _Script(name) for name in ("push", "lease", "claim", "ack", "release")}
         self._deadline = Deadline()
         self._push: redis.Redis | None = None  # set while the breaker is closed
         self._marks = [0] * lanes
@@ -137,14 +90,11 @@ class RedisBroker:
         self._said: set[str] = set()
         self.trouble: str | None = None  # why the breaker is open
         self.round_trips = 0
-        self._lane_keys = [
-            (self.keys.lane(n, "pending"), self.keys.lane(n, "state"), self.keys.lane(n, "lease"))
-            for n in range(lanes)
-        ]
-        self._packed_keys = [packed(*map(str.encode, keys)) for keys in self._lane_keys]
-        self._evalsha = packed(b"EVALSHA", self._scripts["push"].digest.encode())
-        self._ceiling = packed(b"%d" % self.options.ceiling)
-        self._doorbell = Doorbell(self.control, self.keys)
+        self._settled_at = [0] * lanes  # the marks that were seen to be drained
+        self._pending = [self.keys.lane(n, "pending") for n in range(lanes)]
+        self._packed_pending = [packed(key.encode()) for key in self._pending]
+        self._heads = [self._head(parcels) for parcels in range(lanes + 1)]
+        self._limit([0] * lanes)
 
     # -- producers
 
@@ -157,37 +107,71 @@ class RedisBroker:
         try:
             self.round_trips += 1
             reply = ask(client, self._push_command(parcels, items)) or self._push_again(client, parcels, items)
+            if reply[0] == -1 and self._room_made(client):
+                reply = self._push_again(client, parcels, items)
         except (RedisError, OSError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
         if reply[0] == -1:
             self._full_until = time.monotonic() + FULL_S
             return Refused("full")
-        for parcel, pushed, idle in zip(parcels, reply[::2], reply[1::2], strict=True):
-            self._marks[parcel.lane] = pushed
-            if idle:
-                self._due.add(parcel.lane)
+        at = 0
+        for parcel in parcels:
+            lane = parcel.lane
+            if reply[at] <= self._marks[lane]:  # the counts began anew: somebody wiped this Redis
+                self._settled_at[lane] = 0
+                self._limit([*self._drained[:lane], 0, *self._drained[lane + 1 :]])
+            self._marks[lane] = reply[at]
+            if reply[at + 1] == 1:
+                self._due.add(lane)
                 self._wake.set()
-        return Pushed()
+            at += 2
+        return PUSHED
 
     def _push_command(self, parcels: Sequence[Parcel], items: list[bytes]) -> bytes:
-        """The script's call as it goes over the wire: the keys have been made ready, lane by lane."""
+        """The script's call as it goes over the wire: what does not change has been made ready, lane by lane."""
         count = len(parcels)
-        keys = args = b""
+        parts = [self._heads[count] if count <= self._lanes else self._head(count)]
+        parts += [self._packed_pending[parcel.lane] for parcel in parcels]
         for parcel, item in zip(parcels, items, strict=True):
-            keys += self._packed_keys[parcel.lane]
             entries = b"%d" % len(parcel.entries)
-            args += b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(item), item, len(entries), entries)
-        head = b"*%d\r\n%b%b" % (4 + 5 * count, self._evalsha, packed(b"%d" % (3 * count)))
-        return b"%b%b%b%b" % (head, keys, self._ceiling, args)
+            limit = self._limits[parcel.lane]
+            if len(parcel.entries) > self.options.ceiling:
+                limit = packed(*self._limit_args(parcel))
+            parts.append(b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (limit, len(item), item, len(entries), entries))
+        return b"".join(parts)
+
+    def _head(self, parcels: int) -> bytes:
+        """How the call of a push of so many parcels begins."""
+        script = packed(b"EVALSHA", self._scripts["push"].digest.encode(), b"%d" % (1 + parcels))
+        return b"*%d\r\n%b%b" % (4 + 5 * parcels, script, packed(self.keys.counts.encode()))
 
     def _push_again(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> Any:
         """The same push the long way: nothing came of the first, or it was no connection of ours."""
-        keys = [key for parcel in parcels for key in self._lane_keys[parcel.lane]]
-        args: list[Any] = [self.options.ceiling]
+        keys = [self.keys.counts, *[self._pending[parcel.lane] for parcel in parcels]]
+        args: list[Any] = []
         for parcel, item in zip(parcels, items, strict=True):
-            args += (item, len(parcel.entries))
+            args += (*self._limit_args(parcel), item, len(parcel.entries))
         return self._scripts["push"](client, keys, args)
+
+    def _limit_args(self, parcel: Parcel) -> tuple[bytes, bytes]:
+        """A lane's field, and what its count may come to: a parcel above the ceiling fits an empty lane."""
+        most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.entries))
+        return b"%d:pushed" % parcel.lane, b"%d" % most
+
+    def _limit(self, drained: list[int]) -> None:
+        """Lanes may fill up to the ceiling above ``drained``, which may be old: it only grows."""
+        self._drained = drained
+        self._limits = [
+            packed(b"%d:pushed" % lane, b"%d" % (count + self.options.ceiling))
+            for lane, count in enumerate(drained)
+        ]
+
+    def _room_made(self, client: redis.Redis) -> bool:
+        """Look how far the drains have come; whether a push is worth another try."""
+        before = self._drained
+        self._limit(self._count("drained", client))
+        return self._drained != before
 
     @property
     def room(self) -> int:
@@ -205,8 +189,8 @@ class RedisBroker:
     def close(self) -> None:
         """Ring what is due, then close the connections."""
         with suppress(RedisError):
-            while self._due and self._push is not None:
-                self._doorbell.ring(self._due.pop())
+            if self._push is not None:
+                self._ring_due()
         client, self._push = self._push, None
         self.trouble = None
         if client is not None:
@@ -224,7 +208,10 @@ class RedisBroker:
         pause = 0.002
         while True:
             try:
-                if all(settled >= end for settled, end in zip(self._settled(), mark, strict=True)):
+                for lane, drained in enumerate(self._count("drained", self.control)):
+                    if drained >= mark[lane]:
+                        self._settled_at[lane] = max(self._settled_at[lane], mark[lane])
+                if all(settled >= end for settled, end in zip(self._settled_at, mark, strict=True)):
                     return True
             except RedisError:
                 pass
@@ -232,12 +219,6 @@ class RedisBroker:
                 return False
             time.sleep(min(pause, left))
             pause = min(pause * 2, 0.02)
-
-    def _settled(self) -> list[int]:
-        pipe = self.control.pipeline(transaction=False)
-        for number in range(self._lanes):
-            pipe.hget(self.keys.lane(number, "state"), "drained")
-        return [int(value or 0) for value in pipe.execute()]
 
     def wait_change(self, timeout: float) -> None:
         """Wait a moment for the thread to get on."""
@@ -271,6 +252,7 @@ class RedisBroker:
             self.check_server(client)
             for script in self._scripts.values():
                 script.load(client)
+            self._limit(self._count("drained", client))
         except ConfigError as error:
             self._note(str(error), loud=True)
         except (AuthenticationError, NoPermissionError) as error:
@@ -327,8 +309,7 @@ class RedisBroker:
         if self._push is None:
             return
         try:
-            while self._due:
-                self._doorbell.ring(self._due.pop())
+            self._ring_due()
             if now >= self._next_sweep:
                 self._next_sweep = now + SWEEP_S
                 for lane in self.idle_lanes():
@@ -336,129 +317,14 @@ class RedisBroker:
         except RedisError as error:
             emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
 
-    def ring(self, lane: int) -> None:
-        """Ask for another turn at a lane."""
-        with translated():
-            self._doorbell.ring(lane)
-
-    def idle_lanes(self) -> list[int]:
-        """Lanes that have work and no live lease.
-
-        Raises:
-            RedisError: the server does not answer.
-        """
+    def _ring_due(self) -> None:
+        """Ring for the lanes that had been empty, but not where a drain holds the lease: it will look again."""
+        due: list[int] = []
+        while self._due:
+            due.append(self._due.pop())
         pipe = self.control.pipeline(transaction=False)
-        for number in range(self._lanes):
-            pipe.exists(self.keys.lane(number, "pending"), self.keys.lane(number, "flight"))
-            pipe.exists(self.keys.lane(number, "lease"))
-        found = pipe.execute()
-        return [n for n in range(self._lanes) if found[2 * n] and not found[2 * n + 1]]
-
-    # -- the drain
-
-    def lease(self, lane: int, floor: int = 0) -> Lease | None:
-        holder = f"{_holder()}:{secrets.token_hex(4)}"
-        keys = [self.keys.lane(lane, part) for part in ("lease", "state", "flight")]
-        token, *left = self._run("lease", keys, [holder, self._lease_ms, floor])
-        if token == -1:
-            return None
-        before, items = left
-        ours = before.decode().rpartition(":")[0] == _holder()
-        return Lease(lane, int(token), f"{token}:{holder}", inherited=0 if ours else int(items))
-
-    def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
-        keys = [self.keys.lane(lease.lane, part) for part in ("lease", "pending", "flight", "state")]
-        while True:
-            now_ms = int(time.time() * 1000)
-            args = [lease.holder, self._lease_ms, max_entries, MAX_CLAIM_BYTES, int(linger * 1000), now_ms]
-            state, *items = self._run("claim", keys, args)
-            if state == -1:
-                raise LeaseLost(f"lane {lease.lane}: the lease with token {lease.token} has passed on")
-            if state == 0:
-                return [from_item(item) for item in items]
-            time.sleep(state / 1000)
-            linger = 0.0
-
-    def ack(self, lease: Lease, count: int) -> None:
-        keys = [self.keys.lane(lease.lane, part) for part in ("lease", "flight", "state")]
-        if self._run("ack", keys, [lease.holder, self._lease_ms, count]) == -1:
-            raise LeaseLost(f"lane {lease.lane}: the lease with token {lease.token} has passed on")
-
-    def release(self, lease: Lease, *, if_empty: bool = False) -> bool:
-        keys = [self.keys.lane(lease.lane, part) for part in ("lease", "pending", "flight")]
-        return bool(self._run("release", keys, [lease.holder, int(if_empty)]))
-
-    @property
-    def _lease_ms(self) -> int:
-        return int(self.options.lease_s * 1000)
-
-    def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
-        with translated():
-            return self._scripts[script](self.control, keys, args)
-
-    # -- looking in
-
-    def stats(self) -> list[LaneStats]:
-        with translated():
-            pipe = self.control.pipeline(transaction=False)
-            for n in range(self._lanes):
-                pipe.hmget(self.keys.lane(n, "state"), "pushed", "drained")
-                pipe.lrange(self.keys.lane(n, "flight"), 0, -1)
-                pipe.lindex(self.keys.lane(n, "pending"), 0)
-                pipe.get(self.keys.lane(n, "lease"))
-                pipe.pttl(self.keys.lane(n, "lease"))
-            found = pipe.execute()
-        return [self._lane_stats(n, *found[5 * n : 5 * n + 5]) for n in range(self._lanes)]
-
-    def _lane_stats(
-        self,
-        lane: int,
-        counts: list[bytes | None],
-        flight: list[bytes],
-        head: bytes | None,
-        lease: bytes | None,
-        ttl: int,
-    ) -> LaneStats:
-        held = int(counts[0] or 0) - int(counts[1] or 0)
-        in_flight = sum(item_header(item)[1] for item in flight)
-        oldest = flight[0] if flight else head
-        age = max(0.0, time.time() - item_header(oldest)[0] / 1000) if oldest else None
-        return LaneStats(
-            lane,
-            max(0, held - in_flight),
-            in_flight,
-            age,
-            lease.decode().split(":", 1)[1] if lease else None,
-            max(0.0, self.options.lease_s - ttl / 1000) if lease else None,
-        )
-
-
-class translated:
-    """Redis's errors become :class:`BrokerUnavailable`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RedisError):
-            raise BrokerUnavailable(failure(error)) from error
-
-
-def to_item(parcel: Parcel) -> bytes:
-    """A parcel as a lane holds it: when it was pushed and how many entries it has, for the scripts; then JSON."""
-    return b"%d:%d:%b" % (int(parcel.pushed * 1000), len(parcel.entries), encode(parcel))
-
-
-def item_header(item: bytes) -> tuple[int, int]:
-    """``(pushed, entries)`` of an item: Unix ms and a count; (0, 1) for what has no such header."""
-    pushed, _, rest = item[:40].partition(b":")
-    entries = rest.partition(b":")[0]
-    return (int(pushed), int(entries)) if pushed.isdigit() and entries.isdigit() else (0, 1)
-
-
-def from_item(item: bytes) -> Claimed:
-    """The parcel in an item, or the item as poison."""
-    try:
-        return decode(item.split(b":", 2)[2])
-    except (IndexError, MalformedParcel) as error:
-        return Poison(item, str(error))
+        for lane in due:
+            pipe.exists(self.keys.lane(lane, "lease"))
+        for lane, leased in zip(due, pipe.execute() if due else (), strict=True):
+            if not leased:
+                self._doorbell.ring(lane)

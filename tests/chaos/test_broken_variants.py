@@ -144,7 +144,7 @@ def test_a_stale_token_that_is_accepted_loses(pipeline: Pipeline, monkeypatch: p
     """A paused worker wakes, writes nothing new, and acknowledges what its successor has in flight."""
 
     def trust(self: RedisBroker, lease: Any, count: int) -> None:
-        self.client_of_test.lpop(self.keys.lane(0, "flight"), count)  # type: ignore[attr-defined]
+        self.client_of_test.lpop(self.keys.lane(0, "pending"), count)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(RedisBroker, "client_of_test", pipeline.client, raising=False)
     for broken in (False, True):

@@ -13,8 +13,8 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from iai_mcp.broker.items import from_item, item_header, to_item
 from iai_mcp.broker.protocol import Poison
-from iai_mcp.broker.redis import from_item, item_header, to_item
 from iai_mcp.entry import Parcel, decode, encode
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.importer import BadLine, Passage, read_paths

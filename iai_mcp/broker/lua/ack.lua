@@ -1,20 +1,23 @@
 #!lua flags=allow-oom
 -- Drops the first items in flight, whose entries are durable in the store.
 --
--- KEYS  [1] lease  [2] in-flight list  [3] state hash
--- ARGV  [1] the lease's value  [2] its time to live in ms  [3] how many items
+-- KEYS  [1] lease  [2] pending list  [3] the store's counts
+-- ARGV  [1] the lease's value  [2] its time to live in ms  [3] lane  [4] how many items
+--       [5] how many entries are in them
 --
 -- Returns 1, or -1 where the lease has passed on and nothing was dropped.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return -1
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local entries = 0
-for _, item in ipairs(redis.call('LPOP', KEYS[2], ARGV[3]) or {}) do
-  entries = entries + tonumber(string.match(string.sub(item, 1, 40), '^%d+:(%d+):') or '1')
+redis.call('LTRIM', KEYS[2], ARGV[4], -1)
+local pushed, drained = ARGV[3] .. ':pushed', ARGV[3] .. ':drained'
+local items, entries = ARGV[3] .. ':claimed', ARGV[3] .. ':claimed_entries'
+local counts = redis.call('HMGET', KEYS[3], pushed, drained, items, entries)
+local function count(at, change)
+  return string.format('%d', math.max(0, tonumber(counts[at] or '0') + change))
 end
-local drained = redis.call('HINCRBY', KEYS[3], 'drained', entries)
-if drained > tonumber(redis.call('HGET', KEYS[3], 'pushed') or '0') then -- somebody pushed past the script
-  redis.call('HSET', KEYS[3], 'pushed', string.format('%d', drained))
-end
+local total = count(2, tonumber(ARGV[5]))
+local ever = string.format('%d', math.max(tonumber(counts[1] or '0'), tonumber(total))) -- some may come past the script
+redis.call('HSET', KEYS[3], pushed, ever, drained, total, items, count(3, -ARGV[4]), entries, count(4, -ARGV[5]))
 return 1

@@ -1,0 +1,215 @@
+"""One store's lanes in Redis, as a drain sees them: lease, claim, acknowledge, give back; and as a look sees them.
+
+A lane is a list. What is claimed stays at its head until it is acknowledged, and a count beside the list says how
+far the claim goes: whoever leases the lane next begins with the same items. To move them to a list of their own
+a script would have to touch them, and Lua 5.1 keeps all strings in one hash table by a few of their bytes, where
+items of one shape collide: that took 6.6 us of the server for each entry, and this takes 0.3.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from functools import cache
+from typing import Any
+
+import redis
+
+from iai_mcp.broker.doorbell import Doorbell
+from iai_mcp.broker.items import from_item, item_header
+from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.protocol import Claimed, LaneStats, Lease
+from iai_mcp.broker.scripts import Script, translated
+from iai_mcp.errors import LeaseLost
+
+__all__ = ["RedisLanes"]
+
+MAX_CLAIM_BYTES = 16 * 2**20
+LOOK = (16, 256)  # items read at a time: at first, and at most
+
+
+@cache
+def _holder() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class RedisLanes:
+    """The lanes of one store.
+
+    Args:
+        control: a client of our own.
+        keys: their names.
+        lanes: how many there are.
+        lease_s: how long a lease lives without a sign of life from its holder.
+    """
+
+    def __init__(self, control: redis.Redis, keys: Keys, lanes: int, lease_s: float) -> None:
+        self.control = control
+        self.keys = keys
+        self._lanes = lanes
+        self._lease_s = lease_s
+        self._scripts = {name: Script(name) for name in ("push", "lease", "claim", "ack", "release")}
+        self._looks = [LOOK[0]] * lanes  # how many items of each lane it is worth reading at once
+        self._claims: list[list[int]] = [[] for _ in range(lanes)]  # the entries in each item that we have claimed
+        self._doorbell = Doorbell(control, keys)
+
+    # -- the drain
+
+    def lease(self, lane: int, floor: int = 0) -> Lease | None:
+        holder = f"{_holder()}:{secrets.token_hex(4)}"
+        keys = [self.keys.lane(lane, "lease"), self.keys.lane(lane, "state"), self.keys.counts]
+        token, *left = self._run("lease", keys, [holder, self._lease_ms, floor, lane])
+        if token == -1:
+            return None
+        before, items = left
+        ours = before.decode().rpartition(":")[0] == _holder()
+        return Lease(lane, int(token), f"{token}:{holder}", inherited=0 if ours else int(items))
+
+    def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
+        with translated():
+            head = self._head_of(lease.lane, max_entries)
+            if (wait := head.wait(max_entries, linger)) > 0:
+                time.sleep(wait)
+                head = self._head_of(lease.lane, max_entries)
+        keys = [self.keys.lane(lease.lane, "lease"), self.keys.counts]
+        args = [lease.holder, self._lease_ms, lease.lane, len(head.items), sum(head.counts)]
+        if self._run("claim", keys, args) == -1:
+            raise LeaseLost(f"lane {lease.lane}: the lease with token {lease.token} has passed on")
+        self._claims[lease.lane] = head.counts
+        return [from_item(item) for item in head.items]
+
+    def _head_of(self, lane: int, max_entries: int) -> _Head:
+        """What a claim would take: what is in flight, else as much as it may.
+
+        Only a lease's holder takes anything off a lane, and the claim that follows is refused to anybody else.
+        """
+        pending, step = self.keys.lane(lane, "pending"), self._looks[lane]
+        pipe = self.control.pipeline(transaction=False)
+        pipe.hget(self.keys.counts, f"{lane}:claimed")
+        pipe.lrange(pending, 0, step - 1)
+        claimed, items = pipe.execute()
+        head = _Head(in_flight=int(claimed or 0))
+        at = 0
+        while head.take(items, max_entries) and len(items) == step:
+            at += step
+            step = head.next_step()
+            items = self.control.lrange(pending, at, at + step - 1)
+        self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.items)))
+        return head
+
+    def ack(self, lease: Lease, count: int) -> None:
+        lane, claims = lease.lane, self._claims[lease.lane]
+        keys = [self.keys.lane(lane, "lease"), self.keys.lane(lane, "pending"), self.keys.counts]
+        if self._run("ack", keys, [lease.holder, self._lease_ms, lane, count, sum(claims[:count])]) == -1:
+            raise LeaseLost(f"lane {lane}: the lease with token {lease.token} has passed on")
+        del claims[:count]
+
+    def release(self, lease: Lease, *, if_empty: bool = False) -> bool:
+        keys = [self.keys.lane(lease.lane, "lease"), self.keys.lane(lease.lane, "pending")]
+        return bool(self._run("release", keys, [lease.holder, int(if_empty)]))
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._lease_s * 1000)
+
+    def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
+        with translated():
+            return self._scripts[script](self.control, keys, args)
+
+    # -- doorbells
+
+    def ring(self, lane: int) -> None:
+        """Ask for another turn at a lane."""
+        with translated():
+            self._doorbell.ring(lane)
+
+    def idle_lanes(self) -> list[int]:
+        """Lanes that have work and no live lease.
+
+        Raises:
+            RedisError: the server does not answer.
+        """
+        pipe = self.control.pipeline(transaction=False)
+        for number in range(self._lanes):
+            pipe.exists(self.keys.lane(number, "pending"))
+            pipe.exists(self.keys.lane(number, "lease"))
+        found = pipe.execute()
+        return [n for n in range(self._lanes) if found[2 * n] and not found[2 * n + 1]]
+
+    # -- looking in
+
+    def drained(self) -> list[int]:
+        """How many entries of each lane were ever acknowledged."""
+        with translated():
+            return self._count("drained", self.control)
+
+    def _count(self, what: str, client: redis.Redis) -> list[int]:
+        """A count of every lane: entries ``pushed`` or ``drained``."""
+        if not self._lanes:
+            return []
+        values: Any = client.hmget(self.keys.counts, [f"{lane}:{what}" for lane in range(self._lanes)])
+        return [int(value or 0) for value in values]
+
+    def stats(self) -> list[LaneStats]:
+        with translated():
+            pipe = self.control.pipeline(transaction=False)
+            for n in range(self._lanes):
+                pipe.hmget(self.keys.counts, f"{n}:pushed", f"{n}:drained", f"{n}:claimed_entries")
+                pipe.lindex(self.keys.lane(n, "pending"), 0)
+                pipe.get(self.keys.lane(n, "lease"))
+                pipe.pttl(self.keys.lane(n, "lease"))
+            found = pipe.execute()
+        return [self._lane_stats(n, *found[4 * n : 4 * n + 4]) for n in range(self._lanes)]
+
+    def _lane_stats(
+        self, lane: int, counts: list[bytes | None], head: bytes | None, lease: bytes | None, ttl: int
+    ) -> LaneStats:
+        pushed, drained, claimed = (int(count or 0) for count in counts)
+        in_flight = claimed if head else 0
+        return LaneStats(
+            lane,
+            max(0, pushed - drained - in_flight),
+            in_flight,
+            max(0.0, time.time() - item_header(head)[0] / 1000) if head else None,
+            lease.decode().split(":", 1)[1] if lease else None,
+            max(0.0, self._lease_s - ttl / 1000) if lease else None,
+        )
+
+
+class _Head:
+    """The items at the head of a lane that a claim takes: ``in_flight`` of them where that is not 0."""
+
+    def __init__(self, in_flight: int) -> None:
+        self.items: list[bytes] = []
+        self.counts: list[int] = []
+        self._in_flight = in_flight
+        self._entries = self._bytes = 0
+
+    def take(self, items: list[bytes], max_entries: int) -> bool:
+        """Take of ``items`` what belongs to the claim; whether there may be more."""
+        for item in items:
+            count = item_header(item)[1]
+            if self._in_flight:
+                if len(self.items) == self._in_flight:
+                    return False
+            elif self.items and (self._entries + count > max_entries or self._bytes + len(item) > MAX_CLAIM_BYTES):
+                return False
+            self.items.append(item)
+            self.counts.append(count)
+            self._entries += count
+            self._bytes += len(item)
+        return True
+
+    def next_step(self) -> int:
+        """How many more to read: never far more bytes than a claim may have."""
+        room = max(0, MAX_CLAIM_BYTES - self._bytes) * len(self.items)
+        return max(1, min(LOOK[1], room // max(1, self._bytes)))
+
+    def wait(self, max_entries: int, linger: float) -> float:
+        """For how many seconds the oldest item should wait for company."""
+        if not self.items or self._in_flight or self._entries >= max_entries:
+            return 0.0
+        pushed = item_header(self.items[0])[0] / 1000
+        return min(linger, pushed + linger - time.time())
