@@ -6,7 +6,6 @@ other thing that a job can carry (callbacks, webhooks, repeats), and sweeps whil
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ __all__ = ["ProvenanceWorker"]
 
 SWEEP_S = 2
 FULL_PAUSE_S = 0.5
-GC_THRESHOLD = 50_000  # a batch makes thousands of objects and no cycles: Python's 700 took a quarter of the time
 
 
 class ProvenanceWorker(SimpleWorker):
@@ -46,15 +44,6 @@ class ProvenanceWorker(SimpleWorker):
         super().__init__(names, *args, **options)
         self._own: Bench | None = None
         self._last_sweep = 0.0
-
-    def work(self, *args: Any, **options: Any) -> bool:
-        """Work until told to stop, or in burst mode until nothing is left; whether there was anything to do."""
-        before = gc.get_threshold()
-        gc.set_threshold(GC_THRESHOLD, *before[1:])
-        try:
-            return bool(super().work(*args, **options))
-        finally:
-            gc.set_threshold(*before)
 
     def _set_ip_address(self, connection: Any) -> None:
         try:
