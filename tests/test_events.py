@@ -173,7 +173,7 @@ def test_a_drain_that_takes_over_says_so_and_one_that_goes_on_does_not(
     lane = lane_of(record_id, store.lanes)
 
     def broker(name: str) -> RedisBroker:
-        monkeypatch.setattr("iai_mcp.broker.redis._holder", lambda: name)
+        monkeypatch.setattr("iai_mcp.broker.lanes._holder", lambda: name)
         return RedisBroker(connection, store.store_id, store.lanes, RedisOptions(push_s=1.0))
 
     first = broker("one:1")

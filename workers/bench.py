@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
 
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
@@ -23,6 +27,7 @@ __all__ = ["Bench", "bench_for"]
 
 PLACE_PAUSE_S = 1.0
 LEASED_PAUSE_S = 0.1
+SMALL = 100  # items in a lane that is drained beside another
 
 
 class Bench:
@@ -37,6 +42,7 @@ class Bench:
         self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]
         self._not_before = [0.0] * store.lanes
+        self._threads = ThreadPoolExecutor(store.lanes, "iai-mcp-lane")
 
     def drain(self, lane: int, *, deadline: float | None = None) -> DrainReport:
         """Drain one lane, unless its place has just failed."""
@@ -49,6 +55,17 @@ class Bench:
             error = quiet_words(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
         return report
+
+    def drain_small(self, but: int, deadline: float) -> list[Future[DrainReport]]:
+        """Begin to drain every other lane that has little in it, on threads of their own.
+
+        A recall touches several lanes at once. Small merges mostly wait, so that one after the other they would
+        keep the last lane waiting for nothing; large ones are for as many workers as there are processors.
+        """
+        with suppress(RedisError):  # the drain of the lane itself will say so
+            small = [lane for lane in self.broker.idle_lanes(SMALL) if lane != but]
+            return [self._threads.submit(self.drain, lane, deadline=deadline) for lane in small]
+        return []
 
     def sweep(self) -> Iterator[int]:
         """Lanes that have work and no live lease: their doorbell was lost, or their worker died."""

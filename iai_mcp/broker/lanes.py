@@ -125,18 +125,19 @@ class RedisLanes:
         with translated():
             self._doorbell.ring(lane)
 
-    def idle_lanes(self) -> list[int]:
-        """Lanes that have work and no live lease.
+    def idle_lanes(self, most: int | None = None) -> list[int]:
+        """Lanes that have work, ``most`` items where that is given, and no live lease.
 
         Raises:
             RedisError: the server does not answer.
         """
         pipe = self.control.pipeline(transaction=False)
         for number in range(self._lanes):
-            pipe.exists(self.keys.lane(number, "pending"))
+            pipe.llen(self.keys.lane(number, "pending"))
             pipe.exists(self.keys.lane(number, "lease"))
         found = pipe.execute()
-        return [n for n in range(self._lanes) if found[2 * n] and not found[2 * n + 1]]
+        lengths, leased = found[::2], found[1::2]
+        return [n for n in range(self._lanes) if 0 < lengths[n] <= (most or lengths[n]) and not leased[n]]
 
     # -- looking in
 
