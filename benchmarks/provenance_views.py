@@ -55,7 +55,9 @@ def main() -> None:
         _views(store, ids, rounds)
         _index(store, ids, 1 if quick else 2)
         commits = MAINTAIN_EVERY - 1
-        _written(store.lane(lane_of(ids[1], store.lanes)), [ids[1]] * MERGE, commits)
+        lane = lane_of(ids[1], store.lanes)
+        beside = [one for one in ids if lane_of(one, store.lanes) == lane][:MERGE]
+        _written(store.lane(lane), beside, commits)
         view = ("--record", str(ids[1]))
         rows = [_row("--record ID", [_command(store, *view) for _ in range(rounds)], RECORD_S)]
         harness.show(f"after {commits} commits that no upkeep has indexed yet, ms", _HEADS, rows)
