@@ -14,7 +14,17 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from iai_mcp import __version__, cli_care, cli_dead, cli_import, cli_memory, cli_pipeline, cli_server, cli_workers
+from iai_mcp import (
+    __version__,
+    cli_care,
+    cli_dead,
+    cli_import,
+    cli_memory,
+    cli_pipeline,
+    cli_provenance,
+    cli_server,
+    cli_workers,
+)
 from iai_mcp.cli_common import error_line
 from iai_mcp.errors import IaiMcpError, UsageError
 
@@ -91,7 +101,7 @@ app = typer.Typer(
     epilog="New here? Try: iai-mcp demo",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -116,6 +126,7 @@ def _root(
 cli_pipeline.register_demo(app)
 cli_import.register(app)
 cli_memory.register(app)
+cli_provenance.register(app)
 cli_pipeline.register(app)
 cli_server.register(app)
 cli_workers.register(app)

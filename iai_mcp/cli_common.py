@@ -5,11 +5,12 @@ stdout carries results only: either one JSON document or text for people. Everyt
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
@@ -33,6 +34,7 @@ __all__ = [
     "Since",
     "Store",
     "Until",
+    "coloured",
     "error_line",
     "filters_of",
     "moment",
@@ -62,8 +64,12 @@ OnlyRole = Annotated[str | None, typer.Option("--role", help="Only memories said
 OnlyTags = Annotated[
     list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="Only memories with this tag; repeatable.")
 ]
-Since = Annotated[str | None, typer.Option(metavar="TIME", help="Not before, e.g. 2026-11-23 or ...T14:00Z.")]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this time (UTC unless it says).")]
+Since = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Not before, e.g. 2026-11-23, ...T14:00Z, or 2h, 7d (ago).")
+]
+Until = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Before this time, e.g. 2026-11-23 or 30m (UTC unless it says).")
+]
 
 
 def error_line(message: str) -> None:
@@ -123,11 +129,17 @@ def print_json(document: dict[str, Any], *, line: bool = False) -> None:
     sys.stdout.buffer.flush()
 
 
+def coloured() -> bool:
+    """Whether stdout takes colours: a terminal that can, and nobody has said NO_COLOR."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def screen(width: int | None = None) -> Console:
     """stdout for people: colours on a terminal only; ``width`` counts where there is none."""
     from rich.console import Console
 
-    found = Console(highlight=False, markup=False, emoji=False)
+    plainly = None if os.environ.get("NO_COLOR") else "auto"
+    found = Console(highlight=False, markup=False, emoji=False, color_system=cast("Any", plainly))
     if not found.is_terminal:
         found.width = width or PIPE_WIDTH
         found.file = cast("IO[str]", _Trimmed())
@@ -171,15 +183,27 @@ def progress(what: str) -> Iterator[Show]:
         yield lambda done, total=None, what=None: bar.update(task, completed=done, total=total, description=what)
 
 
+_SPAN = re.compile(r"(\d{1,9})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
 def moment(option: str, value: str | None) -> datetime | None:
-    """The time that ``option`` was given, in UTC."""
+    """The time that ``option`` was given, in UTC: ISO 8601, or so long ago."""
     from iai_mcp.entry import parse_ts
 
     if value is None:
         return None
+    if span := _SPAN.fullmatch(value.strip().lower()):
+        try:
+            return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
+        except OverflowError:
+            return datetime.min.replace(tzinfo=UTC)
     time = parse_ts(value)
     if time is None:
-        raise BadParams(f"{option} {value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T14:00Z")
+        raise BadParams(
+            f"{option} {value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T14:00Z, "
+            "nor so long ago, such as 30m, 2h or 7d"
+        )
     return time
 
 

@@ -68,7 +68,7 @@ def _show(
         return
     import msgspec
 
-    from iai_mcp.cli_show import plain
+    from iai_mcp.cli_text import plain
 
     screen().print(plain(msgspec.json.format(msgspec.json.encode(_dict(letter)), indent=2).decode()))
 

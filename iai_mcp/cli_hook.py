@@ -25,7 +25,9 @@ Event = Mapping[str, Any]
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command(epilog="Example: see docs/clients.md")(hook)
+    app.command(
+        epilog="Example: iai-mcp hook --limit 5 < event.json (docs/clients.md has the settings that run it)"
+    )(hook)
 
 
 def hook(

@@ -201,7 +201,7 @@ def _all_there(memories: MemoryStore, given: list[str]) -> list[UUID]:
 def _confirmed(memories: MemoryStore, chosen: list[UUID]) -> bool:
     if not _on_terminal():
         raise UsageError("forgetting is for good: confirm with --yes where there is no terminal to ask on")
-    from iai_mcp.cli_show import one_line
+    from iai_mcp.cli_text import one_line
 
     for record_id in chosen:
         found = memories.get(record_id)

@@ -1,4 +1,4 @@
-"""The commands around the trace and the store as a whole: provenance, status, reembed and demo."""
+"""The commands around the store as a whole: status, reembed and demo."""
 
 from __future__ import annotations
 
@@ -10,21 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import (
-    Json,
-    Limit,
-    Offset,
-    Since,
-    Store,
-    Until,
-    error_line,
-    moment,
-    note,
-    opened,
-    print_json,
-    progress,
-    screen,
-)
+from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json, progress, screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,47 +27,8 @@ def register_demo(app: typer.Typer) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the other commands to ``app``."""
-    app.command(epilog='Example: iai-mcp provenance --session s1 --cue "prefer" --since 2026-11-01')(provenance)
     app.command(epilog="Example: IAI_MCP_EMBEDDER=fastembed iai-mcp reembed")(reembed)
     app.command(epilog="Example: iai-mcp status --watch")(status)
-
-
-def provenance(
-    record: Annotated[str | None, typer.Option(metavar="ID", help="Only the trace of this memory.")] = None,
-    session: Annotated[str | None, typer.Option("--session", "-s", help="Only what this session asked.")] = None,
-    cue: Annotated[str | None, typer.Option(metavar="TEXT", help="Only cues that hold this.")] = None,
-    recall: Annotated[str | None, typer.Option(metavar="ID", help="Only what this recall returned.")] = None,
-    since: Since = None,
-    until: Until = None,
-    limit: Limit = 100,
-    offset: Offset = 0,
-    as_json: Json = False,
-    store: Store = None,
-) -> None:
-    """Show who recalled which memory, when, and for what."""
-    from iai_mcp.core import dispatch
-
-    params: dict[str, Any] = {
-        "record_id": record,
-        "session_id": session,
-        "cue": cue,
-        "recall_id": recall,
-        "since": moment("--since", since),
-        "until": moment("--until", until),
-        "limit": limit,
-        "offset": offset,
-    }
-    with opened(store) as memories:
-        result = dispatch(memories, "memory_provenance", params)
-    if as_json:
-        print_json(result)
-    elif result["entries"]:
-        from iai_mcp.cli_show import trail
-
-        out = screen()
-        out.print(trail(result["entries"], out.width, of_one_record=record is not None))
-    else:
-        note("no recall left such a trace")
 
 
 def status(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from iai_mcp import cli_hook
-from iai_mcp.cli_common import Store, note
+from iai_mcp.cli_common import Json, Store, note, print_json
 from iai_mcp.errors import UsageError
+
+if TYPE_CHECKING:
+    from iai_mcp.install import Done, Place
 
 __all__ = ["register"]
 
@@ -73,26 +76,35 @@ def install(
     http: Annotated[
         str | None, typer.Option(metavar="URL", help="A running server's URL instead of a command.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Tell an MCP client about this server; what else its configuration holds stays."""
     from iai_mcp import install as installing
 
     place = installing.place_of(client, scope)
     entry = installing.entry_for(client, store=store, url=http)
-    if only_print:
+    if not only_print:
+        _tell(place, installing.install(place, entry), as_json)
+    elif as_json:
+        told = {"client": place.client, "path": str(place.path), "configuration": installing.printed(place, entry)}
+        print_json(told)
+    else:
         typer.echo(installing.printed(place, entry), nl=False)
         note(f"goes into {place.path}")
-        return
-    _tell(installing.install(place, entry))
 
 
-def uninstall(client: Which, scope: Scope = "user") -> None:
+def uninstall(client: Which, scope: Scope = "user", as_json: Json = False) -> None:
     """Take this server out of an MCP client's configuration."""
     from iai_mcp import install as installing
 
-    _tell(installing.uninstall(installing.place_of(client, scope)))
+    place = installing.place_of(client, scope)
+    _tell(place, installing.uninstall(place), as_json)
 
 
-def _tell(done: object) -> None:
-    for line in str(done).splitlines():
-        typer.echo(line)
+def _tell(place: Place, done: Done, as_json: bool) -> None:
+    if as_json:
+        backup = str(done.backup) if done.backup else None
+        told = {"client": place.client, "path": str(place.path), "changed": done.changed, "backup": backup}
+        print_json({**told, "said": done.what})
+    else:
+        typer.echo(str(done))

@@ -5,7 +5,6 @@ Texts come from anywhere, so control characters never reach the terminal, and ma
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,48 +14,25 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from iai_mcp.cli_text import one_line, plain, when
+
 __all__ = [
     "hits",
     "letters",
-    "one_line",
     "pipeline",
-    "plain",
     "record",
     "records",
     "snapshot",
     "store_facts",
     "trail",
-    "when",
 ]
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _EXCERPT = 220  # characters: three lines at 80 columns
 _COLUMNS = ("pending", "in flight", "applied", "rows", "versions", "bytes")
 _REDIS_COLUMNS = ("pending", "in flight", "oldest", "leased by", "seen", "applied")
 _NAMED = 6  # workers in one line
 _SUMMED = {"pending", "in_flight", "applied", "rows", "versions", "bytes"}
 _WIDE = 130  # columns from which a trail shows whole record ids
-
-
-def plain(text: str) -> str:
-    """``text`` without what would move the cursor, ring the bell or turn the writing direction."""
-    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def one_line(text: str, limit: int) -> str:
-    """The beginning of ``text`` on one line."""
-    flat = plain(" ".join(text.split()))
-    return flat if len(flat) <= limit else f"{flat[: limit - 1].rstrip()}…"
-
-
-def when(iso: object) -> str:
-    """An ISO time to the second, in UTC, or what there is instead."""
-    from datetime import UTC
-
-    from iai_mcp.entry import parse_ts
-
-    time = parse_ts(iso)
-    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if time else one_line(str(iso or ""), 19)
 
 
 def hits(found: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -25,13 +25,16 @@ from iai_mcp.trail import Recalled, TrailFilters, most_recalled, never_recalled,
 if TYPE_CHECKING:
     from iai_mcp.broker.inspect import RedisLook
 
-__all__ = ["METHODS", "capture_records", "dispatch", "record_dict", "status"]
+__all__ = ["METHODS", "capture_records", "dispatch", "recalled_dict", "record_dict", "status", "trail_filters"]
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
 class _Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
+
+
+_P = TypeVar("_P", bound=_Params)
 
 
 class CaptureParams(_Params, frozen=True):
@@ -97,11 +100,14 @@ def dispatch(store: MemoryStore, method: str, params: Mapping[str, Any] | None =
     if method not in METHODS:
         raise UnknownMethod(f"no method {method!r}; there are {', '.join(METHODS)}")
     kind, run = METHODS[method]
+    return run(store, _parsed(method, kind, params or {}))
+
+
+def _parsed(method: str, kind: type[_P], params: Mapping[str, Any]) -> _P:
     try:
-        parsed = msgspec.convert(dict(params or {}), kind)
+        return msgspec.convert(dict(params), kind)
     except (msgspec.ValidationError, TypeError) as error:
         raise BadParams(f"{method}: {error}") from None
-    return run(store, parsed)
 
 
 def _capture(store: MemoryStore, params: CaptureParams) -> dict[str, Any]:
@@ -177,7 +183,34 @@ def _get(store: MemoryStore, params: RecordParams) -> dict[str, Any]:
 
 
 def _provenance(store: MemoryStore, params: ProvenanceParams) -> dict[str, Any]:
-    filters = TrailFilters(
+    filters = _conditions(params)
+    page = {"limit": params.limit, "offset": params.offset}
+    if params.view != "entries":
+        _check_record(store, filters)
+    if params.view == "top":
+        return {"records": [recalled_dict(found) for found in most_recalled(store, filters, **page)]}
+    if params.view == "never":
+        return {"records": [record_dict(found) for found in never_recalled(store, filters, **page)]}
+    entries = trail(store, filters, **page)
+    if not entries or filters.record_id in store.forgotten.ids():  # what has a trace need not be looked up
+        _check_record(store, filters)
+    return {"entries": entries}
+
+
+def trail_filters(store: MemoryStore, params: Mapping[str, Any]) -> TrailFilters:
+    """The conditions that ``memory_provenance`` would take from ``params``, for who reads more than a page.
+
+    Raises:
+        BadParams: a parameter is unknown or of the wrong kind.
+        RecordNotFound: ``record_id`` names no memory.
+    """
+    filters = _conditions(_parsed("memory_provenance", ProvenanceParams, params))
+    _check_record(store, filters)
+    return filters
+
+
+def _conditions(params: ProvenanceParams) -> TrailFilters:
+    return TrailFilters(
         record_id=as_uuid(params.record_id) if params.record_id else None,
         session=params.session_id,
         recall_id=params.recall_id,
@@ -185,17 +218,15 @@ def _provenance(store: MemoryStore, params: ProvenanceParams) -> dict[str, Any]:
         since=_time("since", params.since),
         until=_time("until", params.until),
     )
+
+
+def _check_record(store: MemoryStore, filters: TrailFilters) -> None:
     if filters.record_id is not None and not store.existing([filters.record_id]):
         raise RecordNotFound(f"no memory has the id {filters.record_id}")
-    page = {"limit": params.limit, "offset": params.offset}
-    if params.view == "top":
-        return {"records": [_recalled_dict(found) for found in most_recalled(store, filters, **page)]}
-    if params.view == "never":
-        return {"records": [record_dict(found) for found in never_recalled(store, filters, **page)]}
-    return {"entries": trail(store, filters, **page)}
 
 
-def _recalled_dict(found: Recalled) -> dict[str, Any]:
+def recalled_dict(found: Recalled) -> dict[str, Any]:
+    """A memory and how often it was recalled as plain JSON types."""
     shown = record_dict(found.record)
     last = found.last.isoformat() if found.last else None
     return {"record_id": shown.pop("record_id"), "recalls": found.recalls, "last_recalled": last, **shown}

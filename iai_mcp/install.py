@@ -59,6 +59,11 @@ class Done:
     backup: Path | None = None
     then: str = ""
 
+    @property
+    def changed(self) -> bool:
+        """Whether the file is another one now."""
+        return bool(self.then)
+
     def __str__(self) -> str:
         saved = f"the file as it was: {self.backup}" if self.backup else ""
         return "\n".join(line for line in (self.what, saved, self.then) if line)

@@ -73,7 +73,7 @@ def quoted_list(texts: list[str]) -> str:
 def sql_time(time: datetime) -> str:
     """``time`` as an SQL timestamp literal in UTC; naive times are UTC."""
     aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    return f"timestamp '{aware.strftime('%Y-%m-%d %H:%M:%S.%f')}+00:00'"
+    return f"timestamp '{aware.isoformat(sep=' ', timespec='microseconds')}'"
 
 
 def matches(**columns: str | None) -> list[str]:

@@ -7,7 +7,7 @@ on the disk when it returns. Every read sees the latest commit of any process an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,18 +266,27 @@ class LaneTable:
         result: pa.Table = query.to_arrow()
         return result
 
+    def batches(self, conditions: Iterable[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Raw rows like :meth:`rows`, as they are read; whoever consumes them repeats a read that fails."""
+        query = self._table.search().select(columns)
+        if where := " AND ".join(conditions):
+            query = query.where(where)
+        yield from query.to_batches()
+
+    @property
+    @retry_vanished
+    def version(self) -> int:
+        """Changes with every commit of any process."""
+        return int(self._table.version)
+
     def entries(self, conditions: Iterable[str]) -> list[dict[str, Any]]:
         """The entries that fit, in order (seq, then producer_seq), each key once."""
         return distinct(self.rows(conditions).to_pylist())
 
-    def by_keys(self, entry_ids: list[str]) -> list[dict[str, Any]]:
-        """The entries with these keys."""
-        return self.entries([f"entry_id IN ({quoted_list(entry_ids)})"]) if entry_ids else []
-
     @retry_vanished
-    def count(self) -> int:
-        """Number of raw rows."""
-        return int(self._table.count_rows())
+    def count(self, conditions: Iterable[str] = ()) -> int:
+        """Number of raw rows (that fit every SQL condition)."""
+        return int(self._table.count_rows(" AND ".join(conditions) or None))
 
     @retry_vanished
     def stats(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ Every entry counts once, and nothing of a forgotten memory counts at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,13 +15,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iai_mcp.entry import lane_of
-from iai_mcp.lance import matches, quoted, sql_time
+from iai_mcp.lance import matches, quoted, quoted_list, sql_time
+from iai_mcp.lane_rows import LANE_SCHEMA, distinct_rows, from_row
+from iai_mcp.lane_table import LaneTable
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 
-__all__ = ["Recalled", "TrailFilters", "most_recalled", "never_recalled", "trail"]
+__all__ = [
+    "Recalled",
+    "TrailFilters",
+    "each_recalled",
+    "each_unasked",
+    "most_recalled",
+    "never_recalled",
+    "trail",
+    "trail_rows",
+]
 
 _ORDER = [("time", "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
+_TEXTS = 1000
+_MANY = 1000  # entries of one memory: from there on only the columns that choose a page are read of all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +78,41 @@ def trail(store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset
 
     The entries of one record come in the record's own order (seq), those of several by time.
     """
+    return [from_row(row) for row in trail_rows(store, filters, limit=limit, offset=offset).to_pylist()]
+
+
+def trail_rows(store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0) -> pa.Table:
+    """What :func:`trail` returns, as rows of ``LANE_SCHEMA``."""
     if filters.record_id is not None:
-        lane = store.lane(lane_of(filters.record_id, store.lanes))
-        found = lane.entries(filters.sql())
-        return found[max(0, len(found) - offset - limit) : len(found) - offset] if len(found) > offset else []
+        return _page_of_record(store.lane(lane_of(filters.record_id, store.lanes)), filters.sql(), limit, offset)
     page = _newest_keys(store, filters, limit, offset)
-    entries: dict[str, dict[str, Any]] = {}
+    places: dict[tuple[int, str], int] = {}
+    parts = [LANE_SCHEMA.empty_table()]
     for number in {key[0] for key in page}:
         keys = [entry for lane, entry in page if lane == number]
-        entries.update((entry["entry_id"], entry) for entry in store.lane(number).by_keys(keys))
-    return [entries[key] for _, key in reversed(page) if key in entries]
+        rows = distinct_rows(store.lane(number).rows([f"entry_id IN ({quoted_list(keys)})"]))
+        first = sum(map(len, parts))
+        places.update(((number, key), at) for at, key in enumerate(rows["entry_id"].to_pylist(), first))
+        parts.append(rows.select(LANE_SCHEMA.names).cast(LANE_SCHEMA))
+    return pa.concat_tables(parts).take(
+        pa.array([places[key] for key in reversed(page) if key in places], pa.int64())
+    )
+
+
+def _page_of_record(lane: LaneTable, conditions: list[str], limit: int, offset: int) -> pa.Table:
+    if lane.count(conditions) <= _MANY:
+        return _newest(distinct_rows(lane.rows(conditions)), limit, offset)
+    page = _newest(distinct_rows(lane.rows(conditions, ["entry_id", "seq", "producer_seq"])), limit, offset)
+    if len(page) == 0:
+        return LANE_SCHEMA.empty_table()
+    seqs = page["seq"].to_pylist()
+    rows = distinct_rows(lane.rows([*conditions, f"seq >= {seqs[0]}", f"seq <= {seqs[-1]}"]))
+    return rows.filter(pc.is_in(rows["entry_id"], value_set=page["entry_id"].combine_chunks()))
+
+
+def _newest(rows: pa.Table, limit: int, offset: int) -> pa.Table:
+    end = max(0, len(rows) - offset)
+    return rows.slice(max(0, end - limit), min(end, limit))
 
 
 def _newest_keys(store: MemoryStore, filters: TrailFilters, limit: int, offset: int) -> list[tuple[int, str]]:
@@ -100,23 +139,46 @@ def most_recalled(
     store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0
 ) -> list[Recalled]:
     """The memories with the most entries that fit, most first; of equals the one recalled last."""
-    order = [("recalls", "descending"), ("last", "descending"), ("record_id", "ascending")]
-    page = _counts(store, filters).sort_by(order).slice(offset, limit).to_pylist()
-    records = {str(record.id): record for record in store.records([row["record_id"] for row in page])}
-    return [
-        Recalled(records[row["record_id"]], row["recalls"], row["last"])
-        for row in page
-        if row["record_id"] in records
-    ]
+    return _recalled(store, _ranked(store, filters).slice(offset, limit))
 
 
 def never_recalled(
     store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0
 ) -> list[MemoryRecord]:
     """The memories without any entry that fits, newest first."""
+    return store.records(_unasked(store, filters).slice(offset, limit).to_pylist())
+
+
+def each_recalled(store: MemoryStore, filters: TrailFilters) -> Iterator[Recalled]:
+    """Every memory of :func:`most_recalled`, whose texts are read a thousand at a time."""
+    ranked = _ranked(store, filters)
+    for start in range(0, len(ranked), _TEXTS):
+        yield from _recalled(store, ranked.slice(start, _TEXTS))
+
+
+def each_unasked(store: MemoryStore, filters: TrailFilters) -> Iterator[MemoryRecord]:
+    """Every memory of :func:`never_recalled`, whose texts are read a thousand at a time."""
+    ids = _unasked(store, filters)
+    for start in range(0, len(ids), _TEXTS):
+        yield from store.records(ids.slice(start, _TEXTS).to_pylist())
+
+
+def _ranked(store: MemoryStore, filters: TrailFilters) -> pa.Table:
+    order = [("recalls", "descending"), ("last", "descending"), ("record_id", "ascending")]
+    return _counts(store, filters).sort_by(order)
+
+
+def _recalled(store: MemoryStore, counts: pa.Table) -> list[Recalled]:
+    page = counts.to_pylist()
+    records = {str(record.id): record for record in store.records([row["record_id"] for row in page])}
+    found = ((records.get(row["record_id"]), row) for row in page)
+    return [Recalled(record, row["recalls"], row["last"]) for record, row in found if record is not None]
+
+
+def _unasked(store: MemoryStore, filters: TrailFilters) -> pa.ChunkedArray:
     ids = store.record_ids()
     recalled = pc.is_in(ids, value_set=_counts(store, filters)["record_id"].combine_chunks())
-    return store.records(ids.filter(pc.invert(recalled)).slice(offset, limit).to_pylist())
+    return ids.filter(pc.invert(recalled))
 
 
 def _counts(store: MemoryStore, filters: TrailFilters) -> pa.Table:

@@ -103,28 +103,6 @@ def test_the_package_runs_as_a_module_too() -> None:
     assert done.stdout == f"iai-mcp {__version__}\n"
 
 
-ALL = ["demo", "import", "capture", "recall", "list", "get", "forget", "provenance", "reembed", "status", "dead"]
-ALL += ["verify", "doctor", "spill"]
-
-
-def test_without_a_command_the_help_names_all_of_them(run: Run) -> None:
-    said = run().stdout
-    for command in ALL:
-        assert f" {command} " in said
-
-
-@pytest.mark.parametrize("command", ALL)
-def test_every_help_has_an_example(run: Run, command: str) -> None:
-    said = run(command, "--help").stdout
-    assert "Example: " in said
-    assert f"iai-mcp {command}" in said.split("Example: ")[1]
-
-
-@pytest.mark.parametrize("command", ["list", "show", "retry", "drop"])
-def test_and_so_have_the_commands_about_dead_letters(run: Run, command: str) -> None:
-    assert f"Example: iai-mcp dead {command}" in run("dead", command, "--help").stdout
-
-
 # --- errors ----------------------------------------------------------------------------------------------
 
 

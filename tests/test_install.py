@@ -60,6 +60,18 @@ def run() -> Run:
     return invoke
 
 
+def test_what_became_of_the_file_as_json(run: Run, home: Path) -> None:
+    told = json.loads(run("install", "cursor", "--json").stdout)
+    there = home / ".cursor" / "mcp.json"
+    assert (told["client"], told["path"], told["changed"], told["backup"]) == ("cursor", str(there), True, None)
+    assert json.loads(run("install", "cursor", "--json").stdout)["changed"] is False
+    gone = json.loads(run("uninstall", "cursor", "--json").stdout)
+    assert gone["changed"] is True
+    assert Path(gone["backup"]).exists()
+    shown = json.loads(run("install", "codex", "--print", "--json").stdout)
+    assert "iai-mcp" in tomllib.loads(shown["configuration"])["mcp_servers"]
+
+
 def written(place: Place) -> Any:
     """Our entry in the client's file."""
     text = place.path.read_text()

@@ -1,0 +1,82 @@
+"""``iai-mcp provenance --follow``: entries on stdout as they become readable, whoever writes them.
+
+It ends well on Ctrl-C or SIGTERM, and as soon as nobody reads stdout any more, even where nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from iai_mcp.cli_common import opened
+from iai_mcp.cli_rows import Target, entry_rows, row_writer
+from iai_mcp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["follow"]
+
+LOOK_MS = 250  # between two looks, which take less than 1 ms a lane where nothing was written
+
+
+def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newest: int) -> None:
+    """Print the ``newest`` entries that fit ``params``, and then every new one.
+
+    Raises:
+        UsageError: the format has an end.
+    """
+    if target.format in ("json", "parquet"):
+        raise UsageError(f"--follow has no end, which {target.format} needs: use --format table, jsonl or csv")
+    from iai_mcp.supervise import Stop
+
+    with Stop() as stop, opened(store) as memories:  # the signals first: the imports take a second
+        from iai_mcp.core import trail_filters
+        from iai_mcp.trail_stream import Follower
+
+        follower = Follower(memories, trail_filters(memories, params), newest=newest)
+        try:
+            with _printer(target.format, of_one_record=params["record_id"] is not None) as show:
+                while not stop.asked:
+                    show(follower.look())
+                    if _reader_left(LOOK_MS):
+                        break
+        except BrokenPipeError:
+            # The interpreter's own flush at exit must not complain about it either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _printer(kind: str, *, of_one_record: bool) -> Iterator[Callable[[pa.Table], None]]:
+    out = sys.stdout.buffer
+    if kind == "table":
+        from iai_mcp.cli_timeline import live_line
+
+        def tell(rows: pa.Table) -> None:
+            for row in rows.to_pylist():
+                typer.echo(live_line(row, of_one_record=of_one_record))
+
+        yield tell
+        return
+    columns = entry_rows([])
+    with row_writer(kind, columns.schema, columns.document, out) as write:
+
+        def pass_on(rows: pa.Table) -> None:
+            if len(rows):
+                write(rows)
+            out.flush()  # the header of a CSV, too, is there at once
+
+        yield pass_on
+
+
+def _reader_left(milliseconds: int) -> bool:
+    """Wait, but not longer than somebody reads stdout; whether nobody does any more."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)  # errors and hang-ups are told whatever was asked for
+    return bool(watch.poll(milliseconds))

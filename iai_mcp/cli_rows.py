@@ -1,0 +1,154 @@
+"""Rows for other programs: JSON lines, CSV or Parquet, to stdout or to a file that is there whole or not at all.
+
+Rows are written as they come, so that what is in memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from iai_mcp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Format", "Rows", "Target", "batched", "entry_rows", "row_writer"]
+
+Format = Literal["table", "json", "jsonl", "csv", "parquet"]
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A result in columns.
+
+    Attributes:
+        schema: the columns.
+        tables: the rows, a part at a time.
+        document: a row as the JSON object that people know.
+    """
+
+    schema: pa.Schema
+    tables: Iterable[pa.Table]
+    document: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+
+
+def entry_rows(tables: Iterable[pa.Table]) -> Rows:
+    """Provenance entries in the columns of the lane tables; as documents they are what callers know."""
+    from iai_mcp.lane_rows import LANE_SCHEMA, from_row
+
+    return Rows(LANE_SCHEMA, tables, from_row)
+
+
+class Target:
+    """Where a result goes, and in which format.
+
+    Raises:
+        UsageError: a format that the place cannot take, or none that can be told.
+    """
+
+    def __init__(self, given: Format | None, output: str | None) -> None:
+        if output == "":
+            raise UsageError("--output is empty: give a file, or leave it out for stdout")
+        path = None if output is None or output == "-" else Path(output).expanduser()
+        self.path = path
+        self.format = given or (_by_suffix(path) if path else "table")
+        if path and self.format == "table":
+            raise UsageError("--output takes no table: say --format json, jsonl, csv or parquet")
+        if self.format == "parquet" and path is None and on_terminal():
+            raise UsageError("Parquet is nothing for a terminal: give --output FILE, or send stdout elsewhere")
+
+    @property
+    def exports(self) -> bool:
+        """Whether the format is for everything there is, and not for a page."""
+        return self.format in ("jsonl", "csv", "parquet")
+
+    @contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        """The place for bytes; a file takes its name when the block has ended well."""
+        if self.path is None:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        elif self.path.exists() and not self.path.is_file():  # a device or a pipe stays what it is
+            with open(self.path, "wb") as place:
+                yield place
+        else:
+            yield from self._replaced(self.path)
+
+    def _replaced(self, path: Path) -> Iterator[IO[bytes]]:
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(beside, "wb") as file:
+                yield file
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+
+    def write(self, rows: Rows) -> int:
+        """Write every row; how many there were."""
+        count = 0
+        with self.opened() as out, row_writer(self.format, rows.schema, rows.document, out) as write:
+            for table in rows.tables:
+                write(table)
+                count += len(table)
+        return count
+
+
+def on_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout.isatty()
+
+
+def _by_suffix(path: Path) -> Format:
+    kinds: dict[str, Format] = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+    if path.suffix.lower() not in kinds:
+        raise UsageError(f"{path.name!r} does not say in which format: add --format json, jsonl, csv or parquet")
+    return kinds[path.suffix.lower()]
+
+
+@contextmanager
+def row_writer(
+    kind: str, schema: pa.Schema, document: Callable[[Mapping[str, Any]], Mapping[str, Any]], out: IO[bytes]
+) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes rows of ``schema`` to ``out`` in the format ``kind``: jsonl, csv or parquet."""
+    if kind == "jsonl":
+        import msgspec
+
+        encode = msgspec.json.encode
+        yield lambda rows: out.writelines(encode(document(row)) + b"\n" for row in _dicts(rows))
+    elif kind == "csv":
+        import pyarrow.csv
+
+        with pyarrow.csv.CSVWriter(out, schema) as writer:
+            yield writer.write_table
+    else:
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetWriter(out, schema) as writer:
+            yield writer.write_table
+
+
+def _dicts(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(rows), _BATCH):
+        yield from rows.slice(start, _BATCH).to_pylist()
+
+
+def batched(documents: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Plain dicts as tables of ``schema``, whose times may be ISO 8601 text in the dicts."""
+    import itertools
+
+    import pyarrow as pa
+
+    fields = [pa.field(one.name, pa.string() if pa.types.is_timestamp(one.type) else one.type) for one in schema]
+    left = iter(documents)
+    while part := list(itertools.islice(left, _BATCH)):
+        yield pa.Table.from_pylist(part, pa.schema(fields)).cast(schema)
