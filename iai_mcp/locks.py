@@ -31,6 +31,7 @@ class WriterLock:
         self._timeout = timeout
         self._mutex = threading.Lock()
         self._file = filelock.FileLock(path, timeout=timeout, poll_interval=0.005)
+        self._given_up = False  # a paused process holds it; to wait every time would outlast every lease
 
     @contextmanager
     def hold(self) -> Iterator[bool]:
@@ -51,8 +52,10 @@ class WriterLock:
         if not self._path.parent.is_dir():  # filelock would make it, and a store that is away must stay away
             raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self._path.parent))
         try:
-            self._file.acquire()
+            self._file.acquire(timeout=0 if self._given_up else self._timeout)
+            self._given_up = False
         except filelock.Timeout:
+            self._given_up = True
             emit("lock_timeout", lock=self._path.name, seconds=self._timeout)
             return False
         return True

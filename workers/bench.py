@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ __all__ = ["Bench", "bench_for"]
 
 PLACE_PAUSE_S = 1.0
 LEASED_PAUSE_S = 0.1
+BESIDE_S = 2.0  # how long a turn waits for lanes that are drained beside its own
 SMALL = 100  # items in a lane that is drained beside another
 
 
@@ -43,6 +44,7 @@ class Bench:
         self._caches = [RecordsCache() for _ in range(store.lanes)]
         self._not_before = [0.0] * store.lanes
         self._threads = ThreadPoolExecutor(store.lanes, "iai-mcp-lane")
+        self._beside: dict[int, Future[DrainReport]] = {}
 
     def drain(self, lane: int, *, deadline: float | None = None) -> DrainReport:
         """Drain one lane, unless its place has just failed."""
@@ -56,16 +58,26 @@ class Bench:
             emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
         return report
 
-    def drain_small(self, but: int, deadline: float) -> list[Future[DrainReport]]:
+    def drain_small(self, but: int, deadline: float) -> None:
         """Begin to drain every other lane that has little in it, on threads of their own.
 
         A recall touches several lanes at once. Small merges mostly wait, so that one after the other they would
         keep the last lane waiting for nothing; large ones are for as many workers as there are processors.
         """
         with suppress(RedisError):  # the drain of the lane itself will say so
-            small = [lane for lane in self.broker.idle_lanes(SMALL) if lane != but]
-            return [self._threads.submit(self.drain, lane, deadline=deadline) for lane in small]
-        return []
+            small = [lane for lane in self.broker.idle_lanes(SMALL) if lane != but and lane not in self._beside]
+            self._beside.update(
+                (lane, self._threads.submit(self.drain, lane, deadline=deadline)) for lane in small
+            )
+
+    def drained_beside(self) -> list[DrainReport]:
+        """What has come of the lanes that are drained on threads.
+
+        Waits for them, but not for long: a lane whose lock a paused process holds must not stop the others.
+        """
+        wait(self._beside.values(), timeout=BESIDE_S)
+        done = [lane for lane, report in self._beside.items() if report.done()]
+        return [self._beside.pop(lane).result() for lane in done]
 
     def sweep(self) -> Iterator[int]:
         """Lanes that have work and no live lease: their doorbell was lost, or their worker died."""

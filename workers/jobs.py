@@ -48,8 +48,8 @@ def turn(bench: Bench, lane: int) -> DrainReport:
     """One turn at a lane, and beside it at those with little in them; rings again for what is not empty then."""
     deadline = time.monotonic() + TURN_S
     with no_garbage_rounds():
-        others = bench.drain_small(lane, deadline)
-        reports = [bench.drain(lane, deadline=deadline), *[other.result() for other in others]]
+        bench.drain_small(lane, deadline)
+        reports = [bench.drain(lane, deadline=deadline), *bench.drained_beside()]
     for report in reports:
         if report.outcome is Outcome.TIME:
             bench.broker.ring(report.lane)

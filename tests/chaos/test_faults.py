@@ -227,7 +227,8 @@ MemoryStore.append_provenance_batch = stop_first
 """
     sleeper = rig.start_worker(pause)
     wait_until(flag.exists, 30)
-    rig.start_worker()
+    impatient = 'import os; os.environ["IAI_MCP_LOCK_TIMEOUT"] = "1"'  # the sleeper may hold the lock of a lane
+    rig.start_worker(impatient)
     rig.produce(5)
     wait_until(rig.drained, 30)
     sleeper.send_signal(signal.SIGCONT)
