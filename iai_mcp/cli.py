@@ -14,7 +14,17 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from iai_mcp import __version__, cli_care, cli_dead, cli_import, cli_memory, cli_pipeline, cli_server, cli_workers
+from iai_mcp import (
+    __version__,
+    cli_care,
+    cli_data,
+    cli_dead,
+    cli_import,
+    cli_memory,
+    cli_pipeline,
+    cli_server,
+    cli_workers,
+)
 from iai_mcp.cli_common import error_line
 from iai_mcp.errors import IaiMcpError, UsageError
 
@@ -121,6 +131,7 @@ cli_server.register(app)
 cli_workers.register(app)
 cli_dead.register(app)
 cli_care.register(app)
+cli_data.register(app)
 
 
 def main() -> None:
