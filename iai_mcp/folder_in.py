@@ -7,6 +7,7 @@ it again and it goes on; what was forgotten in this store stays forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,13 @@ def load(
     manifest.check(folder, found.files)
     _check_schemas(folder, found)
     _check_embedder(found, settings, anew)
-    store = MemoryStore(settings.store_path, settings=settings)
+    with closing(MemoryStore(settings.store_path, settings=settings)) as store:
+        return _load(folder, found, store, anew, show)
+
+
+def _load(
+    folder: Path, found: ExportManifest, store: MemoryStore, anew: bool, show: Callable[[int, int], object]
+) -> Loaded:
     total, done, records, entries = found.records + found.entries, 0, AdoptReport(), AppendReport()
     for rows in _batches(folder, found.files, "records"):
         records += store.adopt_records(_without_vectors(rows, store) if anew else rows)

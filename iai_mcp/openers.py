@@ -54,9 +54,8 @@ class Opener:
             with suppress(OSError):  # a failed upgrade may have let go of what was held
                 fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             others = ", ".join(_told(pid) for pid in _holders(self._fd) if pid != os.getpid())
-            raise StoreInUse(
-                f"the store is open in {others or 'another process'}: stop every client and worker of it first"
-            ) from None
+            where = others or "another process, or once more in this one"
+            raise StoreInUse(f"the store is open in {where}: stop every client and worker of it first") from None
 
     def share(self) -> None:
         """Let others in again."""

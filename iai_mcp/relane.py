@@ -7,7 +7,7 @@ happens before or after that, running the command again goes on. Nobody else has
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -67,8 +67,7 @@ def relane(
     """
     if not 1 <= lanes <= MAX_LANES:
         raise ConfigError(f"{lanes} lanes are out of range: 1 to {MAX_LANES}")
-    store = MemoryStore(settings.store_path, settings=settings)
-    with store.alone():
+    with closing(MemoryStore(settings.store_path, settings=settings)) as store, store.alone():
         meta = store.meta
         if meta.lanes == lanes:
             _clean(store, meta)

@@ -142,6 +142,7 @@ def _made_whole(found: BackupManifest, building: Path, settings: Settings, as_co
     store.left_out.add_spans(
         Span(Why.LOST, producer, first, last) for producer, spans in missing.items() for first, last in spans
     )
+    store.close()
     report = verify(layout, settings, settle=0)
     return Restored(found, meta.store_id, missing, ended, 0, report)
 

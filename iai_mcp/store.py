@@ -185,6 +185,11 @@ class MemoryStore:
                 check,
             )
 
+    def close(self) -> None:
+        """Drain the queue, and say that nobody uses the store through this object any more."""
+        self.disable_provenance_queue()
+        self._opener.close()
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only one that has this store open, for the block.

@@ -197,7 +197,7 @@ def test_the_store_is_left_as_it_was(store: MemoryStore, tmp_path: Path) -> None
         store.append_provenance_batch(pairs(record_id, [cue]))
 
     def files() -> dict[str, bytes]:
-        return {str(p): p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
+        return {str(p): p.read_bytes() for p in store.path.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
     before = files()
     run("backup", tmp_path / "b", "--store", store.path)
@@ -234,8 +234,8 @@ def test_a_restored_store_takes_the_place_of_the_original_and_outranks_its_worke
     assert [seen(again, one) for one in ids] == [["drained", "waiting"]] * 6
     lane = lane_of(ids[0], again.lanes)
     assert again.lane(lane).token > token + TOKEN_STEP
+    numbered = {**entry("x"), "producer": "p", "producer_seq": 1, "entry_id": "p-1"}
     with pytest.raises(LeaseLost):  # a worker that slept through all of this
-        numbered = {**entry("x"), "producer": "p", "producer_seq": 1, "entry_id": "p-1"}
         again.append_provenance_batch([(ids[0], numbered)], RecordsCache(token=token + 1000))
 
 
