@@ -187,7 +187,7 @@ def _create(layout: Layout, lanes: int, embedder: EmbedderMeta) -> None:
             save_meta(layout, meta)
 
 
-def signature(path: Path) -> tuple[int, int, int]:
+def signature(path: Path | str) -> tuple[int, int, int]:
     """Changes whenever the file does; zeros where there is none."""
     try:
         found = os.stat(path)

@@ -84,7 +84,8 @@ class MemoryStore:
         self.layout = Layout(self.path.absolute())
         open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))
         self._opener = Opener(self.layout.openers)  # from now on nobody changes the number of lanes
-        self._meta_signature = signature(self.layout.meta)
+        self._meta_path = str(self.layout.meta)  # looked at on every enqueue: a Path costs thrice the stat
+        self._meta_signature = signature(self._meta_path)
         self._meta = self._opened = read_meta(self.layout)
         self._db = lancedb.connect(self.layout.root, read_consistency_interval=timedelta(0))
         self._guard = filelock.FileLock(self.layout.guard)
@@ -133,7 +134,7 @@ class MemoryStore:
     @property
     def meta(self) -> StoreMeta:
         """The store's own facts, as any process last wrote them."""
-        now = signature(self.layout.meta)
+        now = signature(self._meta_path)
         if now != self._meta_signature:
             self._meta, self._meta_signature = read_meta(self.layout), now
         return self._meta
