@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from iai_mcp import (
     __version__,
     cli_care,
+    cli_data,
     cli_dead,
     cli_import,
     cli_memory,
@@ -132,6 +133,7 @@ cli_server.register(app)
 cli_workers.register(app)
 cli_dead.register(app)
 cli_care.register(app)
+cli_data.register(app)
 
 
 def main() -> None:

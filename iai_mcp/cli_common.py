@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Annotated, Any, Protocol, cast
 
@@ -103,7 +103,8 @@ def opened(path: str | None) -> Iterator[MemoryStore]:
     settings = settled(path)
     from iai_mcp.store import MemoryStore
 
-    yield MemoryStore(path, settings=settings)
+    with closing(MemoryStore(path, settings=settings)) as store:
+        yield store
 
 
 @contextmanager

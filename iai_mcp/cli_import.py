@@ -1,4 +1,7 @@
-"""``iai-mcp import``: reads files, keeps what they hold as memories, and says what could not be read."""
+"""``iai-mcp import``: reads files, keeps what they hold as memories, and says what could not be read.
+
+A folder that ``iai-mcp export`` made is told by its files and comes back as it was.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json, progress
+from iai_mcp.cli_data import import_export, is_export
+from iai_mcp.errors import UsageError
 from iai_mcp.ingest import BATCH, BATCH_EMBEDDED, ImportReport, ingest
 
 if TYPE_CHECKING:
@@ -27,11 +32,20 @@ def _import(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad line, with exit code 1.")
     ] = False,
+    reembed: Annotated[
+        bool, typer.Option("--reembed", help="Make all vectors of an export anew, with this store's embedder.")
+    ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Keep files as memories: JSON lines, Claude Code transcripts, Markdown and text."""
+    """Keep files as memories: JSON lines, Claude Code transcripts, Markdown, text; or an export's folder."""
     from iai_mcp.importer import read_paths
+
+    if is_export(paths):
+        import_export(paths[0], reembed, as_json, store)
+        return
+    if reembed:
+        raise UsageError("--reembed is for the folder of an export; memories of files are embedded in any case")
 
     items = read_paths(paths, stdin=sys.stdin.buffer)  # a path that is not there is told before all else
     with opened(store) as memories, progress("importing") as show:

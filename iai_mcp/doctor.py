@@ -216,7 +216,7 @@ class _Patient:
         from iai_mcp.lane_table import piled_up
 
         for number in range(self.store.lanes):
-            if not (self.layout.root / f"lane_{number}.lance").exists():
+            if not (self.layout.root / f"{self.store.meta.lane_table(number)}.lance").exists():
                 continue  # made on first use
             stats = self.store.lane(number).stats()
             said = "{rows} rows, {versions} versions, {fragments} fragments".format_map(stats)

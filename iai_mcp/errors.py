@@ -8,11 +8,13 @@ from __future__ import annotations
 
 __all__ = [
     "BadParams",
+    "BrokenCopy",
     "BrokerUnavailable",
     "ConfigError",
     "EmbedderUnavailable",
     "EmbeddingMismatch",
     "IaiMcpError",
+    "LanesChanged",
     "LeaseLost",
     "MalformedParcel",
     "QueueStopped",
@@ -20,6 +22,7 @@ __all__ = [
     "RecordNotFound",
     "SpillUnavailable",
     "StoreError",
+    "StoreInUse",
     "StoreTooNew",
     "StoreUnavailable",
     "UnknownMethod",
@@ -47,6 +50,14 @@ class ConfigError(UsageError):
     """A setting or environment variable holds a value that cannot be used."""
 
 
+class BrokenCopy(UsageError):
+    """An export or a backup is incomplete, damaged, or of a later version."""
+
+
+class StoreInUse(UsageError):
+    """The store must be at rest for this, and is not."""
+
+
 class EmbeddingMismatch(UsageError):
     """A vector has another number of dimensions than the store's."""
 
@@ -69,6 +80,10 @@ class StoreTooNew(StoreError):
 
 class StoreUnavailable(StoreError, OSError):
     """The *place* fails (disk full, no permission, folder gone): worth retrying for ever, nobody's fault."""
+
+
+class LanesChanged(StoreUnavailable):
+    """The store has another number of lanes than when this process opened it: open it anew."""
 
 
 class BrokerUnavailable(IaiMcpError):

@@ -31,11 +31,13 @@ from iai_mcp.scrub import Scrub
 __all__ = [
     "INDEXED",
     "LANE_SCHEMA",
+    "Adopted",
     "AppendReport",
     "LaneTable",
     "RecordsCache",
     "distinct",
     "from_row",
+    "in_order",
     "piled_up",
     "to_arrow",
 ]
@@ -45,6 +47,7 @@ MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that 
 PILED_UP = 8 * MAINTAIN_EVERY
 
 _KNOWN_LIMIT = 200_000
+_ACCOUNTED = ("entry_id", "producer", "producer_seq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,20 @@ class AppendReport:
         return AppendReport(
             self.applied + other.applied, self.duplicate + other.duplicate, self.unknown + other.unknown
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What became of rows that were merged as they are.
+
+    Attributes:
+        strangers: the rows that were left out since their memory is not there.
+        repeats: how many had an id that their caller had given to another entry before.
+    """
+
+    report: AppendReport
+    strangers: pa.Table
+    repeats: int
 
 
 @dataclass(slots=True)
@@ -90,10 +107,12 @@ class LaneTable:
         folder: Path,
         lock: WriterLock,
         token_file: Path,
+        scrub_note: Path,
         forgotten: Forgotten,
         left_out: LeftOut,
         existing: Callable[[list[UUID]], set[UUID]],
         cleanup_age: float,
+        check_current: Callable[[], None] = lambda: None,
     ) -> None:
         self._table = table
         self._folder = folder
@@ -102,7 +121,8 @@ class LaneTable:
         self._forgotten = forgotten
         self._left_out = left_out
         self._existing = existing
-        self._scrub = Scrub(table, "rank", token_file.with_suffix(".scrub"), cleanup_age)
+        self._check_current = check_current  # raises where this is no lane of the store any more
+        self._scrub = Scrub(table, "rank", scrub_note, cleanup_age)
         self._seen_version = -1
         self._next_seq = 1
         self._due = False
@@ -118,6 +138,7 @@ class LaneTable:
             StoreUnavailable: the place fails; nothing was acknowledged, the same call may be repeated.
         """
         with translated(), self._lock.hold():
+            self._check_current()
             ids = self._ids(pairs, cache.known)
             alive = [(text, entry) for text, (_, entry) in zip(ids, pairs, strict=True) if text is not None]
             unknown = len(pairs) - len(alive)
@@ -146,29 +167,61 @@ class LaneTable:
         strangers = {record_id for record_id, _ in pairs if record_id.int not in known}
         known.update((record_id.int, str(record_id)) for record_id in self._existing(list(strangers)))
 
+    def adopt(self, rows: pa.Table, *, check: bool = True) -> Adopted:
+        """Merge rows of another lane as they are, in their order, under numbers (``seq``) of this one.
+
+        With ``check`` those whose memory does not exist are left out, and it is the caller's to note that.
+
+        Raises:
+            StoreUnavailable: the place fails; the same call may be repeated.
+        """
+        with translated(), self._lock.hold():
+            self._check_current()
+            known = self._known(rows["record_id"]) if check else pa.array([True] * len(rows), pa.bool_())
+            kept = rows.filter(known)
+            kept = kept.filter(pa.array(~repeated(_codes(kept["entry_id"]))))
+            applied = self._merge_rows(lambda first: _numbered(kept, first), len(kept)) if len(kept) else 0
+            strangers = rows.filter(pa.compute.invert(known))
+            duplicate, repeats = len(rows) - len(strangers) - applied, 0
+            if duplicate:
+                repeats = self._note_duplicates(rows.filter(known).select(list(_ACCOUNTED)).to_pylist())
+        return Adopted(AppendReport(applied, duplicate, len(strangers)), strangers, repeats)
+
+    def _known(self, record_ids: pa.ChunkedArray) -> pa.Array:
+        """Which of these ids have a memory that was not forgotten."""
+        ids = [UUID(text) for text in record_ids.unique().to_pylist()]
+        there = self._existing(ids) - self._forgotten.ids()
+        return pa.compute.is_in(record_ids, value_set=pa.array([str(one) for one in there], pa.string()))
+
     def _merge(self, alive: list[tuple[str, dict[str, Any]]]) -> int:
+        return self._merge_rows(lambda first: to_arrow(alive, first), len(alive))
+
+    def _merge_rows(self, make: Callable[[int], pa.Table], count: int) -> int:
         started = time.time()
         version = self._table.version
         if version != self._seen_version:
             self._next_seq = self._highest_seq(self._next_seq) + 1
-        rows = to_arrow(alive, self._next_seq)
+        rows = make(self._next_seq)
         result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
         sync_tree(self._folder, since=started)
-        self._next_seq += len(alive)
+        self._next_seq += count
         self._distinct += int(result.num_inserted_rows)
         self._seen_version = result.version
         self._due = self._due or version // MAINTAIN_EVERY != result.version // MAINTAIN_EVERY
         return int(result.num_inserted_rows)
 
-    def _note_duplicates(self, entries: list[dict[str, Any]]) -> None:
+    def _note_duplicates(self, entries: list[dict[str, Any]]) -> int:
         """Account for entries whose caller gave them an id that an earlier entry has: they never get a row."""
+        missing: set[Any] = set()
         given = [e for e in entries if e["entry_id"] != entry_id(e["producer"], e["producer_seq"])]
         if given:
             keys = [entry["entry_id"] for entry in given]
             rows = self.rows([f"entry_id IN ({quoted_list(keys)})"], ["producer", "producer_seq"])
             there = set(zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True))
             again = {(e["producer"], e["producer_seq"]) for e in given}
-            self._left_out.add(Why.DUPLICATE, again - there)
+            missing = again - there
+            self._left_out.add(Why.DUPLICATE, missing)
+        return len(missing)
 
     def _highest_seq(self, known: int) -> int:
         query = self._table.search().where(f"seq >= {known}").select(["seq"])
@@ -190,6 +243,10 @@ class LaneTable:
             self._left_out.add(Why.FORGOTTEN, keys)
             self._scrub.delete(where)
             sync_tree(self._folder)
+
+    def in_order(self, step: int) -> Iterator[pa.Table]:
+        """Every row as it is, ``step`` at a time, in the order of ``seq``; each key once."""
+        return in_order(self._table, step)
 
     # -- fencing
 
@@ -241,10 +298,9 @@ class LaneTable:
         """
         if self._table.count_rows() == self._distinct:
             return 0
-        columns = ["entry_id", "seq", "producer", "producer_seq"]
+        columns = ["seq", *_ACCOUNTED]
         rows = self._table.search().with_row_id(True).select(columns).to_arrow().sort_by("seq")
-        codes = rows["entry_id"].combine_chunks().dictionary_encode().indices
-        doubled = rows.filter(pa.array(repeated(np.asarray(codes, np.int64))))
+        doubled = rows.filter(pa.array(repeated(_codes(rows["entry_id"]))))
         self._distinct = len(rows) - len(doubled)
         # A second entry under an id that its caller chose has a key of its own, which is gone with its row.
         self._note_duplicates(doubled.select(columns).to_pylist())
@@ -295,6 +351,35 @@ class LaneTable:
         fragments = self._table.stats()["fragment_stats"]["num_fragments"]
         versions = sum(1 for path in (self._folder / "_versions").iterdir() if path.suffix == ".manifest")
         return {"rows": self.count(), "versions": versions, "fragments": int(fragments), "bytes": size}
+
+
+def in_order(table: Table, step: int) -> Iterator[pa.Table]:
+    """Rows of a lane's table in the order of ``seq``, ``step`` at a time, each key once."""
+    keys = table.search().select(["seq", "entry_id"]).to_arrow().sort_by("seq")
+    again = pa.array(repeated(_codes(keys["entry_id"])))
+    doubled = set(zip(*(keys.filter(again)[name].to_pylist() for name in keys.column_names), strict=True))
+    seqs = np.asarray(keys["seq"])
+    del keys
+    for start in range(0, len(seqs), step):
+        first, last = int(seqs[start]), int(seqs[min(start + step, len(seqs)) - 1])
+        if start and first == seqs[start - 1]:
+            first += 1  # rows under one number have all come
+        rows = table.search().where(f"seq >= {first} AND seq <= {last}").to_arrow()
+        rows = rows.sort_by([("seq", "ascending"), ("producer_seq", "ascending")])
+        if doubled:
+            named = zip(rows["seq"].to_pylist(), rows["entry_id"].to_pylist(), strict=True)
+            rows = rows.filter(pa.array([key not in doubled for key in named], pa.bool_()))
+        yield rows
+
+
+def _codes(texts: pa.ChunkedArray) -> Any:
+    return np.asarray(texts.combine_chunks().dictionary_encode().indices, np.int64)
+
+
+def _numbered(rows: pa.Table, first: int) -> pa.Table:
+    at = LANE_SCHEMA.get_field_index("seq")
+    numbers = pa.array(np.arange(first, first + len(rows), dtype=np.int64))
+    return rows.set_column(at, LANE_SCHEMA.field("seq"), numbers).cast(LANE_SCHEMA)
 
 
 def piled_up(stats: Mapping[str, int]) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from iai_mcp.durable import append_lines
 
-__all__ = ["Key", "LeftOut", "Span", "Why", "ranges"]
+__all__ = ["Key", "LeftOut", "Span", "Why", "ranges", "uncovered"]
 
 Key = tuple[str, int]
 """``(producer, producer_seq)``."""
@@ -105,3 +105,23 @@ def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
         else:
             found.append((seq, seq))
     return found
+
+
+def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
+    """What of ``spans`` is not in ``known``, for whatever reason; an excuse for being late counts by itself."""
+    covered: dict[tuple[str, bool], list[tuple[int, int]]] = {}
+    for why, producer, first, last in known:
+        covered.setdefault((producer, why is Why.LATE), []).append((first, last))
+    found = []
+    for span in spans:
+        at = span.first
+        for first, last in sorted(covered.get((span.producer, span.why is Why.LATE), ())):
+            if first > at:
+                found.append(span._replace(first=at, last=min(first - 1, span.last)))
+            at = max(at, last + 1)
+            if at > span.last:
+                break
+        if at <= span.last:
+            found.append(span._replace(first=at))
+        covered.setdefault((span.producer, span.why is Why.LATE), []).append((span.first, span.last))
+    return [span for span in found if span.first <= span.last]

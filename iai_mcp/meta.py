@@ -18,9 +18,10 @@ from iai_mcp.durable import replace_file
 from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
 from iai_mcp.record import utcnow
 
-__all__ = ["SCHEMA_VERSION", "EmbedderMeta", "Layout", "StoreMeta", "open_meta", "save_meta"]
+__all__ = ["SCHEMA_VERSION", "EmbedderMeta", "Layout", "StoreMeta", "lane_table", "open_meta", "save_meta"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+FIRST_VERSION = 1  # of a store whose number of lanes was never changed; earlier programs read it
 DEFAULT_LANES = 4
 MAX_LANES = 256
 DEFAULT_DIMS = 384
@@ -35,7 +36,12 @@ class EmbedderMeta(msgspec.Struct, frozen=True):
 
 
 class StoreMeta(msgspec.Struct, frozen=True):
-    """What ``store.json`` holds. ``vector_column`` names the column of ``records`` that is searched."""
+    """What ``store.json`` holds.
+
+    Attributes:
+        vector_column: the column of ``records`` that is searched.
+        generation: how often the number of lanes was changed; each generation has tables of its own.
+    """
 
     store_id: str
     schema_version: int
@@ -43,6 +49,16 @@ class StoreMeta(msgspec.Struct, frozen=True):
     embedder: EmbedderMeta
     vector_column: str
     created_at: str
+    generation: int = 0
+
+    def lane_table(self, lane: int) -> str:
+        """The name of a lane's table."""
+        return lane_table(lane, self.generation)
+
+
+def lane_table(lane: int, generation: int) -> str:
+    """The name of a lane's table in any generation."""
+    return f"g{generation}_lane_{lane}" if generation else f"lane_{lane}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +87,20 @@ class Layout:
     def records_scrub(self) -> Path:
         return self.root / "locks" / "records.scrub"
 
-    def lane_scrub(self, lane: int) -> Path:
-        return self.root / "locks" / f"lane-{lane}.scrub"
+    @property
+    def openers(self) -> Path:
+        return self.root / "locks" / "open.lock"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def lanes_plan(self) -> Path:
+        return self.root / "locks" / "lanes.plan"
+
+    def lane_scrub(self, lane: int, generation: int = 0) -> Path:
+        return self.root / "locks" / f"lane-{lane}{f'-g{generation}' if generation else ''}.scrub"
 
     @property
     def forgotten(self) -> Path:
@@ -114,8 +142,7 @@ def open_meta(layout: Layout, *, lanes: int | None, embedder: EmbedderMeta) -> S
         raise StoreUnavailable(f"cannot open the store at {layout.root}: {error.strerror or error}") from error
     if lanes is not None and lanes != meta.lanes:
         raise ConfigError(
-            f"the store at {layout.root} has {meta.lanes} lanes, not {lanes}; "
-            "the number is fixed when a store is created"
+            f"the store at {layout.root} has {meta.lanes} lanes, not {lanes}; `iai-mcp lanes` changes the number"
         )
     return meta
 
@@ -156,11 +183,11 @@ def _create(layout: Layout, lanes: int, embedder: EmbedderMeta) -> None:
     with filelock.FileLock(layout.guard):
         if not layout.meta.exists():
             now = utcnow().isoformat()
-            meta = StoreMeta(uuid.uuid4().hex, SCHEMA_VERSION, lanes, embedder, "embedding", now)
+            meta = StoreMeta(uuid.uuid4().hex, FIRST_VERSION, lanes, embedder, "embedding", now)
             save_meta(layout, meta)
 
 
-def signature(path: Path) -> tuple[int, int, int]:
+def signature(path: Path | str) -> tuple[int, int, int]:
     """Changes whenever the file does; zeros where there is none."""
     try:
         found = os.stat(path)

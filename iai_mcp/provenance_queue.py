@@ -130,9 +130,11 @@ class ProvenanceWriteQueue:
             BadParams: a pair is not a UUID and a mapping; nothing was taken.
             SpillUnavailable: the queue is full and the spill cannot be written; nothing was taken.
             QueueStopped: the queue is stopped and the spill cannot be written; nothing was taken.
+            LanesChanged: the store has another number of lanes now; nothing was taken.
         """
         if not pairs:
             return
+        self._store.check_lanes()
         with self._order:
             try:
                 parcels = route(

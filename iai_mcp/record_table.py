@@ -7,7 +7,7 @@ and BM25 over ``index_text``. ``text`` itself is only ever shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from iai_mcp.locks import WriterLock
 from iai_mcp.record import MemoryRecord, index_text
 from iai_mcp.scrub import Scrub
 
-__all__ = ["Filters", "Hit", "RecordTable", "record_schema"]
+__all__ = ["AdoptReport", "Filters", "Hit", "RecordTable", "record_schema"]
 
 _SHOWN = ["id", "text", "session_id", "role", "tags", "created_at", "updated_at", "index_text"]
 MAINTAIN_EVERY = 32  # commits
@@ -81,6 +81,20 @@ class Hit:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class AdoptReport:
+    """What became of memories of another store: new here, here already, forgotten here before."""
+
+    added: int = 0
+    existing: int = 0
+    forgotten: int = 0
+
+    def __add__(self, other: AdoptReport) -> AdoptReport:
+        return AdoptReport(
+            self.added + other.added, self.existing + other.existing, self.forgotten + other.forgotten
+        )
+
+
 class RecordTable:
     """The ``records`` table of one store."""
 
@@ -112,13 +126,30 @@ class RecordTable:
         return list(new)
 
     def _write(self, records: list[MemoryRecord], vector_column: str) -> None:
+        self._merge(_to_arrow(records, vector_column, self._table.schema))
+
+    def _merge(self, rows: pa.Table) -> None:
         started = time.time()
-        schema = self._table.schema
-        rows = _to_arrow(records, vector_column, schema)
         merge = self._table.merge_insert("id").when_not_matched_insert_all()
         version = merge.execute(rows, on_bad_vectors="null").version
         sync_tree(self._folder, since=started)
-        self._maintain_if_due(len(records), version)
+        self._maintain_if_due(len(rows), version)
+
+    def adopt(self, rows: pa.Table, vector_column: str, gone: Callable[[], set[UUID]]) -> AdoptReport:
+        """Add memories of another store as they are (vectors in ``embedding``), where their id is new.
+
+        ``gone``: the ids that were forgotten here, which stay so.
+        """
+        with translated(), self._lock.hold():
+            forgotten = pa.array([str(one) for one in gone()], pa.string())
+            kept = rows.filter(pa.compute.invert(pa.compute.is_in(rows["id"], value_set=forgotten)))
+            known = pa.array(
+                [str(one) for one in self.existing([*map(UUID, kept["id"].to_pylist())])], pa.string()
+            )
+            new = kept.filter(pa.compute.invert(pa.compute.is_in(kept["id"], value_set=known)))
+            if len(new):
+                self._merge(_as_stored(new, vector_column, self._table.schema))
+        return AdoptReport(len(new), len(kept) - len(new), len(rows) - len(kept))
 
     def _maintain_if_due(self, written: int, version: int) -> None:
         self._unindexed += written
@@ -270,6 +301,14 @@ def _to_arrow(records: Iterable[MemoryRecord], vector_column: str, schema: pa.Sc
         vector_column: _vectors([r.embedding for r in records], schema.field(vector_column).type),
     }
     empty = {name: pa.nulls(len(records), schema.field(name).type) for name in schema.names if name not in columns}
+    columns.update(empty)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _as_stored(rows: pa.Table, vector_column: str, schema: pa.Schema) -> pa.Table:
+    columns = {name: rows[name] for name in rows.column_names if name in schema.names and name != "embedding"}
+    columns[vector_column] = rows["embedding"]
+    empty = {name: pa.nulls(len(rows), schema.field(name).type) for name in schema.names if name not in columns}
     columns.update(empty)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 

@@ -122,7 +122,7 @@ def look(layout: Layout, settings: Settings) -> Sighting:
         seen.guarded("what waits in Redis", mend, lambda: _in_redis(seen))
     seen.guarded("the dead letters", f"look at {layout.dead}", lambda: _dead(seen))
     for number in range(seen.meta.lanes):
-        folder = layout.root / f"lane_{number}.lance"
+        folder = layout.root / f"{seen.meta.lane_table(number)}.lance"
         if folder.exists():  # made on first use
             mend = f"restore {folder} from a backup"
             error = seen.guarded(f"lane {number}", mend, lambda n=number: _lane(seen, n))  # type: ignore[misc]
@@ -194,7 +194,7 @@ def _dead(seen: Sighting) -> None:
 
 
 def _lane(seen: Sighting, number: int) -> None:
-    rows, unreadable = _rows_of(seen.layout.root, f"lane_{number}")
+    rows, unreadable = _rows_of(seen.layout.root, seen.meta.lane_table(number))
     rows = rows.take(pc.sort_indices(rows["seq"]))
     records = rows["record_id"].combine_chunks().dictionary_encode()
     producers = rows["producer"].combine_chunks().dictionary_encode()

@@ -7,10 +7,11 @@ tables, merged on the entry's key by one writer at a time, so that an entry is n
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from uuid import UUID
 import filelock
 import lancedb
 import msgspec
+import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree
 
@@ -27,7 +29,7 @@ from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
 from iai_mcp.entry import Pair, lane_of
-from iai_mcp.errors import EmbeddingMismatch, StoreError, StoreUnavailable
+from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError, StoreUnavailable
 from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import Table, translated
@@ -39,20 +41,25 @@ from iai_mcp.meta import (
     EmbedderMeta,
     Layout,
     StoreMeta,
+    lane_table,
     open_meta,
     read_meta,
     save_meta,
     signature,
 )
+from iai_mcp.openers import Opener
 from iai_mcp.record import MemoryRecord, as_uuid
-from iai_mcp.record_table import Filters, Hit, RecordTable, record_schema
+from iai_mcp.record_table import AdoptReport, Filters, Hit, RecordTable, record_schema
+from iai_mcp.snapshot import sweep
 
 if TYPE_CHECKING:
     import redis
 
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "scan"]
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "scan", "table_of"]
+
+_LANE = re.compile(r"(g(?P<generation>\d+)_)?lane_\d+")
 
 
 class MemoryStore:
@@ -75,8 +82,11 @@ class MemoryStore:
         self.settings = settings or Settings.load()
         self.path = Path(path).expanduser() if path is not None else self.settings.store_path
         self.layout = Layout(self.path.absolute())
-        self._meta = open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))
-        self._meta_signature = signature(self.layout.meta)
+        open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))
+        self._opener = Opener(self.layout.openers)  # from now on nobody changes the number of lanes
+        self._meta_path = str(self.layout.meta)  # looked at on every enqueue: a Path costs thrice the stat
+        self._meta_signature = signature(self._meta_path)
+        self._meta = self._opened = read_meta(self.layout)
         self._db = lancedb.connect(self.layout.root, read_consistency_interval=timedelta(0))
         self._guard = filelock.FileLock(self.layout.guard)
         self.forgotten = Forgotten(self.layout.forgotten)
@@ -124,7 +134,7 @@ class MemoryStore:
     @property
     def meta(self) -> StoreMeta:
         """The store's own facts, as any process last wrote them."""
-        now = signature(self.layout.meta)
+        now = signature(self._meta_path)
         if now != self._meta_signature:
             self._meta, self._meta_signature = read_meta(self.layout), now
         return self._meta
@@ -136,8 +146,20 @@ class MemoryStore:
 
     @property
     def lanes(self) -> int:
-        """The number of lanes."""
-        return self._meta.lanes
+        """The number of lanes, as when the store was opened."""
+        return self._opened.lanes
+
+    def check_lanes(self) -> None:
+        """Make sure that the lanes are those that were opened.
+
+        Raises:
+            LanesChanged: somebody has changed their number since.
+        """
+        if self.meta.generation != self._opened.generation:
+            raise LanesChanged(
+                f"the store at {self.path} has {self._meta.lanes} lanes now, and had {self.lanes} when this "
+                "process opened it: start it anew"
+            )
 
     def lane(self, number: int) -> LaneTable:
         """The table of one lane, opened on first use."""
@@ -145,19 +167,59 @@ class MemoryStore:
             if number not in self._lanes:
                 if not 0 <= number < self.lanes:
                     raise StoreError(f"lane {number} is out of range: this store has {self.lanes} lanes")
-                name = f"lane_{number}"
-                with translated():
-                    self._lanes[number] = LaneTable(
-                        self._open(name, LANE_SCHEMA, INDEXED),
-                        self.layout.root / f"{name}.lance",
-                        WriterLock(self.layout.lane_lock(number), self.settings.lock_timeout),
-                        self.layout.lane_token(number),
-                        self.forgotten,
-                        self.left_out,
-                        self._records.existing,
-                        self.settings.cleanup_age,
-                    )
+                self._lanes[number] = self._lane(number, self._opened.generation, self.check_lanes)
             return self._lanes[number]
+
+    def _lane(self, number: int, generation: int, check: Callable[[], None]) -> LaneTable:
+        name = lane_table(number, generation)
+        with translated():
+            return LaneTable(
+                self._open(name, LANE_SCHEMA, INDEXED),
+                self.layout.root / f"{name}.lance",
+                WriterLock(self.layout.lane_lock(number), self.settings.lock_timeout),
+                self.layout.lane_token(number),
+                self.layout.lane_scrub(number, generation),
+                self.forgotten,
+                self.left_out,
+                self._records.existing,
+                self.settings.cleanup_age,
+                check,
+            )
+
+    def close(self) -> None:
+        """Drain the queue, and say that nobody uses the store through this object any more."""
+        self.disable_provenance_queue()
+        self._opener.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one that has this store open, for the block.
+
+        Raises:
+            StoreInUse: somebody else has it open; the message says who, where the system tells.
+            LanesChanged: somebody else was alone in between.
+        """
+        self._opener.be_alone()
+        try:
+            self.check_lanes()
+            yield
+        finally:
+            self._opener.share()
+
+    def lanes_of(self, generation: int, lanes: int) -> list[LaneTable]:
+        """The lane tables of another generation, made where they are missing."""
+        return [self._lane(number, generation, lambda: None) for number in range(lanes)]
+
+    def spread(self, rows: pa.Table, lanes: Sequence[LaneTable]) -> int:
+        """Add provenance rows to ``lanes``; how many have an id that an entry of another lane has."""
+        return sum(lanes[number].adopt(part, check=False).repeats for number, part in _by_lane(rows, len(lanes)))
+
+    def drop_lanes(self, keep: Container[int]) -> None:
+        """Remove the lane tables of every generation but ``keep``."""
+        for path in self.layout.root.glob("*lane_*.lance"):
+            if (found := _LANE.fullmatch(path.stem)) and int(found["generation"] or 0) not in keep:
+                with translated():
+                    self._db.drop_table(path.stem)
 
     # -- embeddings
 
@@ -270,8 +332,9 @@ class MemoryStore:
         """
         self._records.maintain(force=False)
         for number in range(self.lanes):
-            if number in self._lanes or self.layout.lane_scrub(number).exists():
+            if number in self._lanes or self.layout.lane_scrub(number, self._opened.generation).exists():
                 self.lane(number).maintain()
+        sweep(self.layout)
 
     def count(self, filters: Filters | None = None) -> int:
         """Number of memories (that fit)."""
@@ -317,6 +380,21 @@ class MemoryStore:
     def search_text(self, words: str, *, limit: int = 10, filters: Filters | None = None) -> list[Hit]:
         """Memories that hold ``words``, best first by BM25."""
         return self._records.search_text(words, limit, filters or Filters())
+
+    # -- what another store had
+
+    def adopt_records(self, rows: pa.Table) -> AdoptReport:
+        """Add memories as they are, with their vectors, where their id is new and was not forgotten here."""
+        return self._records.adopt(rows, self.meta.vector_column, self.forgotten.ids)
+
+    def adopt_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
+        """Add provenance rows as they are, each record's in the order given; and those without a memory here."""
+        report, strangers = AppendReport(), []
+        for number, part in _by_lane(rows, self.lanes):
+            done = self.lane(number).adopt(part)
+            report += done.report
+            strangers.append(done.strangers)
+        return report, strangers
 
     # -- provenance
 
@@ -383,11 +461,25 @@ class MemoryStore:
             queue.stop()
 
 
+def table_of(root: Path, name: str) -> Table:
+    """A table as it is; what is missing or broken is neither made nor mended."""
+    return lancedb.connect(root).open_table(name)
+
+
 def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:
     """Every row of a table as Arrow batches; what is missing or broken is neither made nor mended."""
-    table = lancedb.connect(root).open_table(name)
+    table = table_of(root, name)
     kept = [field.name for field in table.schema if not (skip_vectors and pa.types.is_fixed_size_list(field.type))]
     yield from table.search().select(kept).to_batches()
+
+
+def _by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
+    """Provenance rows by the lane that their record belongs to, in their order."""
+    ids = rows["record_id"].combine_chunks().dictionary_encode()
+    homes = np.array([lane_of(UUID(text), lanes) for text in ids.dictionary.to_pylist()], np.int64)
+    found = homes[np.asarray(ids.indices, np.int64)]
+    for number in np.unique(found).tolist():
+        yield number, rows.filter(pa.array(found == number))
 
 
 def _indexed(table: Table) -> set[str]:

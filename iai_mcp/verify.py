@@ -215,7 +215,7 @@ def _of_lanes(looks: Sequence[LaneLook]) -> Iterable[Finding]:
             yield Finding("strangers", said, f"{repair} deletes them")
         if lane.unreadable:
             said = f"{lane.unreadable} rows {where} are no entries"
-            yield Finding("unreadable", said, f"restore lane_{lane.lane}.lance from a backup")
+            yield Finding("unreadable", said, f"restore the table of lane {lane.lane} from a backup")
 
 
 def said_ranges(ranges: Ranges, most: int = 8) -> str:

@@ -1,0 +1,223 @@
+"""The commands that move and copy a store as a whole: ``export``, ``backup``, ``restore`` and ``lanes``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iai_mcp.cli_common import Json, Show, Store, note, opened, print_json, progress, settled
+
+if TYPE_CHECKING:
+    from iai_mcp.elsewhere import Elsewhere
+    from iai_mcp.restore import Restored
+
+__all__ = ["import_export", "is_export", "register"]
+
+New = Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or an empty folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command(epilog="Example: iai-mcp export ~/memories-2026-11")(export)
+    app.command(epilog="Example: iai-mcp backup /media/disk/iai-mcp-2026-11-23")(backup)
+    app.command(epilog="Example: iai-mcp restore /media/disk/iai-mcp-2026-11-23")(restore)
+    app.command(epilog="Example: iai-mcp lanes 8")(lanes)
+
+
+def export(folder: New, as_json: Json = False, store: Store = None) -> None:
+    """Write all memories and their provenance to a folder of Parquet files; `import` reads it back."""
+    from iai_mcp.folder_out import export as write
+    from iai_mcp.manifest import total
+    from iai_mcp.repair import move_spill
+    from iai_mcp.verify import layout_of
+
+    layout_of(store, settled(store))
+    with opened(store) as memories, progress("exporting") as show:
+        move_spill(memories)
+        found, waiting = write(memories, folder, _shown(show))
+    if as_json:
+        sizes = {"files": len(found.files), "bytes": total(found.files), "not_included": found.not_included}
+        print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
+    else:
+        size = f"{len(found.files)} files, {total(found.files):,} bytes"
+        typer.echo(f"{found.records:,} memories and {found.entries:,} entries in {folder} ({size})")
+    _tell_waiting(waiting)
+
+
+def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
+    """Copy the store to a folder, consistently, while clients go on writing; `restore` makes a store of it."""
+    from iai_mcp.backup import backup as take
+    from iai_mcp.manifest import total
+    from iai_mcp.verify import layout_of
+
+    settings = settled(store)
+    layout = layout_of(store, settings)
+    with progress("backing up") as show:
+        found, waiting = take(layout, settings, folder, _shown(show))
+    if as_json:
+        sizes = {"files": len(found.files), "bytes": total(found.files), "spilled": found.spilled}
+        print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
+    else:
+        size = f"{len(found.files)} files, {total(found.files):,} bytes"
+        spilled = f" and {found.spilled:,} that wait in the spill" if found.spilled else ""
+        typer.echo(f"{found.records:,} memories and {found.entries:,} entries{spilled} in {folder} ({size})")
+    for said in waiting.told():
+        if "in the spill" not in said and "dead letter" not in said:
+            note(f"not in the backup: {said}")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `backup` made.")],
+    as_copy: Annotated[
+        bool, typer.Option("--as-copy", help="Give it an identity of its own, to live beside the original.")
+    ] = False,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Make a store from a backup, checked file by file and entry by entry; all of it, or nothing."""
+    from iai_mcp.restore import restore as make
+
+    settings = settled(store)
+    with progress("restoring") as show:
+        done = make(source, settings, settings.store_path, as_copy=as_copy, show=_shown(show))
+    if as_json:
+        print_json(_restored(done, settings.store_path))
+    else:
+        _tell_restored(done, settings.store_path)
+    for finding in done.report.breaches:
+        note(f"BROKEN, as in the original: {finding.kind.replace('_', ' ')}: {finding.said} -> {finding.mend}")
+    if not done.report.clean:
+        raise typer.Exit(1)
+
+
+def _restored(done: Restored, path: Path) -> dict[str, Any]:
+    return {
+        "store": str(path),
+        "store_id": done.store_id,
+        "records": done.manifest.records,
+        "entries": done.report.total["applied"],
+        "spilled": done.manifest.spilled,
+        "missing": {producer: [*spans] for producer, spans in done.missing.items()},
+        "forgotten": done.forgotten,
+        "clean": done.report.clean,
+    }
+
+
+def _tell_restored(done: Restored, path: Path) -> None:
+    typer.echo(f"{done.manifest.records:,} memories and {done.report.total['applied']:,} entries in {path}")
+    if done.spilled:
+        typer.echo(f"{done.spilled} spill files were put back; the next client or worker replays them")
+    if done.forgotten:
+        typer.echo(f"{done.forgotten} memories were being forgotten when the backup was made, and are gone now")
+    missing = sum(last - first + 1 for spans in done.missing.values() for first, last in spans)
+    if missing:
+        typer.echo(f"{missing} entries were on their way when the backup was made, and are not in it")
+    if done.report.clean:
+        typer.echo("every entry is accounted for")
+
+
+def lanes(
+    number: Annotated[int | None, typer.Argument(metavar="[N]", help="The new number; none: print it.")] = None,
+    redis_gone: Annotated[
+        bool, typer.Option("--redis-gone", help="The Redis that the store was drained from is gone for good.")
+    ] = False,
+    as_json: Json = False,
+    store: Store = None,
+) -> None:
+    """Print the number of lanes, or change it while nobody has the store open; safe to interrupt."""
+    from iai_mcp.meta import read_meta
+    from iai_mcp.verify import layout_of
+
+    settings = settled(store)
+    now = read_meta(layout_of(store, settings)).lanes
+    if number is None:
+        if as_json:
+            print_json({"lanes": now})
+        else:
+            typer.echo(now)
+        return
+    from iai_mcp.relane import relane
+
+    with progress("moving entries") as show:
+        done = relane(settings, number, redis_gone=redis_gone, show=_shown(show))
+    if as_json:
+        print_json({"lanes": done.now, "before": done.before, "rows": done.rows, "repeated": done.repeated})
+    elif done.before == done.now:
+        typer.echo(f"the store has {done.now} lanes already")
+    else:
+        typer.echo(f"{done.rows:,} entries moved from {done.before} lanes to {done.now}")
+    if done.repeated:
+        note(
+            f"{done.repeated} entries had an id that their caller gave to another one; the later ones are left out"
+        )
+
+
+# -- import, as far as it reads exports
+
+
+def is_export(paths: list[str]) -> bool:
+    """Whether the one path that was given is an export's folder.
+
+    Raises:
+        UsageError: it is one of several.
+    """
+    from iai_mcp.errors import UsageError
+    from iai_mcp.manifest import is_export as look
+
+    found = [path for path in paths if path != "-" and look(Path(path))]
+    if found and len(paths) > 1:
+        raise UsageError(f"{found[0]} is an export: import it by itself")
+    return bool(found)
+
+
+def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> None:
+    """Add what an export holds to the store."""
+    from iai_mcp.folder_in import load
+
+    settings = settled(store)
+    with progress("importing") as show:
+        done = load(Path(path), settings, anew=anew, show=_shown(show))
+    records, entries = done.records, done.entries
+    if as_json:
+        added = {"added": records.added, "existing": records.existing, "forgotten": records.forgotten}
+        traced = {"added": entries.applied, "existing": entries.duplicate, "without_memory": entries.unknown}
+        rest = {"not_included": done.manifest.not_included, "embedded": done.embedded, "bad": []}
+        print_json({**added, "entries": traced, **rest})
+        return
+    typer.echo(
+        f"memories: {records.added:,} added, {records.existing:,} already there"
+        + (f", {records.forgotten:,} forgotten before and left out" if records.forgotten else "")
+    )
+    typer.echo(
+        f"entries: {entries.applied:,} added, {entries.duplicate:,} already there"
+        + (f", {entries.unknown:,} of memories that are not here left out" if entries.unknown else "")
+    )
+    if done.embedded:
+        typer.echo(f"{done.embedded:,} embedded anew")
+    if done.manifest.not_included:
+        note(
+            f"{done.manifest.not_included:,} entries were on their way when the export was made, and are not in it"
+        )
+
+
+# -- what they share
+
+
+def _shown(show: Show) -> Any:
+    return lambda done, total: show(done, total)
+
+
+def _elsewhere(waiting: Elsewhere) -> dict[str, Any]:
+    return {
+        "spilled": waiting.spilled,
+        "redis": waiting.redis,
+        "dead": waiting.dead,
+        "living_producers": [*waiting.living],
+    }
+
+
+def _tell_waiting(waiting: Elsewhere) -> None:
+    for said in waiting.told():
+        note(f"not in the export: {said}")

@@ -1,0 +1,77 @@
+"""What of a store's trace is not in its tables now: counted, so that no copy leaves anything out silently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iai_mcp import orphans
+from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.dead import DeadLetters
+from iai_mcp.errors import BrokerUnavailable
+from iai_mcp.living import living
+from iai_mcp.meta import Layout, StoreMeta
+
+__all__ = ["Elsewhere", "elsewhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Entries by the place where they wait.
+
+    Attributes:
+        spilled: in this user's spill folder.
+        redis: in Redis, pending or in flight; None where that cannot be counted, and ``trouble`` says why.
+        dead: dead letters.
+        living: producers whose process lives and may hold entries in its memory, which nobody else can count.
+    """
+
+    spilled: int = 0
+    redis: int | None = 0
+    dead: int = 0
+    living: tuple[str, ...] = ()
+    trouble: str = ""
+
+    def told(self) -> list[str]:
+        """A sentence for each place that is not empty."""
+        found = []
+        if self.spilled:
+            found.append(f"{self.spilled:,} entries wait in the spill")
+        if self.redis:
+            found.append(f"{self.redis:,} entries wait in Redis")
+        if self.redis is None:
+            found.append(f"what waits in Redis cannot be counted: {self.trouble}")
+        if self.dead:
+            found.append(f"{self.dead:,} dead letters")
+        if self.living:
+            found.append(f"{len(self.living)} living clients may hold entries in memory")
+        return found
+
+
+def elsewhere(layout: Layout, meta: StoreMeta, settings: Settings) -> Elsewhere:
+    """Look, and change nothing.
+
+    Raises:
+        ConfigError: the URL of Redis cannot be used.
+    """
+    files = [file for file in orphans.listing(overflow_dir(settings)) if file.store == meta.store_id]
+    redis, trouble = _in_redis(meta, settings)
+    return Elsewhere(
+        spilled=sum(file.entries for file in files),
+        redis=redis,
+        dead=DeadLetters(layout).count(),
+        living=tuple(sorted(living(layout.locks))),
+        trouble=trouble,
+    )
+
+
+def _in_redis(meta: StoreMeta, settings: Settings) -> tuple[int | None, str]:
+    if not settings.redis_url:
+        return 0, ""
+    from iai_mcp.broker.peek import waiting_in
+
+    try:
+        lanes = [*waiting_in(settings, meta.store_id, meta.lanes)]
+    except BrokerUnavailable as error:
+        return None, str(error)
+    items = [item for lane in lanes for item in (*lane.pending, *lane.in_flight)]
+    return sum(len(item.entries) if item is not None else 1 for item in items), ""

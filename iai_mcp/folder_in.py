@@ -1,0 +1,164 @@
+"""``iai-mcp import`` of an export: memories and provenance as they were, batch by durable batch.
+
+Everything is checked before the first write. What is there already is left alone, so whoever is interrupted runs
+it again and it goes on; what was forgotten in this store stays forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iai_mcp import embed, manifest
+from iai_mcp.config import Settings
+from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
+from iai_mcp.folder_out import ENTRY_SCHEMA, LEFT_OUT, VERSION, ExportManifest
+from iai_mcp.lane_table import AppendReport
+from iai_mcp.leftout import LeftOut, Span, Why, ranges, uncovered
+from iai_mcp.manifest import Listed
+from iai_mcp.meta import EmbedderMeta, Layout, read_meta
+from iai_mcp.record_table import AdoptReport, record_schema
+from iai_mcp.reembed import reembed
+from iai_mcp.store import MemoryStore
+
+__all__ = ["Loaded", "load"]
+
+STEP = 4096  # rows of one commit
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an import did.
+
+    Attributes:
+        records: what became of the memories.
+        entries: what became of their provenance; ``unknown`` belongs to memories that this store does not have.
+        embedded: vectors made anew (``--reembed``).
+    """
+
+    manifest: ExportManifest
+    records: AdoptReport
+    entries: AppendReport
+    embedded: int = 0
+
+
+def load(
+    folder: Path,
+    settings: Settings,
+    *,
+    anew: bool = False,
+    show: Callable[[int, int], object] = lambda done, total: None,
+) -> Loaded:
+    """Add what the export in ``folder`` holds to the store of ``settings``; with ``anew``, make all vectors anew.
+
+    ``show`` is called with (rows done, rows in all).
+
+    Raises:
+        BrokenCopy: the export is incomplete or damaged; nothing was written.
+        EmbeddingMismatch: another embedder made its vectors; nothing was written.
+        StoreUnavailable: the place fails; the same call goes on.
+    """
+    found = manifest.read(folder, ExportManifest, manifest.EXPORT, VERSION)
+    manifest.check(folder, found.files)
+    _check_schemas(folder, found)
+    _check_embedder(found, settings, anew)
+    with closing(MemoryStore(settings.store_path, settings=settings)) as store:
+        return _load(folder, found, store, anew, show)
+
+
+def _load(
+    folder: Path, found: ExportManifest, store: MemoryStore, anew: bool, show: Callable[[int, int], object]
+) -> Loaded:
+    total, done, records, entries = found.records + found.entries, 0, AdoptReport(), AppendReport()
+    for rows in _batches(folder, found.files, "records"):
+        records += store.adopt_records(_without_vectors(rows, store) if anew else rows)
+        show(done := done + len(rows), total)
+    strangers: dict[str, list[int]] = {}
+    for rows in _batches(folder, found.files, "provenance"):
+        report, left = store.adopt_entries(rows)
+        entries += report
+        for table in left:
+            for key in table.select(["producer", "producer_seq"]).to_pylist():
+                strangers.setdefault(key["producer"], []).append(key["producer_seq"])
+        show(done := done + len(rows), total)
+    _account(store, folder, found, strangers)
+    store.tidy()
+    embedded = reembed(store).embedded if anew and store.count_without_vector() else 0
+    return Loaded(found, records, entries, embedded)
+
+
+def _check_schemas(folder: Path, found: ExportManifest) -> None:
+    for name, schema in (("records", record_schema(found.embedder.dims)), ("provenance", ENTRY_SCHEMA)):
+        rows = 0
+        for file in _of(found.files, name):
+            try:
+                meta = pq.read_metadata(folder / file.name)
+                there = meta.schema.to_arrow_schema()
+            except (pa.ArrowException, OSError) as error:
+                raise BrokenCopy(f"{folder / file.name} is not a Parquet file ({str(error)[:100]})") from None
+            if [(f.name, f.type) for f in there] != [(f.name, f.type) for f in schema]:
+                raise BrokenCopy(f"{folder / file.name} has other columns than an export of version {VERSION}")
+            rows += meta.num_rows
+        wanted = found.records if name == "records" else found.entries
+        if rows != wanted:
+            raise BrokenCopy(f"{folder} holds {rows} rows of {name}, its manifest says {wanted}")
+
+
+def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> None:
+    """Vectors of two embedders cannot be compared."""
+    configured = embed.describe(settings)
+    if anew and configured is None:
+        raise ConfigError("--reembed needs an embedder: set IAI_MCP_EMBEDDER, for instance to builtin")
+    layout = Layout(settings.store_path.absolute())
+    if anew or not found.with_vector:
+        return
+    theirs = found.embedder
+    if layout.meta.exists():
+        ours = read_meta(layout).embedder
+    else:
+        ours = (
+            EmbedderMeta(configured.name, configured.dims, configured.weights)
+            if configured
+            else EmbedderMeta("none", theirs.dims)
+        )
+    same_weights = not ours.weights or not theirs.weights or ours.weights == theirs.weights
+    if (ours.name, ours.dims) == (theirs.name, theirs.dims) and same_weights:
+        return
+    raise EmbeddingMismatch(
+        f"{theirs.name} ({theirs.dims} dimensions) made the vectors of this export, and {ours.name} ({ours.dims}) "
+        "those of the store: --reembed makes all of them anew; for a new store, IAI_MCP_EMBEDDER chooses"
+    )
+
+
+def _batches(folder: Path, files: list[Listed], name: str) -> Iterator[pa.Table]:
+    for file in _of(files, name):
+        with pq.ParquetFile(folder / file.name) as parquet:
+            for batch in parquet.iter_batches(batch_size=STEP):
+                yield pa.Table.from_batches([batch])
+
+
+def _of(files: list[Listed], name: str) -> list[Listed]:
+    return sorted((file for file in files if file.name.startswith(f"{name}-")), key=lambda file: file.name)
+
+
+def _without_vectors(rows: pa.Table, store: MemoryStore) -> pa.Table:
+    at = rows.column_names.index("embedding")
+    kind = pa.list_(pa.float32(), store.meta.embedder.dims)
+    return rows.set_column(at, pa.field("embedding", kind), pa.nulls(len(rows), kind))
+
+
+def _account(store: MemoryStore, folder: Path, found: ExportManifest, strangers: dict[str, list[int]]) -> None:
+    """Note why entries of the producers that came along have no row, as far as this store does not know yet."""
+    spans = [
+        Span(Why.UNKNOWN, producer, first, last)
+        for producer, seqs in strangers.items()
+        for first, last in ranges(seqs)
+    ]
+    if found.store_id != store.store_id:  # which knows more about its own entries than its export does
+        spans += LeftOut(folder / LEFT_OUT).read()
+    store.left_out.add_spans(uncovered(spans, store.left_out.read()))

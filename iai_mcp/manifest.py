@@ -1,0 +1,174 @@
+"""The manifest of an export or a backup: what lies in its folder; written last, so that half of one is told."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import msgspec
+
+from iai_mcp.durable import replace_file
+from iai_mcp.errors import BrokenCopy, UsageError
+
+__all__ = [
+    "BACKUP",
+    "EXPORT",
+    "NAME",
+    "Copied",
+    "Listed",
+    "check",
+    "copy",
+    "is_export",
+    "listed",
+    "new_folder",
+    "read",
+    "same_file",
+    "save",
+    "total",
+]
+
+NAME = "manifest.json"
+BACKUP, EXPORT = "iai-mcp-backup", "iai-mcp-export"  # formats
+_CHUNK = 2**20
+
+
+class Listed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file: its path in the folder, its size in bytes, its SHA-256 and (for tables) its number of rows."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class Copied(msgspec.Struct, frozen=True, kw_only=True):
+    """What the manifest of every kind of copy says.
+
+    Attributes:
+        format: which kind of copy.
+        version: of that format.
+        program: the version of iai-mcp that wrote it.
+    """
+
+    format: str
+    version: int
+    program: str
+    store_id: str
+    created_at: str
+    files: list[Listed]
+
+
+Kind = TypeVar("Kind", bound=Copied)
+
+
+def new_folder(path: Path, what: str, store: Path) -> None:
+    """Make the folder of a copy.
+
+    Raises:
+        UsageError: there is something in it, it is no folder, or it lies inside the store.
+        OSError: it cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is no folder: name a new or an empty one for {what}")
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{path} is not empty: name a new or an empty folder for {what}")
+    if path.resolve().is_relative_to(store.resolve()):
+        raise UsageError(f"{path} lies inside the store: name a folder elsewhere for {what}")
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``folder`` is an export, or half of one: it holds Parquet files named as ours, or our manifest."""
+    if not folder.is_dir():
+        return False
+    if any(folder.glob("records-*.parquet")) or any(folder.glob("provenance-*.parquet")):
+        return True
+    path = folder / NAME
+    return path.is_file() and EXPORT.encode() in path.read_bytes()[:4096]
+
+
+def save(folder: Path, manifest: Copied) -> None:
+    """Write the manifest, durably; from now on the copy is whole."""
+    replace_file(folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def read(folder: Path, kind: type[Kind], name: str, version: int) -> Kind:
+    """The manifest of a copy of the format ``name``.
+
+    Raises:
+        BrokenCopy: there is none, it is of another format, or of a later version.
+    """
+    what = name.removeprefix("iai-mcp-")
+    try:
+        raw = (folder / NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BrokenCopy(
+            f"{folder} holds no {NAME}, which is written last: the {what} was not finished, or this is none"
+        ) from None
+    try:
+        head = msgspec.json.decode(raw)
+        if head["format"] != name:
+            raise BrokenCopy(f"{folder} is an {head['format']}, not an {name}")
+        if head["version"] > version:
+            raise BrokenCopy(f"a later iai-mcp ({head['program']}) wrote {folder}: upgrade to read it")
+        found = msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BrokenCopy(f"{folder / NAME} is damaged ({error}): take another copy") from None
+    for file in found.files:
+        path = PurePosixPath(file.name)
+        if path.is_absolute() or ".." in path.parts:
+            raise BrokenCopy(f"{folder / NAME} names a file outside of its folder: {file.name!r}")
+    return found
+
+
+def listed(folder: Path, path: Path, rows: int | None = None) -> Listed:
+    """What the manifest says of ``path`` in ``folder``."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return Listed(path.relative_to(folder).as_posix(), size, digest.hexdigest(), rows)
+
+
+def copy(source: Path, folder: Path, name: str) -> Listed:
+    """Copy ``source`` to ``name`` below ``folder``; what the manifest says of it, hashed as it was read."""
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(source, "rb") as file, os.fdopen(descriptor, "wb") as out:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            out.write(chunk)
+            size += len(chunk)
+    return Listed(name, size, digest.hexdigest())
+
+
+def check(folder: Path, files: Sequence[Listed], show: Callable[[int], object] = lambda done: None) -> None:
+    """Compare every file with the manifest; ``show`` is told how many are done.
+
+    Raises:
+        BrokenCopy: a file is missing or is another than was written.
+    """
+    for done, file in enumerate(files, 1):
+        try:
+            found = listed(folder, folder / file.name)
+        except FileNotFoundError:
+            raise BrokenCopy(f"{folder / file.name} is missing: take another copy") from None
+        same_file(folder, file, found)
+        show(done)
+
+
+def same_file(folder: Path, file: Listed, found: Listed) -> None:
+    """Raises BrokenCopy where a file is not the one that was written."""
+    if (found.bytes, found.sha256) != (file.bytes, file.sha256):
+        raise BrokenCopy(f"{folder / file.name} is damaged (its SHA-256 is another): take another copy")
+
+
+def total(files: Iterable[Listed]) -> int:
+    """Bytes of all files."""
+    return sum(file.bytes for file in files)

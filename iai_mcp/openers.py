@@ -1,0 +1,91 @@
+"""Who has a store open: each holds a shared lock as long as it does, and whoever must be alone an exclusive one.
+
+The operating system frees the lock of a process that dies, so nobody has to be asked and nothing grows stale.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from iai_mcp.errors import StoreInUse, StoreUnavailable
+
+__all__ = ["Opener"]
+
+_NO_FILE = (errno.EROFS, errno.EACCES)  # who cannot write here does no harm
+
+
+class Opener:
+    """One open store; closed with it.
+
+    Raises:
+        StoreUnavailable: somebody is changing the number of lanes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise StoreUnavailable(
+                f"the number of lanes of the store at {path.parent.parent} is being changed; try again after that"
+            ) from None
+        except OSError as error:
+            self.close()
+            if error.errno not in _NO_FILE:
+                raise StoreUnavailable(f"cannot open the store: {path}: {error.strerror}") from error
+
+    def be_alone(self) -> None:
+        """Keep everybody else out from now on.
+
+        Raises:
+            StoreInUse: somebody else has the store open.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(OSError):  # a failed upgrade may have let go of what was held
+                fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            others = ", ".join(_told(pid) for pid in _holders(self._fd) if pid != os.getpid())
+            where = others or "another process, or once more in this one"
+            raise StoreInUse(f"the store is open in {where}: stop every client and worker of it first") from None
+
+    def share(self) -> None:
+        """Let others in again."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Give the lock back; harmless where that is done already."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _holders(fd: int) -> list[int]:
+    """The processes that lock the file, as far as this system tells (Linux does)."""
+    found = os.fstat(fd)
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    pids = set()
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "FLOCK" in fields and device in fields:
+                pids.add(int(fields[fields.index(device) - 1]))
+    return sorted(pids)
+
+
+def _told(pid: int) -> str:
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return f"process {pid} ({' '.join(word for word in words if word)[:60]})"
+    return f"process {pid}"

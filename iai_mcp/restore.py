@@ -1,0 +1,173 @@
+"""``iai-mcp restore``: a store from a backup, checked file by file and entry by entry before it gets its place.
+
+The store keeps its identity, so that what waits for it in Redis and in the spill still finds it, and its fencing
+tokens are raised above every one that was ever given out: no worker of its former life can write to it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from iai_mcp import manifest
+from iai_mcp.backup import VERSION, BackupManifest
+from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.durable import replace_file, sync_tree
+from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
+from iai_mcp.forgotten import Forgotten
+from iai_mcp.leftout import Span, Why
+from iai_mcp.meta import Layout, read_meta, save_meta
+from iai_mcp.store import MemoryStore
+from iai_mcp.verify import Report, verify
+
+__all__ = ["TOKEN_STEP", "Restored", "restore"]
+
+TOKEN_STEP = 1_000_000  # leases that a store may have given out after its backup
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was restored.
+
+    Attributes:
+        missing: entries that were on their way when the backup was made and are not in it, by producer.
+        forgotten: memories whose deletion had begun, and was ended.
+        spilled: spill files that were put back.
+        report: the account of the restored store.
+    """
+
+    manifest: BackupManifest
+    store_id: str
+    missing: dict[str, tuple[tuple[int, int], ...]]
+    forgotten: int
+    spilled: int
+    report: Report
+
+
+def restore(
+    source: Path,
+    settings: Settings,
+    target: Path,
+    *,
+    as_copy: bool = False,
+    show: Callable[[int, int], object] = lambda done, total: None,
+) -> Restored:
+    """Restore the backup in ``source`` to ``target``, which must be empty; all of it, or nothing.
+
+    With ``as_copy`` it gets an identity of its own and may live beside the original.
+
+    Raises:
+        BrokenCopy: the backup is incomplete or damaged; nothing was written.
+        UsageError: ``target`` is not empty, or the original is alive.
+        OSError: the place fails.
+    """
+    found = manifest.read(source, BackupManifest, manifest.BACKUP, VERSION)
+    target = target.absolute()
+    _check_place(found, target, as_copy)
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    building = target.parent / f".{target.name}.restoring"
+    shutil.rmtree(building, ignore_errors=True)  # of a restore that was killed
+    try:
+        _copy(source, found, building, show)
+        done = _made_whole(found, building, settings, as_copy)
+        sync_tree(building)
+        spilled = _put_back(building / "spill", overflow_dir(settings))
+        with suppress(FileNotFoundError):
+            target.rmdir()
+        os.rename(building / "store", target)
+        sync_tree(target.parent)
+        return replace(done, spilled=spilled)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _check_place(found: BackupManifest, target: Path, as_copy: bool) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(
+            f"{target} is not empty: restore to a new or an empty folder, or move that one away first"
+        )
+    original = Layout(Path(found.source))
+    if as_copy or not original.meta.exists():
+        return
+    alive = None
+    with suppress(IaiMcpError, OSError):
+        alive = read_meta(original).store_id
+    if alive == found.store_id:
+        raise UsageError(
+            f"the original is still at {original.root}, and two stores of one identity would take each other's "
+            "entries: --as-copy restores beside it, or move the original away first"
+        )
+
+
+def _copy(source: Path, found: BackupManifest, building: Path, show: Callable[[int, int], object]) -> None:
+    for done, file in enumerate(found.files, 1):
+        try:
+            copied = manifest.copy(source / file.name, building, file.name)
+        except FileNotFoundError:
+            raise BrokenCopy(f"{source / file.name} is missing: take another backup") from None
+        manifest.same_file(source, file, copied)
+        show(done, len(found.files))
+
+
+def _made_whole(found: BackupManifest, building: Path, settings: Settings, as_copy: bool) -> Restored:
+    layout = Layout(building / "store")
+    settings = replace(settings, spill_dir=building / "spill")
+    meta = read_meta(layout)
+    if as_copy:
+        meta = msgspec.structs.replace(meta, store_id=uuid.uuid4().hex)
+        save_meta(layout, meta)
+        _rename_spill(building / "spill", found.store_id, meta.store_id)
+    for path in layout.locks.glob("lane-*.token"):
+        with suppress(ValueError):
+            replace_file(path, str(int(path.read_text()) + TOKEN_STEP).encode())
+    store = MemoryStore(layout.root, settings=settings)
+    ended = _end_forgetting(store, found.forgetting)
+    report = verify(layout, settings, settle=0)
+    if any("in Redis" in one.said for one in report.breaches if one.kind == "unreadable"):
+        settings = replace(settings, redis_url="")  # which is away: what waits there is not seen, and not lost
+        report = verify(layout, settings, settle=0)
+    if broken := [one.said for one in report.breaches if one.kind == "unreadable"]:
+        raise BrokenCopy(f"the backup cannot be used: {broken[0]}")
+    strangers = {UUID(record_id) for lane in report.lanes for record_id in lane.unknown}
+    ended += _end_forgetting(store, strangers & Forgotten(layout.forgotten).ids())
+    missing = {ledger.producer: ledger.lost for ledger in report.ledgers if ledger.lost}
+    store.left_out.add_spans(
+        Span(Why.LOST, producer, first, last) for producer, spans in missing.items() for first, last in spans
+    )
+    store.close()
+    report = verify(layout, settings, settle=0)
+    return Restored(found, meta.store_id, missing, ended, 0, report)
+
+
+def _end_forgetting(store: MemoryStore, record_ids: Iterable[UUID]) -> int:
+    ids = set(record_ids)
+    for record_id in ids:
+        store.delete(record_id)
+    return len(ids)
+
+
+def _rename_spill(folder: Path, old_id: str, new_id: str) -> None:
+    """Make the copied spill that of a store with another identity: each line names its store."""
+    for path in sorted(folder.glob("*.jsonl")):
+        data = path.read_bytes().replace(f'"store":"{old_id}"'.encode(), f'"store":"{new_id}"'.encode())
+        replace_file(folder / path.name.replace(old_id[:8], new_id[:8], 1), data)
+        path.unlink()
+
+
+def _put_back(copied: Path, folder: Path) -> int:
+    """Give spill files to the folder from which clients replay them, where they are not there still."""
+    put = 0
+    for path in sorted(copied.glob("*.jsonl")):
+        if not (folder / path.name).exists():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            replace_file(folder / path.name, path.read_bytes())
+            put += 1
+    return put

@@ -1,0 +1,166 @@
+"""A store as it is at one moment, in a folder of links that no writer, compaction or cleanup can touch.
+
+Lance never changes a file that it has written, so linking a table's files is as good as copying them and takes
+milliseconds. Parts are taken in the direction in which entries and memories move: whatever moves meanwhile is
+in the snapshot at least once, and a memory that is being forgotten is known to be.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from iai_mcp.errors import StoreUnavailable
+from iai_mcp.forgotten import Forgotten
+from iai_mcp.locks import WriterLock
+from iai_mcp.meta import Layout, StoreMeta, read_meta
+
+__all__ = ["Snapshot", "snapshot", "sweep"]
+
+_TRIES = 5
+_HINT = "latest_version_hint.json"  # the one file of a table that changes; nobody needs it
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A store at one moment.
+
+    Attributes:
+        forgetting: memories whose deletion began while the snapshot was taken; they may be in it.
+    """
+
+    layout: Layout
+    meta: StoreMeta
+    forgetting: frozenset[UUID]
+
+
+@contextmanager
+def snapshot(layout: Layout, lock_timeout: float) -> Iterator[Snapshot]:
+    """A snapshot of the store at ``layout`` for the block; every file in it may be changed or removed.
+
+    Raises:
+        StoreUnavailable: the store cannot be read, or its folder not be written.
+    """
+    sweep(layout)
+    with _readable(layout):
+        folder, fd = _own_folder(layout)
+    try:
+        with _readable(layout):
+            taken = _take(layout, Layout(folder), lock_timeout)
+        yield taken
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+        with suppress(OSError):
+            layout.snapshots.rmdir()
+
+
+@contextmanager
+def _readable(layout: Layout) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or error
+        raise StoreUnavailable(f"the store at {layout.root} cannot be read or linked: {said}") from error
+
+
+def sweep(layout: Layout) -> None:
+    """Remove what processes that died have left; their links would keep forgotten texts on the disk."""
+    with suppress(OSError):
+        for folder in [*layout.snapshots.iterdir()]:
+            fd = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                pass  # somebody's work
+            finally:
+                os.close(fd)
+
+
+def _own_folder(layout: Layout) -> tuple[Path, int]:
+    while True:
+        folder = layout.snapshots / f"{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir(parents=True, mode=0o700)
+        with suppress(FileNotFoundError):  # a sweep came in between
+            fd = os.open(folder, os.O_RDONLY)
+            with suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.stat(folder)):
+                    return folder, fd
+            os.close(fd)
+
+
+def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
+    target.locks.mkdir()
+    meta = read_meta(source)
+    before = set(Forgotten(source.forgotten).ids())
+    _copy_lines(source.dead, target.dead)
+    for number in range(meta.lanes):  # lanes before memories: an entry's memory was there before it
+        name, note = meta.lane_table(number), source.lane_scrub(number, meta.generation)
+        with WriterLock(source.lane_lock(number), lock_timeout).hold():
+            _link_table(source.root / f"{name}.lance", target.root / f"{name}.lance")
+            _copy_if_there(note, target.locks / note.name)
+        _copy_if_there(source.lane_token(number), target.lane_token(number))
+    with WriterLock(source.records_lock, lock_timeout).hold():
+        _link_table(source.root / "records.lance", target.root / "records.lance")
+        _copy_if_there(source.records_scrub, target.records_scrub)
+    _copy_lines(source.left_out, target.left_out)  # after the lanes: a row goes only once it is noted
+    _copy_lines(source.forgotten, target.forgotten)  # last: who is being forgotten is known before they go
+    shutil.copyfile(source.meta, target.meta)  # a re-embedding names its column once that is filled
+    since = Forgotten(target.forgotten).ids() - before
+    return Snapshot(target, read_meta(target), frozenset(since))
+
+
+def _link_table(source: Path, target: Path) -> None:
+    """Link all files of a table, the versions first: what these name was there before them.
+
+    A cleanup by a writer that did not get the lock may take files away meanwhile; then once more.
+    """
+    for left in range(_TRIES, 0, -1):
+        try:
+            for folder in ("_versions", ""):
+                for path in sorted((source / folder).rglob("*")):
+                    _link(path, target / path.relative_to(source))
+            return
+        except FileNotFoundError:
+            shutil.rmtree(target, ignore_errors=True)
+            if left == 1:
+                raise
+
+
+def _link(path: Path, target: Path) -> None:
+    if (
+        path.is_dir()
+        or target.exists()
+        or path.name == _HINT
+        or "#" in path.name
+        or path.suffix.startswith(".tmp")
+    ):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copyfile(path, target)
+
+
+def _copy_if_there(source: Path, target: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.copyfile(source, target)
+
+
+def _copy_lines(source: Path, target: Path) -> None:
+    """Copy an append-only log as it is now, without a line that is just being written."""
+    with suppress(FileNotFoundError):
+        data = source.read_bytes()
+        target.write_bytes(data[: data.rfind(b"\n") + 1])
