@@ -201,7 +201,7 @@ def for_server(settings: Settings, store: Callable[[], MemoryStore]) -> Collecto
     ``store`` gives the open store and may block or fail while there is none.
     """
     registry = CollectorRegistry()
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     observe.watch(Metrics(registry))
     looks = [Look("files", lambda: files(settings)), Look("store", lambda: stored(store())), _queue_look(store)]
     if settings.redis_url:
@@ -221,7 +221,7 @@ def _queue_look(store: Callable[[], MemoryStore]) -> Look:
 def for_worker(settings: Settings, store: MemoryStore) -> CollectorRegistry:
     """Watch this process, which is a worker on its own; what a scrape of it shows."""
     registry = CollectorRegistry()
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     observe.watch(WorkerMetrics(registry))
     looks = [Look("files", lambda: files(settings)), Look("store", lambda: stored(store))]
     registry.register(Looks([*looks, Look("redis", lambda: redis(settings))]))
