@@ -25,6 +25,7 @@ from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 from tests.servers import serving, worker
 from tests.support import finished, python, wait_until
+from tests.test_server import HELLO, call_line, process
 
 SECRET = "zanzibar"
 
@@ -111,6 +112,22 @@ def test_one_trace_from_the_recall_to_the_acknowledgement_in_another_process(
     at = {span["name"]: (span["start_ns"], span["end_ns"]) for span in found}
     assert at["recall"][0] <= at["push"][0] <= at["claim"][1] <= at["merge"][0] <= at["merge"][1] <= at["ack"][0]
     assert SECRET not in spans.read_text()
+
+
+def test_a_recall_joins_the_trace_of_the_client_that_asks(tmp_path: Path, store: MemoryStore) -> None:
+    spans = tmp_path / "spans.jsonl"
+    trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    call = json.loads(call_line(3, "memory_recall", cue=SECRET))
+    call["params"]["_meta"] = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    asked(store)  # in tmp_path too
+    server = process(tmp_path, IAI_MCP_TRACES=str(spans))
+    out, err = server.communicate(f"{HELLO}{json.dumps(call)}\n", 60)
+    assert (server.returncode, err) == (0, "")
+    assert SECRET in out
+    found = [json.loads(line) for line in spans.read_text().splitlines()]
+    (recalled,) = (span for span in found if span["name"] == "recall")
+    assert (recalled["trace_id"], recalled["parent_id"]) == (trace_id, span_id)
+    assert {span["trace_id"] for span in found} == {trace_id}
 
 
 def test_nothing_is_imported_and_nothing_carried_while_it_is_off(tmp_path: Path, store: MemoryStore) -> None:
