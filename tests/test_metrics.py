@@ -17,10 +17,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from iai_mcp import metrics, observe
+from iai_mcp import metrics, metrics_look, observe
 from iai_mcp.errors import IaiMcpError, SpillUnavailable
 from iai_mcp.metric_names import CATALOGUE, EVENTS, series
-from iai_mcp.metrics_look import Look, Looks
+from iai_mcp.metrics_look import Look, Looks, Reading
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
@@ -149,16 +149,16 @@ def test_every_event_of_the_source_is_counted_or_left_out_on_purpose() -> None:
 def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
     hold, broken = threading.Event(), [True]
 
-    def fails() -> list[tuple[str, str, float]]:
+    def fails() -> list[Reading]:
         if broken[0]:
             raise OSError("away")
         return [("iai_mcp_dead_letters", "", 2)]
 
-    def hangs() -> list[tuple[str, str, float]]:
+    def hangs() -> list[Reading]:
         hold.wait()
         return [("iai_mcp_workers", "", 3)]
 
-    def well() -> list[tuple[str, str, float]]:
+    def well() -> list[Reading]:
         return [("iai_mcp_lane_rows", "0", 7)]
 
     registry = CollectorRegistry()
@@ -174,6 +174,25 @@ def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
     hold.set()
     broken[0] = False
     wait_until(lambda: ("iai_mcp_workers", "") in parsed(metrics.exposition(registry).decode()))
+
+
+def test_what_was_seen_before_a_source_hung_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_look, "FRESH_S", 0.0)
+    hold = threading.Event()
+    hold.set()
+
+    def take() -> list[Reading]:
+        hold.wait()
+        return [("iai_mcp_workers", "", 3)]
+
+    registry = CollectorRegistry()
+    registry.register(Looks([Look("redis", take)], wait=0.2))
+    assert parsed(metrics.exposition(registry).decode())["iai_mcp_workers", ""] == 3
+    hold.clear()
+    shown = parsed(metrics.exposition(registry).decode())
+    hold.set()
+    assert shown["iai_mcp_look_up", "redis"] == 0
+    assert ("iai_mcp_workers", "") not in shown
 
 
 def test_an_address_that_is_taken_is_one_line(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +244,9 @@ def test_workers_count_together_on_one_port_and_go_on_after_a_kill(
     monkeypatch.setenv("IAI_MCP_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("IAI_MCP_EMBEDDER", "none")
     monkeypatch.setenv("IAI_MCP_REDIS_URL", redis.url)
+    counted = tmp_path / "counted"
+    counted.mkdir()
+    monkeypatch.setenv("TMPDIR", str(counted))
     store = MemoryStore()
     record = remembered(store, f"{secret} is an island")
     store.enable_provenance_queue()
@@ -249,9 +271,11 @@ def test_workers_count_together_on_one_port_and_go_on_after_a_kill(
         text = httpx2.get(url).text
         assert secret not in text
         assert str(record.id) not in text
+        assert len([*counted.rglob("*.db")]) == 2 * 3  # whoever comes after a dead worker goes on with its files
         store.disable_provenance_queue()
         supervisor.terminate()
         assert supervisor.wait(30) == 0
+    assert not [*counted.iterdir()]
 
 
 # -- what is written about them
