@@ -76,7 +76,7 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]) -> int:
+def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None] | None = None) -> int:
     """Work with ``settings``; without ``burst``, wait for a Redis that is away. ``watch`` gets the open store.
 
     Raises:
@@ -95,7 +95,8 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
     if not settings.redis_url:
         raise ConfigError("workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0")
     store = configured_store()
-    watch(store)
+    if watch is not None:
+        watch(store)
     _reach(settings.redis_url, patient=not burst)
     connection = connect(settings.redis_url)
     try:
