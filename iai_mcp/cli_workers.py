@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics of all workers; 0 picks a port.")
+]
+MetricsHost = Annotated[str, typer.Option(help="Address of the metrics, which ask for no token.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
@@ -26,6 +33,8 @@ def register(app: typer.Typer) -> None:
 
 def up(
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, max=64, help="How many workers.")] = 2,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     store: Store = None,
 ) -> None:
     """Bring up a whole deployment on this machine: a private Redis and its workers, until Ctrl-C."""
@@ -37,8 +46,8 @@ def up(
     with Stop() as stop:
         here = Deployment(settings)
         try:
-            with here.locked():
-                code = _up(here, server, workers, stop)
+            with here.locked(), _metrics(here.settings, workers, metrics_host, metrics_port) as folder:
+                code = _up(here, server, workers, stop, folder)
         except AlreadyUp as error:
             error_line(f"{error}; clients connect to it with the lines on stdout")
             typer.echo("\n".join(here.exports))
@@ -46,7 +55,7 @@ def up(
     raise typer.Exit(code)
 
 
-def _up(here: Deployment, server: str, workers: int, stop: Stop) -> int:
+def _up(here: Deployment, server: str, workers: int, stop: Stop, metrics: Path | None) -> int:
     from iai_mcp.supervise import end
 
     redis = here.redis(server)
@@ -59,12 +68,14 @@ def _up(here: Deployment, server: str, workers: int, stop: Stop) -> int:
         note(f"Redis answers ({server}, log and data in {here.folder})")
         note(f"{_so_many(workers)} {here.store}; Ctrl-C stops all of it; clients connect with:")
         typer.echo("\n".join(here.exports))
-    return here.run(redis, here.workers(workers), stop)
+    return here.run(redis, here.workers(workers, metrics), stop)
 
 
 def worker(
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="How many processes.")] = 1,
     burst: Annotated[bool, typer.Option("--burst", help="End as soon as every lane is empty.")] = False,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     store: Store = None,
 ) -> None:
     """Drain what waits in Redis into the store, with processes that are restarted when they die."""
@@ -73,9 +84,11 @@ def worker(
     from iai_mcp.supervise import Stop, check_start, end, keep, worker_children
 
     settings = _settings(store)
-    with Stop() as stop:
+    with Stop() as stop, ExitStack() as stack:
         trouble = check_start(settings)
-        children = worker_children(count, {"IAI_MCP_STORE": str(settings.store_path.absolute())}, burst=burst)
+        folder = stack.enter_context(_metrics(settings, count, metrics_host, metrics_port))
+        env = {"IAI_MCP_STORE": str(settings.store_path.absolute())}
+        children = worker_children(count, env, burst=burst, metrics=folder)
         where = masked(connect(settings.redis_url))
         if trouble and burst:
             raise BrokerUnavailable(f"Redis does not answer: {trouble}")
@@ -88,6 +101,23 @@ def worker(
         finally:
             clean = end(children, stop)
     raise typer.Exit(code or (0 if clean else 1))
+
+
+@contextmanager
+def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Iterator[Path | None]:
+    """Serve what ``count`` workers count in the folder that this gives, for the block; nothing without a port."""
+    if port is None:
+        yield None
+        return
+    from iai_mcp import metrics
+
+    with metrics.Shared.made(count) as shared:
+        served = metrics.serve(shared.registry(settings), host, port)
+        note(f"metrics on {served.url}")
+        try:
+            yield shared.folder
+        finally:
+            served.close()
 
 
 def _so_many(workers: int) -> str:

@@ -89,6 +89,12 @@ class Settings:
     token: str = _setting(
         "", "IAI_MCP_TOKEN", "Bearer token that clients of `serve --transport http` must send.", secret=True
     )
+    traces: str = _setting(
+        "off",
+        "IAI_MCP_TRACES",
+        "Where OpenTelemetry traces go: off, otlp (see OTEL_EXPORTER_OTLP_ENDPOINT), or the path of a file for "
+        "JSON lines. Needs the extra otel.",
+    )
     log_level: str = _setting(
         "warning",
         "IAI_MCP_LOG",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from iai_mcp import observe
 from iai_mcp.broker.protocol import Broker, Lease, Poison
 from iai_mcp.dead import DeadLetters
 from iai_mcp.entry import Pair, as_pairs
@@ -97,12 +98,14 @@ def drain(
         if lease.token is not None:
             store.lane(lane).raise_fence(lease.token)
         while True:
+            watched = observe.now.batch(lane)
             claimed = broker.claim(lease, policy.max_pairs, policy.linger)
             if not claimed:
                 if broker.release(lease, if_empty=True):
                     lease = None
                     break
                 continue
+            watched.claimed(claimed)
             if lease.inherited and not report.taken_over:
                 report.taken_over = sum(len(p.entries) for p in claimed if not isinstance(p, Poison))
                 emit("takeover", lane=lane, items=lease.inherited, entries=report.taken_over)
@@ -110,7 +113,9 @@ def drain(
                 if isinstance(item, Poison):
                     _bury(store, report, item.raw, item.reason)
             write_pairs(store, as_pairs(p for p in claimed if not isinstance(p, Poison)), cache, policy, report)
+            watched.written()
             broker.ack(lease, len(claimed))
+            watched.acknowledged()
             store.lane(lane).maintain()
             if deadline is not None and time.monotonic() >= deadline:
                 report.outcome = Outcome.TIME
@@ -125,6 +130,7 @@ def drain(
     finally:
         if lease is not None:
             _release(broker, lease)
+        observe.now.drained(report.applied, report.duplicate, report.unknown, report.dead)
     return report
 
 

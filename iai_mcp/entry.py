@@ -37,7 +37,7 @@ Pair = tuple[UUID, dict[str, Any]]
 WIRE_VERSION = 1
 
 
-class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Parcel(msgspec.Struct, frozen=True):
     """Entries of one producer for one lane, in the producer's order.
 
     Attributes:
@@ -46,7 +46,9 @@ class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         producer: key of the queue that handed them out.
         pushed: Unix time in seconds at which ``enqueue`` took them; the linger and ages count from it.
         entries: ``(record_id, producer_seq, entry)``, ``producer_seq`` ascending.
-        v: version of this wire form.
+        v: version of this wire form. Fields that a reader does not know it leaves alone; what it must know
+            comes with a new version.
+        trace: W3C ``traceparent`` of whoever handed them out; left out of the wire form where nobody traces.
     """
 
     store: str
@@ -55,6 +57,7 @@ class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pushed: float
     entries: list[tuple[UUID, int, dict[str, Any]]]
     v: int = WIRE_VERSION
+    trace: Any = msgspec.UNSET  # whatever stands here, the entries count
 
 
 class Outline(msgspec.Struct, frozen=True):

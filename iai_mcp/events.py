@@ -8,18 +8,24 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from iai_mcp.errors import IaiMcpError
 
-__all__ = ["configure", "emit", "log", "quiet_words"]
+__all__ = ["configure", "emit", "listeners", "log", "quiet_words"]
 
 log = logging.getLogger("iai_mcp")
+
+listeners: tuple[Callable[[str, Mapping[str, object]], None], ...] = ()
+"""Who is told of every event, whatever the log level; :mod:`iai_mcp.observe` sets them."""
 
 
 def emit(event: str, *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``event`` with ``fields``; handlers find them on the record as ``event`` and ``fields``."""
+    for listener in listeners:
+        listener(event, fields)
     if log.isEnabledFor(level):
         said = " ".join(f"{key}={value}" for key, value in fields.items())
         log.log(level, "%s %s", event, said, extra={"event": event, "fields": fields})

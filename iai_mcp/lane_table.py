@@ -16,6 +16,7 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
+from iai_mcp import observe
 from iai_mcp.account import repeated
 from iai_mcp.durable import replace_file, sync_tree
 from iai_mcp.entry import Pair, entry_id
@@ -202,8 +203,11 @@ class LaneTable:
         if version != self._seen_version:
             self._next_seq = self._highest_seq(self._next_seq) + 1
         rows = make(self._next_seq)
+        begun = time.perf_counter()
         result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
+        merged = time.perf_counter()
         sync_tree(self._folder, since=started)
+        observe.now.committed(merged - begun, time.perf_counter() - merged)
         self._next_seq += count
         self._distinct += int(result.num_inserted_rows)
         self._seen_version = result.version

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+from iai_mcp import observe
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
@@ -135,7 +136,7 @@ class ProvenanceWriteQueue:
         if not pairs:
             return
         self._store.check_lanes()
-        with self._order:
+        with observe.now.enqueuing(len(pairs)) as watched, self._order:
             try:
                 parcels = route(
                     self._store.store_id,
@@ -147,6 +148,7 @@ class ProvenanceWriteQueue:
                 )
             except (AttributeError, TypeError, ValueError) as error:
                 raise BadParams(f"enqueue takes pairs of a UUID and a mapping: {error}") from None
+            parcels = watched.carrying(parcels)
             self._next_seq += len(pairs)
             self.counts.enqueued += len(pairs)
             if (
@@ -156,6 +158,7 @@ class ProvenanceWriteQueue:
                 or not isinstance(self._broker.push(parcels), Pushed)
             ):
                 self._to_spill(parcels, len(pairs))
+                watched.spilled(journal=self._journal)
 
     def _to_spill(self, parcels: list[Parcel], entries: int) -> None:
         folder = overflow_dir(self._settings)
@@ -349,6 +352,16 @@ class ProvenanceWriteQueue:
             return [asdict(lane) for lane in self._broker.stats()]
         except BrokerUnavailable:  # the counts are worth having all the same
             return []
+
+    @property
+    def journals(self) -> bool:
+        """Whether every entry goes through the spill."""
+        return self._journal
+
+    @property
+    def trouble(self) -> str | None:
+        """Why Redis gets nothing at present (the breaker is open); None where it does, and without Redis."""
+        return getattr(self._broker, "trouble", None)
 
     @property
     def connection(self) -> redis.Redis | None:

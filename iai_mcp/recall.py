@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from iai_mcp import observe
 from iai_mcp.errors import BadParams
 from iai_mcp.events import log, quiet_words
 from iai_mcp.record import MemoryRecord, utcnow
@@ -57,22 +58,23 @@ def recall(
     """
     if not cue.strip() and cue_embedding is None:
         raise BadParams("the cue is empty; say what to look for")
-    filters = filters or Filters()
-    started = time.perf_counter()
-    vector = cue_embedding if cue_embedding is not None else _embedded(store, cue)
-    embedded = time.perf_counter()
-    hits = _search(store, cue, vector, limit, filters)
-    searched = time.perf_counter()
-    recall_id = uuid.uuid4().hex
-    if record_provenance and hits:
-        _leave_trace(store, hits, cue, session_id, recall_id, client)
-    ended = time.perf_counter()
-    marks = {
-        "embed": embedded - started,
-        "search": searched - embedded,
-        "provenance": ended - searched,
-        "total": ended - started,
-    }
+    with observe.now.recalling() as watched:
+        started = time.perf_counter()
+        vector = cue_embedding if cue_embedding is not None else _embedded(store, cue)
+        embedded = time.perf_counter()
+        hits = _search(store, cue, vector, limit, filters or Filters())
+        searched = time.perf_counter()
+        recall_id = uuid.uuid4().hex
+        if record_provenance and hits:
+            _leave_trace(store, hits, cue, session_id, recall_id, client)
+        ended = time.perf_counter()
+        marks = {
+            "embed": embedded - started,
+            "search": searched - embedded,
+            "provenance": ended - searched,
+            "total": ended - started,
+        }
+        watched.stages(marks)
     return Recall(recall_id, hits, {name: round(seconds * 1000, 3) for name, seconds in marks.items()})
 
 

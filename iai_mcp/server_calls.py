@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,8 +109,13 @@ class Calls:
     # -- calls
 
     async def run(self, work: Callable[[MemoryStore], T]) -> T:
-        """``work`` with the store, on a thread. Errors are the work's own."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self.store()))
+        """``work`` with the store, on a thread, in the request's context. Errors are the work's own."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, copy_context().run, self._work, work
+        )
+
+    def _work(self, work: Callable[[MemoryStore], T]) -> T:
+        return work(self.store())
 
     async def call(self, name: str, arguments: Mapping[str, Any], caller: Caller) -> Answer:
         """Run a tool. What is wrong with the input or the place is an answer too, never an exception."""

@@ -1,7 +1,8 @@
 """Carries MCP over HTTP at ``/mcp``, for many clients at once; who may ask is settled before anything is read.
 
-A token, where one is set, is asked of everyone; without one only loopback is served. Host and Origin must be
-names of this server, so that a web page cannot reach it through a visitor's browser. SIGTERM: see ``serve``.
+Prometheus scrapes ``/metrics`` on the same terms. A token, where one is set, is asked of everyone; without one
+only loopback is served. Host and Origin must be names of this server, so that a web page cannot reach it through a
+visitor's browser. SIGTERM: see ``serve``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from mcp.server.transport_security import TransportSecuritySettings
+from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
+from starlette.requests import Request
+from starlette.responses import Response
 
 from iai_mcp.config import Settings
 from iai_mcp.errors import ConfigError, IaiMcpError
@@ -31,6 +34,7 @@ __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
 
 REQUEST_LIMIT = 1 << 20  # bytes of one request
 PATH = "/mcp"
+METRICS_PATH = "/metrics"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -99,9 +103,18 @@ def serve(settings: Settings, path: str | Path | None, address: Address, token: 
         calls = Calls(settings, path)
         calls.store()  # better no server than one whose every call fails
         try:
-            asyncio.run(_serve(calls, settings, address, token, listener))
+            asyncio.run(_serve(calls, settings, address, token, listener, _metrics(calls, settings, path)))
         finally:
             calls.close()
+
+
+def _metrics(calls: Calls, settings: Settings, path: str | Path | None) -> Callable[[], tuple[bytes, str]]:
+    """Watch this process; what a scrape shows, and its content type."""
+    from iai_mcp import metrics
+
+    where = settings if path is None else replace(settings, store=Path(path).expanduser())
+    registry = metrics.for_server(where, calls.store)
+    return lambda: (metrics.exposition(registry), metrics.CONTENT_TYPE)
 
 
 @contextmanager
@@ -116,9 +129,16 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _serve(calls: Calls, settings: Settings, address: Address, token: str, listener: socket.socket) -> None:
+async def _serve(
+    calls: Calls,
+    settings: Settings,
+    address: Address,
+    token: str,
+    listener: socket.socket,
+    metrics: Callable[[], tuple[bytes, str]],
+) -> None:
     config = uvicorn.Config(
-        application(calls, address, token),
+        application(calls, address, token, metrics),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -133,14 +153,15 @@ async def _serve(calls: Calls, settings: Settings, address: Address, token: str,
     await server.serve(sockets=[listener])
 
 
-def application(calls: Calls, address: Address, token: str) -> Any:
-    """The ASGI application: the SDK's, behind the token."""
-    app = build(calls).streamable_http_app(
+def application(calls: Calls, address: Address, token: str, metrics: Callable[[], tuple[bytes, str]]) -> Any:
+    """The ASGI application: the SDK's and the metrics, behind the token."""
+    app: Any = build(calls).streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,  # no tool reports progress, so a stream for each answer would be overhead only
         max_request_body_size=REQUEST_LIMIT,
         transport_security=address.security(),
     )
+    app = Scrape(app, metrics, TransportSecurityMiddleware(address.security()))
     return BearerToken(app, token) if token else app
 
 
@@ -158,6 +179,28 @@ class _Server(uvicorn.Server):
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
+
+
+class Scrape:
+    """Answers ``GET /metrics`` and hands everything else on. A web page gets none of it: Host and Origin count."""
+
+    def __init__(self, app: Any, metrics: Callable[[], tuple[bytes, str]], strangers: TransportSecurityMiddleware):
+        self._app = app
+        self._metrics = metrics
+        self._strangers = strangers
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != METRICS_PATH:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        answer = await self._strangers.validate_request(request)
+        if answer is None and request.method not in ("GET", "HEAD"):
+            answer = Response("GET it\n", 405, {"allow": "GET, HEAD"}, "text/plain")
+        if answer is None:
+            body, kind = await asyncio.to_thread(self._metrics)
+            answer = Response(body, headers={"content-type": kind})
+        await answer(scope, receive, send)
 
 
 class BearerToken:

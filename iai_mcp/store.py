@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree
 
-from iai_mcp import embed, orphans
+from iai_mcp import embed, orphans, traces
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
@@ -80,6 +80,7 @@ class MemoryStore:
         self, path: str | Path | None = None, *, lanes: int | None = None, settings: Settings | None = None
     ) -> None:
         self.settings = settings or Settings.load()
+        traces.start(self.settings)
         self.path = Path(path).expanduser() if path is not None else self.settings.store_path
         self.layout = Layout(self.path.absolute())
         open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))

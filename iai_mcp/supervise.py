@@ -212,12 +212,18 @@ def end(children: Sequence[Child], stop: Stop | None = None) -> bool:
 # --- workers ---------------------------------------------------------------------------------------------
 
 
-def worker_children(count: int, env: Mapping[str, str], *, burst: bool = False) -> list[Child]:
-    """``count`` worker processes, not started yet; they end by themselves when this process is gone."""
+def worker_children(
+    count: int, env: Mapping[str, str], *, burst: bool = False, metrics: Path | None = None
+) -> list[Child]:
+    """``count`` worker processes, not started yet; they end by themselves when this process is gone.
+
+    ``metrics``: the folder of :class:`iai_mcp.metrics.Shared` in which they count.
+    """
     # -P: a folder named "workers" where the user happens to be must not take the place of ours.
     command = [sys.executable, "-P", "-m", "workers", "--parent-pid", str(os.getpid())]
     command += ["--burst"] if burst else []
-    return [Child(f"worker {number}", command, env) for number in range(1, count + 1)]
+    command += ["--metrics-folder", str(metrics)] if metrics is not None else []
+    return [Child(f"worker {number}", [*command, "--number", str(number)], env) for number in range(1, count + 1)]
 
 
 def check_start(settings: Settings) -> str | None:

@@ -140,9 +140,9 @@ class Deployment:
             end(workers, stop)
             end([redis])
 
-    def workers(self, count: int) -> list[Child]:
-        """The worker processes, not started yet."""
-        return worker_children(count, self.env)
+    def workers(self, count: int, metrics: Path | None = None) -> list[Child]:
+        """The worker processes, not started yet; ``metrics``: see :func:`worker_children`."""
+        return worker_children(count, self.env, metrics=metrics)
 
 
 def make_store(path: Path) -> None:

@@ -13,11 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, IaiMcpError, UsageError
 from iai_mcp.events import configure, log
+
+if TYPE_CHECKING:
+    from iai_mcp.store import MemoryStore
 
 RETRY_S = (0.5, 5.0)  # first and longest pause between looks for a Redis that is away
 PARENT_LOOK_S = 1.0
@@ -28,6 +33,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--burst", action="store_true", help="end as soon as every lane is empty")
     parser.add_argument("--parent-pid", type=int, metavar="PID", help="end when this is no longer the parent")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port")
+    parser.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="and on this address")
+    parser.add_argument("--metrics-folder", type=Path, help=argparse.SUPPRESS)  # of the supervisor of several
+    parser.add_argument("--number", type=int, default=1, help=argparse.SUPPRESS)  # among these
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):  # until RQ puts its own handlers there
         signal.signal(number, _leave)
@@ -37,10 +46,23 @@ def main() -> int:
         settings = Settings.load()
         as_json = settings.log_format == "json"
         configure(settings.log_level, as_json=as_json, also=("rq",) if as_json else ())
-        return run(settings, burst=options.burst)
+        return run(settings, burst=options.burst, watch=lambda store: _watch(options, settings, store))
     except IaiMcpError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _watch(options: argparse.Namespace, settings: Settings, store: MemoryStore) -> None:
+    """Count for whoever scrapes: the supervisor, or the port of our own."""
+    if options.metrics_folder is not None:
+        from iai_mcp.metrics import Shared
+
+        Shared(options.metrics_folder).join(options.number, store)
+    elif options.metrics_port is not None:
+        from iai_mcp import metrics
+
+        served = metrics.serve(metrics.for_worker(settings, store), options.metrics_host, options.metrics_port)
+        print(f"metrics on {served.url}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -54,8 +76,8 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(settings: Settings, *, burst: bool) -> int:
-    """Work with ``settings``; without ``burst``, wait for a Redis that is away.
+def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None] | None = None) -> int:
+    """Work with ``settings``; without ``burst``, wait for a Redis that is away. ``watch`` gets the open store.
 
     Raises:
         ConfigError: no Redis is configured, it refuses us, or it is too old.
@@ -73,6 +95,8 @@ def run(settings: Settings, *, burst: bool) -> int:
     if not settings.redis_url:
         raise ConfigError("workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0")
     store = configured_store()
+    if watch is not None:
+        watch(store)
     _reach(settings.redis_url, patient=not burst)
     connection = connect(settings.redis_url)
     try:

@@ -1,0 +1,193 @@
+"""The gauges that are read when somebody scrapes: lanes, Redis, workers, spill, dead letters.
+
+Each source is looked at on a thread of its own, at most every few seconds, and a scrape waits a second at most:
+a Redis that hangs costs its own gauges, never the scrape. A value that is not fresh is left out, for an old one
+would look like a good one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from iai_mcp import __version__
+from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.dead import DeadLetters
+from iai_mcp.errors import IaiMcpError
+from iai_mcp.events import log, quiet_words
+from iai_mcp.meta import Layout, read_meta
+from iai_mcp.metric_names import CATALOGUE
+
+if TYPE_CHECKING:
+    from iai_mcp.provenance_queue import ProvenanceWriteQueue
+    from iai_mcp.store import MemoryStore
+
+__all__ = ["Look", "Looks", "Reading", "families", "files", "queued", "redis", "stored"]
+
+FRESH_S = 3.0  # a look serves every scrape for so long
+WAIT_S = 1.0  # and a scrape waits for one no longer than this
+
+Reading = tuple[str, str, float]
+"""A gauge's name, its label's value ('' where it has none), and the value."""
+
+_SPECS = {spec.name: spec for spec in CATALOGUE}
+
+
+class Look:
+    """One source of gauges.
+
+    Args:
+        name: of the source, for ``iai_mcp_look_up``.
+        take: reads it, on a thread; may raise, may hang.
+    """
+
+    def __init__(self, name: str, take: Callable[[], Iterable[Reading]]) -> None:
+        self.name = name
+        self._take = take
+        self._mutex = threading.Lock()
+        self._running: threading.Event | None = None
+        self._taken_at = -FRESH_S
+        self._readings: list[Reading] | None = None
+
+    def begin(self) -> threading.Event | None:
+        """Look anew unless that was done just now or is being done; what to wait for."""
+        with self._mutex:
+            if self._running is None and time.monotonic() - self._taken_at >= FRESH_S:
+                self._running = threading.Event()
+                threading.Thread(
+                    target=self._run, args=(self._running,), name=f"iai-mcp-look-{self.name}", daemon=True
+                ).start()
+            return self._running
+
+    def _run(self, done: threading.Event) -> None:
+        readings: list[Reading] | None = None
+        try:
+            readings = [*self._take()]
+        except Exception as error:  # noqa: BLE001  a scrape tells of it; the process goes on
+            level = logging.DEBUG if isinstance(error, IaiMcpError | OSError) else logging.WARNING
+            log.log(level, "metrics: no look at %s: %s", self.name, quiet_words(error))
+        with self._mutex:
+            self._readings, self._taken_at, self._running = readings, time.monotonic(), None
+        done.set()
+
+    def fresh(self) -> list[Reading] | None:
+        """What the last look found; None where it failed, or is still under way."""
+        with self._mutex:
+            return self._readings if self._running is None else None
+
+
+class Looks(Collector):
+    """All sources of one process, for a registry."""
+
+    def __init__(self, looks: Iterable[Look], *, wait: float = WAIT_S) -> None:
+        self._looks = [*looks]
+        self._wait = wait
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand: registering must not look."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """A family for each gauge that was read."""
+        deadline = time.monotonic() + self._wait
+        for running in [look.begin() for look in self._looks]:
+            if running is not None:
+                running.wait(max(0.0, deadline - time.monotonic()))
+        readings: list[Reading] = [("iai_mcp_build_info", __version__, 1.0)]
+        for look in self._looks:
+            found = look.fresh()
+            readings += [("iai_mcp_look_up", look.name, float(found is not None)), *(found or ())]
+        yield from families(readings)
+
+
+def families(readings: Iterable[Reading]) -> list[GaugeMetricFamily]:
+    """The readings as Prometheus wants them."""
+    found: dict[str, GaugeMetricFamily] = {}
+    for name, label, value in readings:
+        spec = _SPECS[name]
+        if name not in found:
+            found[name] = GaugeMetricFamily(name, spec.help, labels=[spec.label] if spec.label else None)
+        found[name].add_metric([label] if spec.label else [], float(value))
+    return [*found.values()]
+
+
+# -- the sources
+
+
+def redis(settings: Settings) -> Iterator[Reading]:
+    """Lanes, workers and Redis itself.
+
+    Raises:
+        BrokerUnavailable: Redis does not answer.
+        StoreError: the store's own facts cannot be read.
+    """
+    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.inspect import look
+    from iai_mcp.errors import BrokerUnavailable
+
+    meta = read_meta(Layout(settings.store_path.absolute()))
+    seen = look(connect(settings.redis_url), settings, meta.store_id, meta.lanes)
+    if seen.lanes is None:
+        raise BrokerUnavailable(seen.error or "the lanes cannot be read")
+    for lane in seen.lanes:
+        yield from _lane(lane.lane, lane.pending, lane.in_flight, lane.oldest_s)
+    if seen.workers is not None:
+        yield "iai_mcp_workers", "", sum(worker.alive for worker in seen.workers)
+    if seen.appendonly in ("yes", "no"):
+        yield "iai_mcp_redis_aof_enabled", "", seen.appendonly == "yes"
+    if seen.used_memory is not None:
+        yield "iai_mcp_redis_memory_bytes", "", seen.used_memory
+        yield "iai_mcp_redis_memory_limit_bytes", "", seen.maxmemory or 0
+
+
+def queued(queue: ProvenanceWriteQueue) -> Iterator[Reading]:
+    """What a write queue alone knows: its breaker, and the lanes of the embedded broker. Asks nobody."""
+    yield "iai_mcp_journal", "", queue.journals
+    if queue.connection is not None:
+        yield "iai_mcp_breaker_open", "", queue.trouble is not None
+        return
+    for lane in queue.stats()["lanes"]:
+        yield from _lane(lane["lane"], lane["pending"], lane["in_flight"], lane["oldest_s"])
+
+
+def _lane(number: int, pending: int, in_flight: int, oldest_s: float | None) -> Iterator[Reading]:
+    yield "iai_mcp_lane_pending_entries", str(number), pending
+    yield "iai_mcp_lane_in_flight_entries", str(number), in_flight
+    yield "iai_mcp_lane_oldest_seconds", str(number), oldest_s or 0.0
+
+
+def files(settings: Settings) -> Iterator[Reading]:
+    """The spill folder and the dead letters; sizes and names only, however much lies there."""
+    layout = Layout(settings.store_path.absolute())
+    prefix = f"{read_meta(layout).store_id[:8]}-"
+    sizes: list[int] = []
+    aside = 0
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(overflow_dir(settings)) as found:
+        for one in found:
+            if one.name.startswith(prefix) and one.name.endswith(".jsonl"):
+                with suppress(FileNotFoundError):
+                    if ".failed-" in one.name:
+                        aside += 1
+                    elif (size := one.stat().st_size) > 0:  # an empty one has just been made, or emptied
+                        sizes.append(size)
+    yield "iai_mcp_spill_files", "", len(sizes)
+    yield "iai_mcp_spill_bytes", "", sum(sizes)
+    yield "iai_mcp_spill_set_aside_files", "", aside
+    yield "iai_mcp_dead_letters", "", DeadLetters(layout).count()
+
+
+def stored(store: MemoryStore) -> Iterator[Reading]:
+    """The tables of an open store."""
+    yield "iai_mcp_records", "", store.count()
+    for lane in range(store.lanes):
+        facts = store.lane(lane).stats()
+        for what in ("rows", "versions", "bytes"):
+            yield f"iai_mcp_lane_{what}", str(lane), facts[what]
