@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli_common import Store, error_line, note
-from iai_mcp.errors import BrokerUnavailable, UsageError
+from iai_mcp.cli_common import Store, error_line, note, settled
+from iai_mcp.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings
@@ -32,7 +31,7 @@ def up(
     from iai_mcp.supervise import Stop
     from iai_mcp.up import AlreadyUp, Deployment, redis_server
 
-    settings = _settings(store)
+    settings = settled(store)
     server = redis_server()
     with Stop() as stop:
         here = Deployment(settings)
@@ -65,6 +64,9 @@ def _up(here: Deployment, server: str, workers: int, stop: Stop) -> int:
 def worker(
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="How many processes.")] = 1,
     burst: Annotated[bool, typer.Option("--burst", help="End as soon as every lane is empty.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look whether a worker of this host lives; exit code 1 if not.")
+    ] = False,
     store: Store = None,
 ) -> None:
     """Drain what waits in Redis into the store, with processes that are restarted when they die."""
@@ -72,7 +74,9 @@ def worker(
     from iai_mcp.broker.inspect import masked
     from iai_mcp.supervise import Stop, check_start, end, keep, worker_children
 
-    settings = _settings(store)
+    settings = settled(store)
+    if check:
+        raise typer.Exit(_check(settings))
     with Stop() as stop:
         trouble = check_start(settings)
         children = worker_children(count, {"IAI_MCP_STORE": str(settings.store_path.absolute())}, burst=burst)
@@ -90,18 +94,20 @@ def worker(
     raise typer.Exit(code or (0 if clean else 1))
 
 
+def _check(settings: Settings) -> int:
+    """Say which workers of this host live; the exit code of a container's health check."""
+    from iai_mcp.broker.inspect import workers_here
+    from iai_mcp.errors import ConfigError
+
+    if not settings.redis_url:
+        raise ConfigError("workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0")
+    found = workers_here(settings)
+    for one in found:
+        typer.echo(f"{one.name}  {one.state}  seen {one.seen_s} s ago")
+    if not found:
+        note("no worker of this host is alive")
+    return 0 if found else 1
+
+
 def _so_many(workers: int) -> str:
     return f"{workers} workers serve" if workers > 1 else "1 worker serves"
-
-
-def _settings(store: str | None) -> Settings:
-    from dataclasses import replace
-
-    from iai_mcp import events
-    from iai_mcp.config import Settings
-
-    if store == "":
-        raise UsageError("--store is empty: give a folder, or leave it out for the default store")
-    settings = Settings.load()
-    events.configure(settings.log_level, as_json=settings.log_format == "json")
-    return settings if store is None else replace(settings, store=Path(store).expanduser())

@@ -349,6 +349,11 @@ class ProvenanceWriteQueue:
             return []
 
     @property
+    def trouble(self) -> str | None:
+        """Why the broker takes no entries just now, which are spilled meanwhile; None where it does."""
+        return getattr(self._broker, "trouble", None)
+
+    @property
     def connection(self) -> redis.Redis | None:
         """A client of the Redis in use; None with the embedded broker."""
         return getattr(self._broker, "control", None)

@@ -21,10 +21,11 @@ from typing import Any
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 
-from iai_mcp.config import Settings
+from iai_mcp.config import Settings, read_secret
 from iai_mcp.errors import ConfigError, IaiMcpError
 from iai_mcp.server import build
 from iai_mcp.server_calls import Calls
+from iai_mcp.server_health import Health
 from iai_mcp.server_stdio import GRACE_S, watchdog
 
 __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
@@ -72,13 +73,7 @@ def read_token(settings: Settings, file: Path | None) -> str:
     """
     token, source = settings.token, "IAI_MCP_TOKEN"
     if file is not None:
-        source = str(file)
-        try:
-            token = file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not text'}") from None
-        if not token:
-            raise ConfigError(f"--token-file {file} is empty")
+        token, source = read_secret(file, f"--token-file {file}"), str(file)
     if not token.isascii() or any(sign <= " " or sign == "\x7f" for sign in token):
         raise ConfigError(f"the token in {source} must be printable ASCII without blanks")
     return token
@@ -134,14 +129,14 @@ async def _serve(calls: Calls, settings: Settings, address: Address, token: str,
 
 
 def application(calls: Calls, address: Address, token: str) -> Any:
-    """The ASGI application: the SDK's, behind the token."""
+    """The ASGI application: the SDK's, behind the token; in front of both what tells of our health."""
     app = build(calls).streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,  # no tool reports progress, so a stream for each answer would be overhead only
         max_request_body_size=REQUEST_LIMIT,
         transport_security=address.security(),
     )
-    return BearerToken(app, token) if token else app
+    return Health(BearerToken(app, token) if token else app, calls)
 
 
 class _Server(uvicorn.Server):

@@ -142,7 +142,7 @@ class Deployment:
 
     def workers(self, count: int) -> list[Child]:
         """The worker processes, not started yet."""
-        return worker_children(count, self.env)
+        return worker_children(count, {**self.env, "IAI_MCP_REDIS_URL_FILE": ""})  # theirs is this one
 
 
 def make_store(path: Path) -> None:
