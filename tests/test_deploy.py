@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,9 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+import typer
+import yaml
+from packaging.requirements import Requirement
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
@@ -19,15 +26,19 @@ from rq.serializers import JSONSerializer
 from typer.testing import CliRunner, Result
 
 from iai_mcp import config
+from iai_mcp.broker.keys import Keys
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.errors import ConfigError
+from iai_mcp.meta import DEFAULT_LANES
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server_calls import Calls
-from iai_mcp.server_health import fit
+from iai_mcp.server_health import LIVE, READY, fit
+from iai_mcp.server_stdio import GRACE_S
 from iai_mcp.store import MemoryStore
+from iai_mcp.supervise import Timing
 from tests.servers import DEPLOYED, Server, free_port, redis_server, serving, worker
-from tests.support import pairs, wait_until
+from tests.support import ROOT, pairs, wait_until
 from tests.test_redis import (  # noqa: F401  the same tests, here under the users of a deployment
     patient,
     record_id,
@@ -339,3 +350,285 @@ def test_a_workers_health_is_that_of_its_own_host(
     cli("worker", "--check", code=1, **env)
     assert "Error" in cli("worker", "--check", code=1, IAI_MCP_REDIS_URL="redis://127.0.0.1:1/0").stderr
     assert "IAI_MCP_REDIS_URL" in cli("worker", "--check", code=2).stderr
+
+
+# -- the files agree with the program and with each other
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
+UNITS = [DEPLOY / "systemd" / name for name in ("iai-mcp.service", "iai-mcp-worker@.service")]
+MADE = {  # what deploy/make-secrets leaves
+    "grafana-password",
+    "redis-password-scaler",
+    *(f"redis-url-{user}" for user in ("producer", "worker", "ops", "dashboard", "scaler")),
+    "token",
+    "users.acl",
+}
+
+
+def manifests(*folders: str) -> list[dict[str, Any]]:
+    """The Kubernetes objects of these folders below deploy/."""
+    files = [path for folder in folders for path in sorted((DEPLOY / folder).glob("*.yaml"))]
+    found = [one for path in files for one in yaml.safe_load_all(path.read_text())]
+    return [one for one in found if one["kind"] not in ("Kustomization",)]
+
+
+OBJECTS = manifests("kubernetes")
+PODS = {one["metadata"]["name"]: one["spec"]["template"] for one in OBJECTS if "template" in one.get("spec", {})}
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def understood(args: list[str]) -> dict[str, Any]:
+    """What ``iai-mcp`` makes of a command line, without running it; fails where it would be refused."""
+    group: Any = typer.main.get_command(app)
+    command = group.commands[args[0]]
+    context = command.make_context(args[0], args[1:], parent=group.context_class(group, info_name="iai-mcp"))
+    found: dict[str, Any] = context.params
+    return found
+
+
+def known_setting(name: str) -> bool:
+    specs = {spec.metadata["env"]: spec.metadata["secret"] for spec in dataclasses.fields(Settings)}
+    return name in specs or specs.get(name.removesuffix("_FILE"), False)
+
+
+def directives(unit: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in unit.read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Instructions of the Dockerfile with what they say, continued lines joined."""
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def commands() -> Iterator[list[str]]:
+    said = dict(dockerfile())  # the last one of a kind: those of the last stage
+    assert json.loads(said["ENTRYPOINT"]) == ["iai-mcp"]
+    yield json.loads(said["CMD"])
+    for service in COMPOSE["services"].values():
+        if service["image"].startswith("iai-mcp:"):
+            yield [arg.replace("${IAI_MCP_PUBLIC_HOST:-localhost}", "localhost") for arg in service["command"]]
+            check = service.get("healthcheck", {}).get("test", ["CMD", "iai-mcp", "status"])
+            assert check[:2] == ["CMD", "iai-mcp"]
+            yield check[2:]
+    for pod in PODS.values():
+        for one in containers(pod):
+            if one["image"] == "iai-mcp":
+                yield one["args"]
+                if "exec" in one.get("readinessProbe", {}):
+                    assert one["readinessProbe"]["exec"]["command"][0] == "iai-mcp"
+                    yield one["readinessProbe"]["exec"]["command"][1:]
+    for unit in UNITS:
+        for line in (*directives(unit)["ExecStart"], *directives(unit).get("ExecStartPre", [])):
+            program, *args = line.split()
+            assert program == "/opt/iai-mcp/bin/iai-mcp"
+            yield args
+
+
+def test_every_command_line_is_one_that_the_program_takes() -> None:
+    seen = [*commands()]
+    for args in seen:
+        found = understood(args)
+        if args[0] == "serve":
+            assert (found["transport"], found["port"]) == ("http", 8765)
+    assert {args[0] for args in seen} == {"serve", "worker", "status", "doctor"}
+    assert len(seen) == 14
+
+
+def test_every_setting_is_one_that_the_program_knows() -> None:
+    names = re.findall(r"\b(IAI_MCP_\w+)=", dict(dockerfile())["ENV"])
+    names += [name for one in COMPOSE["services"].values() for name in one.get("environment", {})]
+    names += [var["name"] for pod in PODS.values() for one in containers(pod) for var in one.get("env", [])]
+    for unit in UNITS:
+        names += re.findall(r"(\w+)=", " ".join(directives(unit)["Environment"]))
+    ours = {name for name in names if name.startswith("IAI_MCP_")}
+    assert len(ours) == 6
+    assert all(known_setting(name) for name in ours), ours
+    assert not known_setting("IAI_MCP_STORE_FILE")
+
+
+def test_ports_and_health_checks_are_the_programs_own() -> None:
+    said = dict(dockerfile())
+    assert said["EXPOSE"] == "8765"
+    assert f"http://127.0.0.1:8765{READY}" in said["HEALTHCHECK"]
+    assert COMPOSE["services"]["server"]["ports"] == ["127.0.0.1:${IAI_MCP_PORT:-8765}:8765"]
+    (server,) = PODS["iai-mcp-server"]["spec"]["containers"]
+    assert server["ports"] == [{"name": "http", "containerPort": 8765}]
+    probes = {name: server[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert {probe["port"] for probe in probes.values()} == {"http"}
+    assert [probe["path"] for probe in probes.values()] == [LIVE, LIVE, READY]
+
+
+def test_containers_can_do_little() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert int(service["user"].split(":")[0]) > 0, name
+        assert {"cpus", "memory", "pids"} == {*service["deploy"]["resources"]["limits"]}, name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert ":latest" not in service["image"].replace("${IAI_MCP_VERSION:-latest}", "x"), name
+    assert COMPOSE["networks"]["broker"] == {"internal": True}
+    for name, pod in PODS.items():
+        assert pod["spec"]["securityContext"]["runAsNonRoot"], name
+        assert pod["spec"]["securityContext"]["runAsUser"] > 0, name
+        assert not pod["spec"]["automountServiceAccountToken"], name
+        for one in containers(pod):
+            mine = one["securityContext"]
+            assert (mine["readOnlyRootFilesystem"], mine["allowPrivilegeEscalation"]) == (True, False), name
+            assert mine["capabilities"] == {"drop": ["ALL"]}, name
+            assert "memory" in one["resources"]["limits"], name
+    for unit in UNITS:
+        said = directives(unit)
+        assert said["NoNewPrivileges"] == said["MemoryDenyWriteExecute"] == ["yes"]
+        assert said["ProtectSystem"] == ["strict"]
+        assert said["CapabilityBoundingSet"] == [""]
+
+
+def test_containers_write_to_volumes_only() -> None:
+    said = dict(dockerfile())
+    store, spill = (re.search(rf"{name}=(\S+)", said["ENV"]) for name in ("IAI_MCP_STORE", "IAI_MCP_SPILL_DIR"))
+    assert store
+    assert spill
+    assert {Path(found[1]).parent for found in (store, spill)} == {Path(said["VOLUME"])}
+    for service in COMPOSE["services"].values():
+        if service["image"].startswith("iai-mcp:"):
+            assert (service["volumes"], service["user"]) == (["data:/data"], "10001:10001")
+    for name in ("iai-mcp-server", "iai-mcp-worker"):
+        spec = PODS[name]["spec"]
+        assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == 10001
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["data"]["persistentVolumeClaim"] == {"claimName": "iai-mcp-data"}
+        for one in containers(PODS[name]):
+            writable = {m["mountPath"]: m["name"] for m in one["volumeMounts"] if not m.get("readOnly")}
+            assert writable == {"/data": "data", "/tmp": "tmp"}
+
+
+def test_selectors_services_and_policies_meet_their_pods() -> None:
+    labels = [pod["metadata"]["labels"] for pod in PODS.values()]
+    for one in OBJECTS:
+        spec, kind = one.get("spec", {}), one["kind"]
+        if kind == "Service":
+            assert spec["selector"] in labels
+            (pod,) = [pod for pod in PODS.values() if pod["metadata"]["labels"] == spec["selector"]]
+            named = {p["name"]: p["containerPort"] for c in containers(pod) for p in c.get("ports", [])}
+            assert all(named[port["targetPort"]] == port["port"] for port in spec["ports"])
+        elif kind in ("Deployment", "StatefulSet"):
+            assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+        elif kind == "PodDisruptionBudget":
+            assert spec["selector"]["matchLabels"] in labels
+        elif kind == "NetworkPolicy":
+            said = re.findall(r"'app\.kubernetes\.io/name': '([\w-]+)'", str(spec))
+            assert all({"app.kubernetes.io/name": name} in labels for name in said)
+    kept = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())["resources"]
+    there = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert {*kept} == there | {"../redis"}
+
+
+def test_the_scaler_looks_at_the_lanes_of_a_store() -> None:
+    scaled, auth = manifests("kubernetes-keda")
+    assert scaled["spec"]["scaleTargetRef"]["name"] in PODS
+    keys = Keys("", "STORE_ID")
+    lists = [trigger["metadata"]["listName"] for trigger in scaled["spec"]["triggers"]]
+    assert lists == [keys.lane(lane, "pending") for lane in range(DEFAULT_LANES)]
+    assert scaled["spec"]["maxReplicaCount"] == DEFAULT_LANES
+    assert {t["authenticationRef"]["name"] for t in scaled["spec"]["triggers"]} == {auth["metadata"]["name"]}
+    assert all(t["metadata"]["username"] == "scaler" for t in scaled["spec"]["triggers"])
+
+
+def test_stopping_gets_more_time_than_the_program_takes() -> None:
+    server, worker_ = (COMPOSE["services"][name]["stop_grace_period"] for name in ("server", "worker"))
+    takes = GRACE_S + Settings().stop_budget + 1.5
+    times = {"server": int(server[:-1]), "worker": int(worker_[:-1])}
+    for name, unit in zip(times, UNITS, strict=True):
+        assert PODS[f"iai-mcp-{name}"]["spec"]["terminationGracePeriodSeconds"] == times[name]
+        assert directives(unit)["TimeoutStopSec"] == [str(times[name])]
+    assert times["server"] > takes
+    assert times["worker"] > Timing().budget
+
+
+# -- secrets and the image
+
+
+def made(folder: Path, *options: str) -> dict[str, str]:
+    command = ["sh", str(DEPLOY / "make-secrets"), *options, str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    return {path.name: path.read_text().strip() for path in folder.iterdir()}
+
+
+def test_secrets_are_made_once_and_open_the_redis_that_they_close(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    found = made(folder)
+    assert {*found} == MADE
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert made(folder) == found
+    assert made(folder, "--rotate")["token"] != found["token"]
+    found = made(folder)
+    assert not any(secret in found["users.acl"] for name, secret in found.items() if name != "users.acl")
+    urls = {name.removeprefix("redis-url-"): url for name, url in found.items() if name.startswith("redis-url-")}
+    owner = Server(tmp_path / "redis", "--aclfile", str(folder / "users.acl"), acl=False)
+    owner.start(wait=False)
+    try:
+        wait_until(lambda: "Ready to accept" in (owner.folder / "server.log").read_text())
+        for user, url in urls.items():
+            assert url.startswith(f"redis://{user}:")
+            client = redis.Redis.from_url(url.replace("@redis:6379", f"@127.0.0.1:{owner.port}"))
+            assert client.ping()
+    finally:
+        owner.kill()
+
+
+def test_every_secret_that_is_named_is_made_and_mounted() -> None:
+    assert {name: one["file"] for name, one in COMPOSE["secrets"].items()} == {
+        name: f"./secrets/{name}" for name in COMPOSE["secrets"]
+    }
+    assert {*COMPOSE["secrets"]} <= MADE
+    for name, service in COMPOSE["services"].items():
+        text = str(service.get("environment", "")) + str(service.get("command", ""))
+        for path in re.findall(r"/run/secrets/([\w.-]+)", text):
+            assert path in service["secrets"], name
+    for pod in PODS.values():
+        for volume in pod["spec"]["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] == "iai-mcp"
+                assert {item["key"] for item in volume["secret"]["items"]} <= MADE
+        for one in containers(pod):
+            for var in one.get("env", []):
+                assert Path(var["value"]).name in str(pod["spec"]["volumes"])
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_image_is_pinned_to_versions_that_this_package_takes() -> None:
+    for word, said in dockerfile():
+        if word == "FROM" and not said.startswith("base "):
+            assert re.match(r"python:3\.\d+\.\d+-slim-\w+ AS ", said)
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for file, needs in (
+        ("image", wanted["project"]["dependencies"]),
+        ("build", wanted["build-system"]["requires"]),
+        ("dashboard", ["rq-dashboard", "rq", "redis"]),
+    ):
+        text = (DEPLOY / "requirements" / f"{file}.txt").read_text()
+        pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+) \\$", text, re.MULTILINE))
+        assert text.count("--hash=sha256:") >= len(pinned) > 0
+        for need in map(Requirement, needs):
+            assert need.specifier.contains(pinned[need.name]), f"{need}: make deploy/requirements/{file}.txt anew"
+
+
+def test_the_image_gets_what_it_copies_and_no_more() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [said.split()[:-1] for word, said in dockerfile() if word == "COPY" and not said.startswith("--from")]
+    for path in (Path(source) for sources in copied for source in sources):
+        assert (ROOT / path).exists()
+        assert {str(path), *map(str, path.parents)} & allowed, path
+    assert "secrets" not in allowed
