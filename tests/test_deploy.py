@@ -151,7 +151,7 @@ def test_no_user_reaches_beyond_its_keys_or_harms_the_server(fenced: Server, use
         ("producer", "DEL iai-mcp:abc:lane:0:pending"),
         ("producer", "CONFIG GET *"),
         ("worker", "CONFIG GET *"),
-        ("worker", "LTRIM iai-mcp:abc:lane:0:pending 1 0"),
+        ("worker", "LPOP iai-mcp:abc:lane:0:pending"),
         ("ops", "RPUSH iai-mcp:abc:lane:0:pending x"),
         ("ops", "DEL iai-mcp:abc:lane:0:pending"),
         ("dashboard", "LRANGE iai-mcp:abc:lane:0:pending 0 -1"),  # cues
