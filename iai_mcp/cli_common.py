@@ -18,6 +18,8 @@ import typer
 from iai_mcp.errors import BadParams, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from iai_mcp.config import Settings
@@ -37,6 +39,7 @@ __all__ = [
     "coloured",
     "error_line",
     "filters_of",
+    "loaded",
     "moment",
     "note",
     "opened",
@@ -82,18 +85,30 @@ def note(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def loaded(*also: str, token_file: Path | None = None) -> Settings:
+    """The settings, with the log (that of the loggers ``also`` too) going to stderr from now on.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+    """
+    from iai_mcp import events
+    from iai_mcp.config import Settings, exposed
+
+    settings = Settings.load()
+    events.configure(settings.log_level, as_json=settings.log_format == "json", also=also)
+    for path in exposed(None, token_file):
+        events.log.warning("%s holds a secret and every user may read it: chmod 600 it", path)
+    return settings
+
+
 def settled(path: str | None) -> Settings:
     """The settings, with the store at ``path`` where that is given, and the log going to stderr."""
     from dataclasses import replace
     from pathlib import Path
 
-    from iai_mcp import events
-    from iai_mcp.config import Settings
-
     if path == "":
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
-    settings = Settings.load()
-    events.configure(settings.log_level, as_json=settings.log_format == "json")
+    settings = loaded()
     return settings if path is None else replace(settings, store=Path(path).expanduser())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json, progress, screen
+from iai_mcp.cli_common import Json, Store, error_line, loaded, note, opened, print_json, progress, screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -124,12 +124,9 @@ def reembed(as_json: Json = False, store: Store = None) -> None:
 
 def demo(as_json: Json = False, store: Store = None) -> None:
     """See it work in ten seconds: three clients ask Python's own documentation, each recall leaves a trace."""
-    from iai_mcp import events
-    from iai_mcp.config import Settings
     from iai_mcp.demo import run
 
-    settings = Settings.load()
-    events.configure(settings.log_level, as_json=settings.log_format == "json")
+    settings = loaded()
     with progress("starting") as show:
         facts = run(settings, store, progress=show)
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from iai_mcp import cli_hook
-from iai_mcp.cli_common import Json, Store, note, print_json
+from iai_mcp.cli_common import Json, Store, loaded, note, print_json
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,14 +49,9 @@ def serve(
     store: Store = None,
 ) -> None:
     """Serve the memory to MCP clients."""
-    from iai_mcp import events
-    from iai_mcp.config import Settings
-
     if store == "":
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
-    settings = Settings.load()
-    loggers = ("mcp", "uvicorn.error")  # they speak up about strangers and floods
-    events.configure(settings.log_level, as_json=settings.log_format == "json", also=loggers)
+    settings = loaded("mcp", "uvicorn.error", token_file=token_file)  # they speak up about strangers and floods
     if transport == "stdio":
         from iai_mcp import server_stdio
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli_common import Store, error_line, note
-from iai_mcp.errors import BrokerUnavailable, UsageError
+from iai_mcp.cli_common import Store, error_line, note, settled
+from iai_mcp.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings
@@ -41,7 +41,7 @@ def up(
     from iai_mcp.supervise import Stop
     from iai_mcp.up import AlreadyUp, Deployment, redis_server
 
-    settings = _settings(store)
+    settings = settled(store)
     server = redis_server()
     with Stop() as stop:
         here = Deployment(settings)
@@ -76,6 +76,9 @@ def worker(
     burst: Annotated[bool, typer.Option("--burst", help="End as soon as every lane is empty.")] = False,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look whether a worker of this host lives; exit code 1 if not.")
+    ] = False,
     store: Store = None,
 ) -> None:
     """Drain what waits in Redis into the store, with processes that are restarted when they die."""
@@ -83,7 +86,9 @@ def worker(
     from iai_mcp.broker.inspect import masked
     from iai_mcp.supervise import Stop, check_start, end, keep, worker_children
 
-    settings = _settings(store)
+    settings = settled(store)
+    if check:
+        raise typer.Exit(_check(settings))
     with Stop() as stop, ExitStack() as stack:
         trouble = check_start(settings)
         folder = stack.enter_context(_metrics(settings, count, metrics_host, metrics_port))
@@ -120,18 +125,20 @@ def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Ite
             served.close()
 
 
+def _check(settings: Settings) -> int:
+    """Say which workers of this host live; the exit code of a container's health check."""
+    from iai_mcp.broker.inspect import workers_here
+    from iai_mcp.errors import ConfigError
+
+    if not settings.redis_url:
+        raise ConfigError("workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0")
+    found = workers_here(settings)
+    for one in found:
+        typer.echo(f"{one.name}  {one.state}  seen {one.seen_s} s ago")
+    if not found:
+        note("no worker of this host is alive")
+    return 0 if found else 1
+
+
 def _so_many(workers: int) -> str:
     return f"{workers} workers serve" if workers > 1 else "1 worker serves"
-
-
-def _settings(store: str | None) -> Settings:
-    from dataclasses import replace
-
-    from iai_mcp import events
-    from iai_mcp.config import Settings
-
-    if store == "":
-        raise UsageError("--store is empty: give a folder, or leave it out for the default store")
-    settings = Settings.load()
-    events.configure(settings.log_level, as_json=settings.log_format == "json")
-    return settings if store is None else replace(settings, store=Path(store).expanduser())

@@ -1,20 +1,25 @@
 """Frozen settings, and the only place that reads the environment.
 
 Each setting is one field of :class:`Settings`; its metadata names the environment variable and says what it
-does, so that the documentation's table can be made from the code.
+does, so that the documentation's table can be made from the code. A secret ``NAME`` may lie in a file instead,
+which ``NAME_FILE`` names.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from iai_mcp.errors import ConfigError
 
-__all__ = ["Settings", "home", "overflow_dir"]
+__all__ = ["Settings", "exposed", "home", "overflow_dir", "read_secret"]
+
+ENGINE_SECRETS = Path("/run/secrets")  # container engines put secrets here, and choose their modes
 
 
 def _setting(default: Any, env: str, help: str, *, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
@@ -113,12 +118,18 @@ class Settings:
         """Read the settings from ``environ`` (default: this process's environment, as it is now).
 
         Raises:
-            ConfigError: a variable holds a value of the wrong kind; the message names it.
+            ConfigError: a variable holds a value of the wrong kind, or names a file of no use; the message
+                names it.
         """
         env = os.environ if environ is None else environ
         values: dict[str, Any] = {}
         for spec in fields(cls):
-            raw = env.get(spec.metadata["env"], "")
+            name = spec.metadata["env"]
+            raw = env.get(name, "")
+            if spec.metadata["secret"] and (file := env.get(f"{name}_FILE", "")):
+                if raw:
+                    raise ConfigError(f"{name} and {name}_FILE are both set: unset one of them")
+                raw = read_secret(Path(file).expanduser(), f"{name}_FILE={file}")
             if raw != "":
                 values[spec.name] = _parse(spec.name, spec.default, raw, spec.metadata)
         return cls(**values)
@@ -146,6 +157,38 @@ def _parse(name: str, default: Any, raw: str, meta: Mapping[str, Any]) -> Any:
     if not value >= 0 or value == float("inf"):
         raise ConfigError(f"{env}={raw!r} must be zero or more")
     return value
+
+
+def read_secret(path: Path, named: str) -> str:
+    """The one line that a file holds, without the blanks around it; ``named`` is what an error calls the file.
+
+    Raises:
+        ConfigError: it cannot be read, is empty, or holds more than one line.
+    """
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{named}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    if not secret:
+        raise ConfigError(f"{named} is empty")
+    if len(secret.splitlines()) > 1:
+        raise ConfigError(f"{named} holds more than one line")
+    return secret
+
+
+def exposed(environ: Mapping[str, str] | None = None, *further: Path | None) -> list[Path]:
+    """Files with secrets, of the settings and ``further`` ones, that every user of this machine may read."""
+    env = os.environ if environ is None else environ
+    secret = [spec.metadata["env"] for spec in fields(Settings) if spec.metadata["secret"]]
+    named = [Path(file).expanduser() for name in secret if (file := env.get(f"{name}_FILE", ""))]
+    return [path for path in (*named, *further) if path is not None and _open_to_all(path)]
+
+
+def _open_to_all(path: Path) -> bool:
+    with suppress(OSError):
+        readable = path.stat().st_mode & stat.S_IROTH
+        return bool(readable) and ENGINE_SECRETS not in path.absolute().parents
+    return False
 
 
 def home() -> Path:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.config import Settings, exposed, overflow_dir
 from iai_mcp.errors import ConfigError
 from iai_mcp.meta import Layout
 
@@ -65,7 +65,11 @@ def examine(path: str | None = None) -> Iterator[Check]:
     except ConfigError as error:
         yield Check("settings", State.FAIL, str(error), "set it right, or unset it")
         return
-    yield Check("settings", State.PASS, "every environment variable can be read")
+    if opened := exposed():
+        mend = f"chmod 600 {' '.join(map(str, opened))}"
+        yield Check("settings", State.WARN, f"every user may read the secret in {opened[0]}", mend)
+    else:
+        yield Check("settings", State.PASS, "every environment variable can be read")
     here = _Patient(settings, path)
     for name, check in here.checks():
         yield from _guarded(name, check)

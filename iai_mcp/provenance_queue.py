@@ -360,7 +360,7 @@ class ProvenanceWriteQueue:
 
     @property
     def trouble(self) -> str | None:
-        """Why Redis gets nothing at present (the breaker is open); None where it does, and without Redis."""
+        """Why the broker takes no entries just now, which are spilled meanwhile; None where it does."""
         return getattr(self._broker, "trouble", None)
 
     @property

@@ -85,6 +85,11 @@ class Calls:
                 self._store = store
             return self._store
 
+    @property
+    def opened(self) -> MemoryStore | None:
+        """The store where it is open now; never waits for it."""
+        return self._store
+
     def warm(self) -> None:
         """Open the store and load the embedder in the background, once; trouble shows at the next call."""
         if self._warming is None:

@@ -24,10 +24,11 @@ from mcp.server.transport_security import TransportSecurityMiddleware, Transport
 from starlette.requests import Request
 from starlette.responses import Response
 
-from iai_mcp.config import Settings
+from iai_mcp.config import Settings, read_secret
 from iai_mcp.errors import ConfigError, IaiMcpError
 from iai_mcp.server import build
 from iai_mcp.server_calls import Calls
+from iai_mcp.server_health import Health
 from iai_mcp.server_stdio import GRACE_S, watchdog
 
 __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
@@ -76,13 +77,7 @@ def read_token(settings: Settings, file: Path | None) -> str:
     """
     token, source = settings.token, "IAI_MCP_TOKEN"
     if file is not None:
-        source = str(file)
-        try:
-            token = file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'not text'}") from None
-        if not token:
-            raise ConfigError(f"--token-file {file} is empty")
+        token, source = read_secret(file, f"--token-file {file}"), str(file)
     if not token.isascii() or any(sign <= " " or sign == "\x7f" for sign in token):
         raise ConfigError(f"the token in {source} must be printable ASCII without blanks")
     return token
@@ -154,7 +149,7 @@ async def _serve(
 
 
 def application(calls: Calls, address: Address, token: str, metrics: Callable[[], tuple[bytes, str]]) -> Any:
-    """The ASGI application: the SDK's and the metrics, behind the token."""
+    """The ASGI application: the SDK's and the metrics, behind the token; before all what tells of our health."""
     app: Any = build(calls).streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,  # no tool reports progress, so a stream for each answer would be overhead only
@@ -162,7 +157,7 @@ def application(calls: Calls, address: Address, token: str, metrics: Callable[[]
         transport_security=address.security(),
     )
     app = Scrape(app, metrics, TransportSecurityMiddleware(address.security()))
-    return BearerToken(app, token) if token else app
+    return Health(BearerToken(app, token) if token else app, calls)
 
 
 class _Server(uvicorn.Server):

@@ -142,7 +142,8 @@ class Deployment:
 
     def workers(self, count: int, metrics: Path | None = None) -> list[Child]:
         """The worker processes, not started yet; ``metrics``: see :func:`worker_children`."""
-        return worker_children(count, self.env, metrics=metrics)
+        env = {**self.env, "IAI_MCP_REDIS_URL_FILE": ""}  # theirs is this one
+        return worker_children(count, env, metrics=metrics)
 
 
 def make_store(path: Path) -> None:

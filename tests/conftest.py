@@ -9,6 +9,17 @@ from pathlib import Path
 import pytest
 
 from iai_mcp.store import MemoryStore
+from tests import servers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--acl", action="store_true", help="Run every Redis with the configuration and users of deploy/redis."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    servers.ACL = config.getoption("--acl")
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,14 @@
-"""Real ``redis-server`` processes for tests: on a free port, with AOF on, killed, paused and restarted at will."""
+"""Real ``redis-server`` processes for tests: on a free port, with AOF on, killed, paused and restarted at will.
+
+With ``pytest --acl`` they run with the configuration and the users of ``deploy/redis``: producers and workers then
+connect as the users that a deployment gives them, and only the test itself may do everything.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +24,8 @@ import redis
 from tests.support import ROOT, wait_until
 
 WORKER_CLASS = "workers.ProvenanceWorker"
+DEPLOYED = ROOT / "deploy" / "redis"
+ACL = False  # set by ``pytest --acl``
 
 
 def redis_server() -> str:
@@ -37,10 +45,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Server:
-    """One Redis server with its data in ``folder``."""
+def password(user: str) -> str:
+    """The password of a user of ``deploy/redis/users.acl`` in tests."""
+    return f"the-{user}s-own"
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+
+def filled(template: str) -> str:
+    """``users.acl`` with the passwords of tests, and with the namespace ``team`` beside the empty one."""
+    template = template.replace("~iai-mcp:*", "~iai-mcp:* ~team:iai-mcp:*")
+    return re.sub(r"@(\w+)@", lambda found: hashlib.sha256(password(found[1]).encode()).hexdigest(), template)
+
+
+class Server:
+    """One Redis server with its data in ``folder``.
+
+    Args:
+        acl: with the configuration and users of ``deploy/redis``; default: as ``pytest --acl`` says.
+        default: what becomes of the user of a client that names none; in a deployment it is off.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int | None = None,
+        acl: bool | None = None,
+        default: str = "on nopass ~* &* +@all",
+    ) -> None:
+        self.acl = ACL if acl is None else acl
+        self.default = default
         self.folder = folder
         self.port = port or free_port()
         self.options = options
@@ -49,7 +82,16 @@ class Server:
 
     def start(self, *, wait: bool = True) -> Server:
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command = [
+            redis_server(),
+            *self._deployed(),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+        ]
         command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", *self.options]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -61,14 +103,46 @@ class Server:
                 raise
         return self
 
+    def _deployed(self) -> list[str]:
+        if not self.acl:
+            return []
+        users = self.folder / "users.acl"
+        lines = filled((DEPLOYED / "users.acl").read_text()).splitlines()
+        if self.default:
+            lines[0] = f"user default {self.default}"
+        users.write_text("\n".join(lines) + "\n")
+        return [str(DEPLOYED / "redis.conf"), "--aclfile", str(users)]
+
     def answers(self) -> bool:
         try:
-            return bool(self.client(socket_timeout=1).ping())
+            return bool(self.client("health" if self.acl else None, socket_timeout=1).ping())
         except redis.RedisError:
             return False
 
-    def client(self, **options: Any) -> redis.Redis:
+    def client(self, user: str | None = None, **options: Any) -> redis.Redis:
+        """A client that may do everything; as ``user``, where the users of the deployment are there."""
+        if user is not None and self.acl:
+            options.update(username=user, password=password(user))
         return redis.Redis(port=self.port, **options)
+
+    def url_of(self, user: str) -> str:
+        """The URL for ``user``, where the users of the deployment are there."""
+        return f"redis://{user}:{password(user)}@127.0.0.1:{self.port}/0" if self.acl else self.url
+
+    def lock_out(self, user: str, out: bool = True) -> None:
+        """Refuse new connections of ``user`` (of everyone, without users), or let them in again."""
+        if self.acl:
+            self.client().acl_setuser(user, enabled=not out)
+        else:
+            known = {} if out else {"password": "secret"}
+            self.client(**known).config_set("requirepass", "secret" if out else "")
+
+    def denied(self) -> list[str]:
+        """What a user of the deployment wanted to do and may not; those who do not ask miss it silently."""
+        if not self.acl or self.process is None:
+            return []
+        log = self.client().acl_log()
+        return [f"{one['username']}: {one['reason']} {one['object']}" for one in log if one["reason"] != "auth"]
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -83,11 +157,13 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[Server]:
+def serving(folder: Path, *options: str, **how: Any) -> Iterator[Server]:
     """A running server for the block."""
-    server = Server(folder, *options).start()
+    server = Server(folder, *options, **how).start()
     try:
         yield server
+        denied = server.denied()
+        assert not denied, denied
     finally:
         server.kill()
 

@@ -41,12 +41,20 @@ def connection(server: Server) -> Iterator[redis.Redis]:
     client.close()
 
 
+@pytest.fixture
+def as_worker(server: Server, connection: redis.Redis) -> Iterator[redis.Redis]:
+    """What workers may do is all that a broker needs: they push, too, what dead clients spilled."""
+    client = server.client("worker")
+    yield client
+    client.close()
+
+
 @pytest.fixture(params=["memory", "fakeredis", "redis"])
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes brokers that share one set of lanes (the one in memory is its own)."""
     if request.param == "memory":
         return lambda capacity=100, **_: MemoryBroker(LANES, capacity)
-    client = fakeredis.FakeStrictRedis() if request.param == "fakeredis" else request.getfixturevalue("connection")
+    client = fakeredis.FakeStrictRedis() if request.param == "fakeredis" else request.getfixturevalue("as_worker")
 
     def redis_broker(capacity: int = 100, **options: Any) -> RedisBroker:
         made = RedisBroker(client, "ab" * 16, LANES, RedisOptions(ceiling=capacity, push_s=1.0, **options))
@@ -270,8 +278,14 @@ def client(request: pytest.FixtureRequest) -> redis.Redis:
 
 
 @pytest.fixture
-def lanes(client: redis.Redis) -> RedisBroker:
-    made = RedisBroker(client, "cd" * 16, LANES, RedisOptions(lease_s=0.2, push_s=1.0, namespace="team"))
+def lanes(request: pytest.FixtureRequest, client: redis.Redis) -> RedisBroker:
+    fake = isinstance(client, fakeredis.FakeStrictRedis)
+    made = RedisBroker(
+        client if fake else request.getfixturevalue("as_worker"),
+        "cd" * 16,
+        LANES,
+        RedisOptions(lease_s=0.2, push_s=1.0, namespace="team"),
+    )
     made.open()
     return made
 

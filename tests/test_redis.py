@@ -124,7 +124,7 @@ def test_our_worker_insists_on_json_and_leaves_nothing_behind(
 def test_one_round_trip_for_each_recall(store: MemoryStore, record_id: UUID, server: Server) -> None:
     store = patient(store)
     other = store.insert_many([_make() for _ in range(9)])
-    store.enable_provenance_queue(connection=server.client())
+    store.enable_provenance_queue(connection=server.client("producer"))
     queue = store._provenance_queue
     assert queue is not None
     before = broker_of(queue).round_trips
@@ -223,8 +223,8 @@ def test_above_the_ceiling_producers_spill_and_come_back(
 def test_every_kind_of_worker_drains(
     store: MemoryStore, server: Server, record_id: UUID, start: Start, tmp_path: Path, kind: str
 ) -> None:
-    queue = start(server.client(), patient(store))
-    with worker(server.url, store.path, kind=kind, log=tmp_path / "worker.log") as process:
+    queue = start(server.client("producer"), patient(store))
+    with worker(server.url_of("worker"), store.path, kind=kind, log=tmp_path / "worker.log") as process:
         for turn in range(40):
             queue.enqueue(pairs(record_id, [turn]))
         assert queue.flush(60), (tmp_path / "worker.log").read_text()
@@ -248,8 +248,10 @@ for turn in range(200):
 store.disable_provenance_queue()
 """
     names = ["a", "b", "c"]
-    with worker(server.url, store.path), worker(server.url, store.path):
-        crowd = [python(code, store.path, name, *keys, IAI_MCP_REDIS_URL=server.url) for name in names]
+    with worker(server.url_of("worker"), store.path), worker(server.url_of("worker"), store.path):
+        crowd = [
+            python(code, store.path, name, *keys, IAI_MCP_REDIS_URL=server.url_of("producer")) for name in names
+        ]
         for process in crowd:
             finished(process)
         wait_until(lambda: sum(len(seen(store, key)) for key in keys) >= 200 * 3 * 6, 60)
@@ -263,7 +265,7 @@ store.disable_provenance_queue()
 def test_a_killed_worker_is_replaced_and_nothing_is_doubled(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     stuck = """
 import os, signal, sys
 from iai_mcp.broker.redis import RedisBroker
@@ -272,27 +274,27 @@ from workers.__main__ import run
 from iai_mcp.config import Settings
 run(Settings.load(), burst=False)
 """
-    env = {"IAI_MCP_STORE": str(store.path), "IAI_MCP_REDIS_URL": server.url, "IAI_MCP_LEASE": "1"}
+    env = {"IAI_MCP_STORE": str(store.path), "IAI_MCP_REDIS_URL": server.url_of("worker"), "IAI_MCP_LEASE": "1"}
     victim = python(stuck, **env)
     queue.enqueue(pairs(record_id, "ab"))
     victim.communicate(timeout=60)
     assert victim.returncode == -signal.SIGKILL
     assert lanes_now(queue) == (0, 2)
     queue.enqueue(pairs(record_id, "c"))
-    with worker(server.url, store.path):
+    with worker(server.url_of("worker"), store.path):
         assert queue.flush(30)
     assert seen(store, record_id) == ["a", "b", "c"]
     assert store.lane(lane_of(record_id, store.lanes)).count() == 3
 
 
 def test_a_lost_doorbell_is_rung_again(store: MemoryStore, server: Server, record_id: UUID, start: Start) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     queue.enqueue(pairs(record_id, "a"))
     doorbells = Queue("provenance", connection=server.client(), serializer=JSONSerializer)
     wait_until(lambda: doorbells.count)
     doorbells.empty()
     wait_until(lambda: doorbells.count, 6)
-    with worker(server.url, store.path, kind="stock"):
+    with worker(server.url_of("worker"), store.path, kind="stock"):
         assert queue.flush(30)
 
 
@@ -301,9 +303,9 @@ def test_suspended_workers_wait_and_resume(
 ) -> None:
     from rq.suspension import resume, suspend
 
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     suspend(server.client())
-    with worker(server.url, store.path):
+    with worker(server.url_of("worker"), store.path):
         queue.enqueue(pairs(record_id, "a"))
         assert not queue.flush(4)
         resume(server.client())
@@ -316,7 +318,7 @@ def test_suspended_workers_wait_and_resume(
 def test_recall_goes_on_while_redis_is_down_and_order_holds(
     store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     queue.enqueue(pairs(record_id, ["before"]))
     server.kill()
     for turn in range(20):
@@ -327,7 +329,7 @@ def test_recall_goes_on_while_redis_is_down_and_order_holds(
     wait_until(lambda: not spill_files(home))
     assert time.monotonic() - back < 3
     queue.enqueue(pairs(record_id, ["after"]))
-    with worker(server.url, store.path):
+    with worker(server.url_of("worker"), store.path):
         assert queue.flush(30)
     assert seen(store, record_id) == ["before", *map(str, range(20)), "after"]
     assert queue.counts.refused == 0
@@ -336,7 +338,7 @@ def test_recall_goes_on_while_redis_is_down_and_order_holds(
 def test_a_hung_server_costs_a_recall_its_budget_and_no_more(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
-    queue = start(server.client())
+    queue = start(server.client("producer"))
     queue.enqueue(pairs(record_id, ["before"]))
     server.send(signal.SIGSTOP)
     took = []
@@ -350,19 +352,15 @@ def test_a_hung_server_costs_a_recall_its_budget_and_no_more(
     took.sort()
     assert took[50] < 0.002
     assert took[-1] < 0.2  # 20 ms on an idle machine: the chaos suite measures it
-    with worker(server.url, store.path):
+    with worker(server.url_of("worker"), store.path):
         assert wait_until(lambda: queue.flush(1), 40)
     # The push that hung was executed when the server woke: its entries came twice and count once.
     assert seen(store, record_id) == ["before", *map(str, range(100))]
 
 
 @pytest.mark.parametrize(
-    ("break_it", "mend_it"),
-    [
-        ({"maxmemory": "1"}, {"maxmemory": "0"}),
-        ({"min-replicas-to-write": "1"}, {"min-replicas-to-write": "0"}),
-        ({"requirepass": "secret"}, {"requirepass": ""}),
-    ],
+    "setting",
+    [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0"), None],
     ids=["out of memory", "no replicas", "unauthorised"],
 )
 def test_a_server_that_refuses_means_spill(
@@ -371,25 +369,25 @@ def test_a_server_that_refuses_means_spill(
     record_id: UUID,
     home: Path,
     start: Start,
-    break_it: dict[str, str],
-    mend_it: dict[str, str],
+    setting: tuple[str, str, str] | None,
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     admin = server.client()
     assert admin.ping()
-    for name, value in break_it.items():
-        admin.config_set(name, value)
-    if "requirepass" in break_it:
+    if setting is None:
+        server.lock_out("producer")
         broker_of(queue)._push.connection.disconnect()  # type: ignore[union-attr]
+    else:
+        admin.config_set(setting[0], setting[1])
     queue.enqueue(pairs(record_id, "a"))
     wait_until(lambda: spill_files(home))
     queue.enqueue(pairs(record_id, "b"))
-    if "requirepass" in break_it:
-        admin = server.client(password="secret")
-    for name, value in mend_it.items():
-        admin.config_set(name, value)
+    if setting is None:
+        server.lock_out("producer", out=False)
+    else:
+        admin.config_set(setting[0], setting[2])
     wait_until(lambda: not spill_files(home))
-    with worker(server.url, store.path):
+    with worker(server.url_of("worker"), store.path):
         assert queue.flush(30)
     assert seen(store, record_id) == ["a", "b"]
 
@@ -397,14 +395,14 @@ def test_a_server_that_refuses_means_spill(
 def test_a_drain_frees_memory_at_the_limit(
     store: MemoryStore, server: Server, record_id: UUID, start: Start, tmp_path: Path
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     for turn in range(50):
         queue.enqueue([(record_id, entry(turn, blob="x" * 20_000))])
     assert sum(lanes_now(queue)) == 50
     server.client().config_set("maxmemory", server.client().info("memory")["used_memory"] - 300_000)
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         server.client().set("a", "b")
-    with worker(server.url, store.path, kind="rq", log=tmp_path / "log") as process:
+    with worker(server.url_of("worker"), store.path, kind="rq", log=tmp_path / "log") as process:
         wait_until(lambda: process.poll() is not None or len(seen(store, record_id)) == 50, 30)
         assert process.poll() is None, (tmp_path / "log").read_text()
         wait_until(lambda: sum(lanes_now(queue)) == 0, 30)  # readable comes before acknowledged
@@ -413,7 +411,7 @@ def test_a_drain_frees_memory_at_the_limit(
 def test_a_read_only_replica_means_spill(
     store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     server.client().execute_command("REPLICAOF", "127.0.0.1", "1")
     queue.enqueue(pairs(record_id, "a"))
     assert spill_files(home)
@@ -424,7 +422,7 @@ def test_a_read_only_replica_means_spill(
 def test_flushed_scripts_are_loaded_again(
     store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     server.client().script_flush()
     queue.enqueue(pairs(record_id, "a"))
     assert not spill_files(home)
@@ -434,8 +432,8 @@ def test_flushed_scripts_are_loaded_again(
 def test_after_a_wipe_tokens_and_numbers_go_on(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
-    queue = start(server.client(), patient(store))
-    bench = bench_for(store.store_id, server.client())
+    queue = start(server.client("producer"), patient(store))
+    bench = bench_for(store.store_id, server.client("worker"))
     queue.enqueue(pairs(record_id, "a"))
     bench.drain_all()
     lane = store.lane(lane_of(record_id, store.lanes))
@@ -487,7 +485,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     dead.communicate(timeout=60)
     assert dead.returncode == -signal.SIGKILL
     assert spill_files(home)
-    with worker(server.url, store.path):
+    with worker(server.url_of("worker"), store.path):
         wait_until(lambda: len(seen(store, record_id)) == 10, 30)
         wait_until(lambda: not spill_files(home))
     assert seen(store, record_id) == [str(turn) for turn in range(10)]
@@ -522,7 +520,7 @@ def test_an_old_server_and_a_cluster_are_refused(tmp_path: Path, store: MemorySt
 def test_items_carry_what_the_scripts_need(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
-    queue = start(server.client(), patient(store))
+    queue = start(server.client("producer"), patient(store))
     queue.enqueue(pairs(record_id, "abc"))
     key = broker_of(queue).keys.lane(lane_of(record_id, store.lanes), "pending")
     item = server.client().lindex(key, 0)

@@ -24,7 +24,7 @@ from iai_mcp.errors import BrokerUnavailable, ConfigError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["RedisLook", "WorkerLook", "check", "look", "masked"]
+__all__ = ["RedisLook", "WorkerLook", "check", "look", "masked", "workers_here"]
 
 UNKNOWN = "unknown"
 TIMEOUT_S = 2.0
@@ -151,6 +151,20 @@ def look(connection: redis.Redis, settings: Settings, store_id: str, lanes: int)
             return RedisLook(url=url, error=str(error), refused=True, queue=queue)
         except (RedisError, OSError) as error:
             return RedisLook(url=url, error=f"Redis does not answer: {failure(error)}", queue=queue)
+
+
+def workers_here(settings: Settings) -> list[WorkerLook]:
+    """The workers of the configured queue that live on this host, by their own last sign of life.
+
+    Raises:
+        BrokerUnavailable: Redis does not answer, or hides RQ's keys from us.
+        ConfigError: the URL cannot be used.
+    """
+    with _visiting(connect(settings.redis_url)) as client, translated():
+        found = _workers(client, Keys(settings.namespace, "").queue)
+    if found is None:
+        raise BrokerUnavailable("this user may not read RQ's keys")
+    return [one for one in found if one.alive and one.host == socket.gethostname()]
 
 
 def _lanes(client: redis.Redis, broker: RedisBroker, lanes: int) -> dict[str, Any]:
