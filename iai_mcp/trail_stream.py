@@ -110,9 +110,10 @@ def _in_turn(rows: pa.Table, latest: int) -> pa.Table:
 
 
 def _merged(parts: Sequence[pa.Table]) -> pa.Table:
-    """Rows of several lanes by their turns; Arrow's sort is stable, which keeps each lane's order."""
+    """Rows of several lanes by their turns, and those of one moment as :func:`iai_mcp.trail.trail` has them."""
     rows = pa.concat_tables(parts)
-    return rows.take(pc.sort_indices(rows, sort_keys=[(_TURN, "ascending")])).drop_columns([_TURN])
+    keys = [(_TURN, "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
+    return rows.take(pc.sort_indices(rows, sort_keys=keys)).drop_columns([_TURN])
 
 
 def _known(store: MemoryStore, rows: pa.Table) -> pa.Table:
