@@ -21,7 +21,7 @@ from iai_mcp.meta import EmbedderMeta, Layout, read_meta
 from iai_mcp.record import utcnow
 from iai_mcp.scrub import Scrub
 from iai_mcp.snapshot import Snapshot, snapshot
-from iai_mcp.store import table_of
+from iai_mcp.tables import table_of
 
 __all__ = ["VERSION", "BackupManifest", "Spilled", "backup"]
 

@@ -27,7 +27,8 @@ from iai_mcp.meta import EmbedderMeta
 from iai_mcp.record import utcnow
 from iai_mcp.record_table import record_schema
 from iai_mcp.snapshot import Snapshot, snapshot
-from iai_mcp.store import MemoryStore, scan, table_of
+from iai_mcp.store import MemoryStore
+from iai_mcp.tables import scan, table_of
 
 __all__ = ["ENTRY_SCHEMA", "LEFT_OUT", "VERSION", "ExportManifest", "export"]
 

@@ -30,7 +30,7 @@ from iai_mcp.lance import retry_vanished
 from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.living import living
 from iai_mcp.meta import Layout, StoreMeta, read_meta
-from iai_mcp.store import scan
+from iai_mcp.tables import scan
 
 __all__ = ["Finding", "LaneRows", "Sighting", "look", "old_strays"]
 

@@ -1,4 +1,4 @@
-"""The store: memories and their provenance in LanceDB, and the only module that imports LanceDB.
+"""The store: memories and who recalled them, for any number of processes.
 
 What a method wrote is durable and readable by every process when it returns. Provenance is rows in lane
 tables, merged on the entry's key by one writer at a time, so that an entry is never there twice.
@@ -7,41 +7,32 @@ tables, merged on the entry's key by one writer at a time, so that an entry is n
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-import filelock
-import lancedb
 import msgspec
-import numpy as np
 import pyarrow as pa
-from lancedb.index import FTS, BTree
 
 from iai_mcp import embed, orphans, traces
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
 from iai_mcp.entry import Pair, lane_of
-from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError, StoreUnavailable
+from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten
-from iai_mcp.lance import Table, translated
-from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, AppendReport, LaneTable, RecordsCache
+from iai_mcp.lane_table import AppendReport, LaneTable, RecordsCache
 from iai_mcp.leftout import LeftOut
-from iai_mcp.locks import WriterLock
 from iai_mcp.meta import (
     DEFAULT_DIMS,
     EmbedderMeta,
     Layout,
     StoreMeta,
-    lane_table,
     open_meta,
     read_meta,
     save_meta,
@@ -49,17 +40,16 @@ from iai_mcp.meta import (
 )
 from iai_mcp.openers import Opener
 from iai_mcp.record import MemoryRecord, as_uuid
-from iai_mcp.record_table import AdoptReport, Filters, Hit, RecordTable, record_schema
+from iai_mcp.record_table import AdoptReport, Filters, Hit
 from iai_mcp.snapshot import sweep
+from iai_mcp.tables import Tables, by_lane
 
 if TYPE_CHECKING:
     import redis
 
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "scan", "table_of"]
-
-_LANE = re.compile(r"(g(?P<generation>\d+)_)?lane_\d+")
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid"]
 
 
 class MemoryStore:
@@ -88,19 +78,10 @@ class MemoryStore:
         self._meta_path = str(self.layout.meta)  # looked at on every enqueue: a Path costs thrice the stat
         self._meta_signature = signature(self._meta_path)
         self._meta = self._opened = read_meta(self.layout)
-        self._db = lancedb.connect(self.layout.root, read_consistency_interval=timedelta(0))
-        self._guard = filelock.FileLock(self.layout.guard)
         self.forgotten = Forgotten(self.layout.forgotten)
         self.left_out = LeftOut(self.layout.left_out)
-        schema = record_schema(self._meta.embedder.dims, self._meta.vector_column)
-        with translated():
-            self._records = RecordTable(
-                self._open("records", schema, ["id"], text="index_text"),
-                self.layout.root / "records.lance",
-                WriterLock(self.layout.records_lock, self.settings.lock_timeout),
-                self.layout.records_scrub,
-                self.settings.cleanup_age,
-            )
+        self._tables = Tables(self.layout, self.settings, self._meta, self.forgotten, self.left_out)
+        self._records = self._tables.records
         self._lanes: dict[int, LaneTable] = {}
         self._mutex = threading.RLock()
         self._embedder: embed.Embedder | None = None
@@ -108,27 +89,6 @@ class MemoryStore:
         self._direct = DirectWrites(self.left_out)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
-
-    def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
-        """The table, made where it is missing; an index that a full disk prevented is made now."""
-        with suppress(ValueError):  # LanceDB's word for "there is none"
-            table = self._db.open_table(name)
-            if _indexed(table) >= {*keys, *([text] if text else [])}:
-                return table
-        if not self.layout.meta.exists():
-            raise StoreUnavailable(f"the store at {self.layout.root} is gone")
-        with self._guard:
-            try:
-                table = self._db.open_table(name)
-            except ValueError:
-                table = self._db.create_table(name, schema=schema)
-            there = _indexed(table)
-            for key in keys:
-                if key not in there:
-                    table.create_index(key, config=BTree())
-            if text and text not in there:
-                table.create_index(text, config=FTS(with_position=False))
-        return table
 
     # -- what the store is
 
@@ -168,24 +128,8 @@ class MemoryStore:
             if number not in self._lanes:
                 if not 0 <= number < self.lanes:
                     raise StoreError(f"lane {number} is out of range: this store has {self.lanes} lanes")
-                self._lanes[number] = self._lane(number, self._opened.generation, self.check_lanes)
+                self._lanes[number] = self._tables.lane(self._opened.generation, number, self.check_lanes)
             return self._lanes[number]
-
-    def _lane(self, number: int, generation: int, check: Callable[[], None]) -> LaneTable:
-        name = lane_table(number, generation)
-        with translated():
-            return LaneTable(
-                self._open(name, LANE_SCHEMA, INDEXED),
-                self.layout.root / f"{name}.lance",
-                WriterLock(self.layout.lane_lock(number), self.settings.lock_timeout),
-                self.layout.lane_token(number),
-                self.layout.lane_scrub(number, generation),
-                self.forgotten,
-                self.left_out,
-                self._records.existing,
-                self.settings.cleanup_age,
-                check,
-            )
 
     def close(self) -> None:
         """Drain the queue, and say that nobody uses the store through this object any more."""
@@ -209,18 +153,15 @@ class MemoryStore:
 
     def lanes_of(self, generation: int, lanes: int) -> list[LaneTable]:
         """The lane tables of another generation, made where they are missing."""
-        return [self._lane(number, generation, lambda: None) for number in range(lanes)]
+        return [self._tables.lane(generation, number) for number in range(lanes)]
 
     def spread(self, rows: pa.Table, lanes: Sequence[LaneTable]) -> int:
         """Add provenance rows to ``lanes``; how many have an id that an entry of another lane has."""
-        return sum(lanes[number].adopt(part, check=False).repeats for number, part in _by_lane(rows, len(lanes)))
+        return sum(lanes[number].adopt(part, check=False).repeats for number, part in by_lane(rows, len(lanes)))
 
     def drop_lanes(self, keep: Container[int]) -> None:
         """Remove the lane tables of every generation but ``keep``."""
-        for path in self.layout.root.glob("*lane_*.lance"):
-            if (found := _LANE.fullmatch(path.stem)) and int(found["generation"] or 0) not in keep:
-                with translated():
-                    self._db.drop_table(path.stem)
+        self._tables.drop_lanes(keep)
 
     # -- embeddings
 
@@ -391,7 +332,7 @@ class MemoryStore:
     def adopt_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
         """Add provenance rows as they are, each record's in the order given; and those without a memory here."""
         report, strangers = AppendReport(), []
-        for number, part in _by_lane(rows, self.lanes):
+        for number, part in by_lane(rows, self.lanes):
             done = self.lane(number).adopt(part)
             report += done.report
             strangers.append(done.strangers)
@@ -460,31 +401,6 @@ class MemoryStore:
             queue, self._provenance_queue = self._provenance_queue, None
         if queue is not None:
             queue.stop()
-
-
-def table_of(root: Path, name: str) -> Table:
-    """A table as it is; what is missing or broken is neither made nor mended."""
-    return lancedb.connect(root).open_table(name)
-
-
-def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:
-    """Every row of a table as Arrow batches; what is missing or broken is neither made nor mended."""
-    table = table_of(root, name)
-    kept = [field.name for field in table.schema if not (skip_vectors and pa.types.is_fixed_size_list(field.type))]
-    yield from table.search().select(kept).to_batches()
-
-
-def _by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
-    """Provenance rows by the lane that their record belongs to, in their order."""
-    ids = rows["record_id"].combine_chunks().dictionary_encode()
-    homes = np.array([lane_of(UUID(text), lanes) for text in ids.dictionary.to_pylist()], np.int64)
-    found = homes[np.asarray(ids.indices, np.int64)]
-    for number in np.unique(found).tolist():
-        yield number, rows.filter(pa.array(found == number))
-
-
-def _indexed(table: Table) -> set[str]:
-    return {column for index in table.list_indices() for column in index.columns}
 
 
 def _configured_embedder(settings: Settings) -> EmbedderMeta:

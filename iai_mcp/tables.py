@@ -1,0 +1,131 @@
+"""The tables of one store, made and indexed where they are missing; the only module that imports LanceDB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import filelock
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import FTS, BTree
+
+from iai_mcp.config import Settings
+from iai_mcp.entry import lane_of
+from iai_mcp.errors import StoreUnavailable
+from iai_mcp.forgotten import Forgotten
+from iai_mcp.lance import Table, translated
+from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, LaneTable
+from iai_mcp.leftout import LeftOut
+from iai_mcp.locks import WriterLock
+from iai_mcp.meta import Layout, StoreMeta, lane_table
+from iai_mcp.record_table import RecordTable, record_schema
+
+__all__ = ["Tables", "by_lane", "scan", "table_of"]
+
+_LANE = re.compile(r"(g(?P<generation>\d+)_)?lane_\d+")
+
+
+class Tables:
+    """One process's way to the tables of a store.
+
+    Every handle sees the latest commit of any process.
+
+    Attributes:
+        records: the memories.
+    """
+
+    def __init__(
+        self, layout: Layout, settings: Settings, meta: StoreMeta, forgotten: Forgotten, left_out: LeftOut
+    ) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._forgotten = forgotten
+        self._left_out = left_out
+        self._db = lancedb.connect(layout.root, read_consistency_interval=timedelta(0))
+        self._guard = filelock.FileLock(layout.guard)
+        schema = record_schema(meta.embedder.dims, meta.vector_column)
+        with translated():
+            self.records = RecordTable(
+                self._open("records", schema, ["id"], text="index_text"),
+                layout.root / "records.lance",
+                WriterLock(layout.records_lock, settings.lock_timeout),
+                layout.records_scrub,
+                settings.cleanup_age,
+            )
+
+    def lane(self, generation: int, number: int, check: Callable[[], None] = lambda: None) -> LaneTable:
+        """One lane; ``check`` is called before each write, and raises where it must not be."""
+        name = lane_table(number, generation)
+        with translated():
+            return LaneTable(
+                self._open(name, LANE_SCHEMA, INDEXED),
+                self._layout.root / f"{name}.lance",
+                WriterLock(self._layout.lane_lock(number), self._settings.lock_timeout),
+                self._layout.lane_token(number),
+                self._layout.lane_scrub(number, generation),
+                self._forgotten,
+                self._left_out,
+                self.records.existing,
+                self._settings.cleanup_age,
+                check,
+            )
+
+    def drop_lanes(self, keep: Container[int]) -> None:
+        """Remove the lane tables of every generation but ``keep``."""
+        for path in self._layout.root.glob("*lane_*.lance"):
+            if (found := _LANE.fullmatch(path.stem)) and int(found["generation"] or 0) not in keep:
+                with translated():
+                    self._db.drop_table(path.stem)
+
+    def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
+        """The table, made where it is missing; an index that a full disk prevented is made now."""
+        with suppress(ValueError):  # LanceDB's word for "there is none"
+            table = self._db.open_table(name)
+            if _indexed(table) >= {*keys, *([text] if text else [])}:
+                return table
+        if not self._layout.meta.exists():
+            raise StoreUnavailable(f"the store at {self._layout.root} is gone")
+        with self._guard:
+            try:
+                table = self._db.open_table(name)
+            except ValueError:
+                table = self._db.create_table(name, schema=schema)
+            there = _indexed(table)
+            for key in keys:
+                if key not in there:
+                    table.create_index(key, config=BTree())
+            if text and text not in there:
+                table.create_index(text, config=FTS(with_position=False))
+        return table
+
+
+def table_of(root: Path, name: str) -> Table:
+    """A table as it is; what is missing or broken is neither made nor mended."""
+    return lancedb.connect(root).open_table(name)
+
+
+def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:
+    """Every row of a table as Arrow batches; what is missing or broken is neither made nor mended."""
+    table = table_of(root, name)
+    kept = [field.name for field in table.schema if not (skip_vectors and pa.types.is_fixed_size_list(field.type))]
+    yield from table.search().select(kept).to_batches()
+
+
+def by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
+    """Provenance rows by the lane that their record belongs to, in their order."""
+    ids = rows["record_id"].combine_chunks().dictionary_encode()
+    homes = np.array([lane_of(UUID(text), lanes) for text in ids.dictionary.to_pylist()], np.int64)
+    found = homes[np.asarray(ids.indices, np.int64)]
+    for number in np.unique(found).tolist():
+        yield number, rows.filter(pa.array(found == number))
+
+
+def _indexed(table: Table) -> set[str]:
+    return {column for index in table.list_indices() for column in index.columns}
