@@ -94,15 +94,18 @@ class Chain:
 
     def commit(self) -> None:
         """Everything read so far is safe: remove the segments that hold nothing else."""
+        done: list[Segment] = []
         with self._mutex:
-            gone = 0
             while self._segments and self._segments[0].exhausted:
-                self._segments.pop(0).finish()
-                gone += 1
-            self._files += gone
-            if gone and not self._segments:
-                emit("spill_drained", level=self._level, files=self._files, entries=self._entries)
+                done.append(self._segments.pop(0))
+            self._files += len(done)
+            files, entries = self._files, self._entries
+            if drained := bool(done) and not self._segments:
                 self._files = self._entries = self._last_entries = 0
+        for segment in done:  # a disk may take its time for this, and a recall must not wait for it
+            segment.finish()
+        if drained:
+            emit("spill_drained", level=self._level, files=files, entries=entries)
 
     def close(self) -> None:
         """Give every segment up; what is in them stays for whoever adopts it."""
