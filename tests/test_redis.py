@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import fakeredis
+import filelock
 import pytest
 import redis
 from rq import Queue, SimpleWorker
@@ -27,7 +28,7 @@ from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving, worker
 from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
-from workers import ProvenanceWorker
+from workers import ProvenanceWorker, jobs
 from workers.bench import bench_for
 from workers.worker import is_doorbell
 
@@ -104,6 +105,25 @@ def test_the_whole_pipeline_in_one_process(store: MemoryStore, record_id: UUID) 
     doorbells = Queue("provenance", connection=connection, serializer=JSONSerializer)
     SimpleWorker([doorbells], connection=connection, serializer=JSONSerializer).work(burst=True)
     assert seen(store, record_id) == ["a", "b", "c"]
+
+
+def test_one_turn_drains_every_lane_that_has_little_in_it_but_does_not_wait_for_a_stuck_one(
+    store: MemoryStore, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = fakeredis.FakeStrictRedis()
+    monkeypatch.setattr("workers.bench.BESIDE_S", 0.5)
+    ids = store.insert_many([_make() for _ in range(12)])
+    lanes = {lane_of(one, store.lanes): one for one in ids}
+    (own, mine), (stuck, theirs), (_, third), *_ = lanes.items()
+    queue = start(connection)
+    queue.enqueue([(one, entry("a")) for one in (mine, theirs, third)])
+    bench = bench_for(store.store_id, connection)
+    lock = store.layout.lane_lock(stuck)
+    with filelock.FileLock(lock):  # as a process that is paused in the middle of a merge
+        assert jobs.turn(bench, own).applied == 1
+        wait_until(lambda: seen(store, third) == ["a"])
+        assert (seen(store, mine), seen(store, theirs)) == (["a"], [])
+    wait_until(lambda: seen(store, theirs) == ["a"])
 
 
 def test_our_worker_insists_on_json_and_leaves_nothing_behind(
