@@ -22,7 +22,8 @@ static int aof(int fd, char *name, size_t room) {
     const char *base = strrchr(path, '/');
     base = base ? base + 1 : path;
     if (!strstr(base, ".incr.aof")) return 0;
-    snprintf(name, room, "%s", base);
+    if (strlen(base) >= room) return 0;
+    strcpy(name, base);
     return 1;
 }
 
