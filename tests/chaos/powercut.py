@@ -1,8 +1,9 @@
 """What each durability costs and loses in a power cut of Redis's machine: ``python -m tests.chaos.powercut``.
 
-In each round a client recalls for a second or two (three entries each, and after each a bare RPUSH of about as many
-bytes); then the power fails: the server is killed, and what it had not synced is cut off its append-only file. Lost
-is every entry whose ``enqueue`` had returned and that is neither in the restarted server nor in the client's spill.
+In each round a client recalls for a second or two (three entries each, and after each a bare RPUSH of about as
+many bytes); then the power fails: the server is killed, and what it had not synced is cut off its append-only
+file. Lost is every entry whose ``enqueue`` had returned and that is neither in the restarted server nor in the
+client's spill.
 Needs a C compiler, and a folder for temporary files that lies on a real disk.
 """
 
