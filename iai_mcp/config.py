@@ -87,6 +87,14 @@ class Settings:
     push_budget_ms: float = _setting(
         10.0, "IAI_MCP_PUSH_BUDGET_MS", "Most milliseconds that a push to Redis may take before it is spilled."
     )
+    redis_durability: Literal["memory", "fsync"] = _setting(
+        "memory",
+        "IAI_MCP_REDIS_DURABILITY",
+        "When an entry counts as taken by Redis: memory, once it is in its memory (its appendfsync decides what a "
+        "power cut costs), or fsync, once WAITAOF confirms that it is on its disk (Redis 7.2, appendfsync always; "
+        "what is not confirmed within the push budget is spilled, and the spill is synced).",
+        choices=("memory", "fsync"),
+    )
     coalesce_ms: float = _setting(
         50.0, "IAI_MCP_COALESCE_MS", "How long a worker lets the oldest entry of a lane wait for company."
     )

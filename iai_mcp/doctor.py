@@ -250,8 +250,13 @@ class _Patient:
             yield Check("redis lanes", State.FAIL, seen.error, "let this user read and write the store's keys")
         yield _setting("redis appendonly", seen.appendonly, {"yes"}, "CONFIG SET appendonly yes")
         if seen.appendonly != "no":
-            fits = {"everysec", "always"}
-            yield _setting("redis appendfsync", seen.appendfsync, fits, "CONFIG SET appendfsync everysec")
+            durable = self.settings.redis_durability == "fsync"
+            fits = {"always"} if durable else {"everysec", "always"}
+            mend = f"CONFIG SET appendfsync {'always' if durable else 'everysec'}"
+            yield _setting("redis appendfsync", seen.appendfsync, fits, mend)
+        elif self.settings.redis_durability == "fsync":
+            said = "IAI_MCP_REDIS_DURABILITY=fsync, and nothing is on Redis's disk: no entry is ever confirmed"
+            yield Check("redis durability", State.FAIL, said, "CONFIG SET appendonly yes")
         policy = seen.maxmemory_policy
         yield _setting("redis eviction", policy, {"noeviction"}, "CONFIG SET maxmemory-policy noeviction")
         yield _memory(seen.used_memory, seen.maxmemory)

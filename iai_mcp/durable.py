@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["append_lines", "replace_file", "sync_tree"]
+__all__ = ["append_lines", "replace_file", "sync_path", "sync_tree"]
 
 _SLACK_S = 2.0  # file systems keep times to a second or two
 
@@ -46,7 +46,7 @@ def sync_files(folder: Path, *, since: float | None = None) -> None:
         for path in [*(os.path.join(parent, name) for name in names), parent]:
             with suppress(FileNotFoundError):  # a compaction may remove what we are about to sync
                 if os.stat(path).st_mtime >= cutoff:
-                    _fsync(path)
+                    sync_path(path)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
@@ -68,7 +68,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = Tru
             os.unlink(temp)
         raise
     if sync:
-        _fsync(str(path.parent))
+        sync_path(str(path.parent))
 
 
 def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -91,7 +91,8 @@ def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.close(fd)
 
 
-def _fsync(path: str) -> None:
+def sync_path(path: str | Path) -> None:
+    """Return once the file or folder at ``path`` is on its disk; of a folder, the names in it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         if sys.platform == "darwin":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from iai_mcp.broker.protocol import QueueBroker
+from iai_mcp.broker.protocol import Mark, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
 from iai_mcp.entry import Outline, as_pairs, outline
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moved", "SpillFile", "apply", "forget", "listing", "outlines", "push"]
 
+SAFE_S = 3.0  # what a server that syncs every second may take to confirm
 _PRODUCER = re.compile(r"[0-9a-f]{8}-(?P<producer>[0-9a-f]{16})-\d{6,}")
 
 
@@ -142,6 +144,8 @@ def push(store: MemoryStore, broker: QueueBroker) -> Moved:
         broker.open()
         before = chain.length
         while replay(chain, broker, store.lanes) or (chain.mark is not None and not chain.unread):
+            if chain.mark is None or not _settles(broker, chain.mark):
+                break
             chain.commit()
             if chain.empty:
                 break
@@ -150,6 +154,14 @@ def push(store: MemoryStore, broker: QueueBroker) -> Moved:
         stayed += chain.length
         chain.close()
     return Moved(files=files, pushed=pushed, stayed=stayed)
+
+
+def _settles(broker: QueueBroker, mark: Mark) -> bool:
+    """Whether what was pushed up to ``mark`` is safe, within a few seconds; else its files stay."""
+    deadline = time.monotonic() + SAFE_S
+    while not (safe := broker.safe(mark)) and time.monotonic() < deadline:
+        broker.wait_change(0.02)
+    return safe
 
 
 # -- forgetting

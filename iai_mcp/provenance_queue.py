@@ -21,7 +21,7 @@ from uuid import UUID
 
 from iai_mcp import observe
 from iai_mcp.broker.memory import MemoryBroker
-from iai_mcp.broker.protocol import Pushed, QueueBroker
+from iai_mcp.broker.protocol import Mark, Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entry import Pair, Parcel, route
@@ -108,7 +108,8 @@ class ProvenanceWriteQueue:
         self.producer = secrets.token_hex(8)
         self._next_seq = 1
         folder = overflow_dir(self._settings)
-        fsync = self._settings.journal == "fsync"
+        kept_on_disk = not self._broker.held_here and self._settings.redis_durability == "fsync"
+        fsync = self._settings.journal == "fsync" or kept_on_disk
         level = logging.DEBUG if self._journal else logging.INFO
         self._spill = Spill(store.store_id, self.producer, folder, fsync=fsync, level=level)
         self._adopted: list[Chain] = []
@@ -253,8 +254,8 @@ class ProvenanceWriteQueue:
                 self.counts.refused += entries
                 self._refused += [(parcel.producer, seq) for parcel in left for _, seq, _ in parcel.entries]
                 emit("spill_failed", level=logging.ERROR, entries=entries, error=quiet_words(error))
-        elif not self._spill.unread:
-            self._spill.commit()  # all of it has been applied
+        elif not self._spill.unread and (self._broker.held_here or self._broker.safe(self._broker.mark())):
+            self._spill.commit()  # all of it has been applied, or is safe elsewhere
         self._note_refused()
         for chain in (*self._adopted, self._spill):
             chain.close()
@@ -309,12 +310,20 @@ class ProvenanceWriteQueue:
     def _replay(self) -> bool:
         """Move spilled parcels on; whether more could follow at once."""
         more = False
+        with self._order:
+            if self._broker.lost_touch():
+                for chain in (self._spill, *self._adopted):
+                    chain.start_over()
         for chain in (self._spill, *self._adopted):
-            if chain.mark is not None and self._broker.safe(chain.mark) and self._may_commit(chain):
+            if chain.mark is not None and self._is_safe(chain.mark) and self._may_commit(chain):
                 chain.commit()
             more = self._replay_some(chain) or more
         self._adopted = [chain for chain in self._adopted if not chain.empty]
         return more
+
+    def _is_safe(self, mark: Mark) -> bool:
+        with self._order:  # who looks may use the connection that pushes use
+            return self._broker.safe(mark)
 
     def _replay_some(self, chain: Chain) -> bool:
         with self._order:  # whoever enqueues sees either "spilled entries wait" or all of them pushed
@@ -375,7 +384,8 @@ def _broker(store: MemoryStore, connection: redis.Redis | None, capacity: int) -
     if connection is None and not settings.redis_url:
         return MemoryBroker(store.lanes, capacity)
     from iai_mcp.broker.client import connect
-    from iai_mcp.broker.redis import RedisBroker, RedisOptions
+    from iai_mcp.broker.fsync import redis_broker
+    from iai_mcp.broker.redis import RedisOptions
 
     connection = connection if connection is not None else connect(settings.redis_url)
-    return RedisBroker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
+    return redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))

@@ -53,11 +53,12 @@ def move_spill(store: MemoryStore) -> Moved:
     if not store.settings.redis_url:
         return orphans.apply(store)
     from iai_mcp.broker.client import connect
-    from iai_mcp.broker.redis import RedisBroker, RedisOptions
+    from iai_mcp.broker.fsync import redis_broker
+    from iai_mcp.broker.redis import RedisOptions
 
     connection = connect(store.settings.redis_url)
     options = RedisOptions.of(store.settings)
-    broker = RedisBroker(connection, store.store_id, store.lanes, options)
+    broker = redis_broker(connection, store.store_id, store.lanes, options)
     try:
         return orphans.push(store, broker)
     finally:

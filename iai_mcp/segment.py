@@ -115,6 +115,12 @@ class Segment:
         self.offset, self._good, bad = self._before
         del self._bad[bad:]
 
+    def start_over(self) -> None:
+        """Undo every :meth:`read`."""
+        self.offset = self._good = 0
+        self._bad.clear()
+        self._before = (0, 0, 0)
+
     def rewrite(self, change: Callable[[bytes], bytes]) -> None:
         """Put what ``change`` makes of each line in the file's place; gone where nothing is left of it.
 

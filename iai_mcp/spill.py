@@ -19,6 +19,7 @@ from pathlib import Path
 
 from iai_mcp.broker.protocol import Mark
 from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.durable import sync_path
 from iai_mcp.entry import Parcel, decode, encode
 from iai_mcp.errors import MalformedParcel, SpillUnavailable
 from iai_mcp.events import emit
@@ -41,6 +42,7 @@ class Chain:
         self._level = level
         self._files = self._entries = self._last_entries = 0  # that have left, since there were none
         self._total = 0
+        self._uncommitted = 0  # entries read from the segment at the head
         self._mutex = threading.RLock()
         self._last: Segment | None = None
         self.step = 1  # parcels in the next step of a replay
@@ -71,6 +73,7 @@ class Chain:
             self._last_entries = sum(len(parcel.entries) for parcel in parcels)
             self._entries += self._last_entries
             self._total += self._last_entries
+            self._uncommitted += self._last_entries
             return parcels
 
     def rewind(self) -> None:
@@ -80,7 +83,18 @@ class Chain:
                 self._last.rewind()
                 self._entries -= self._last_entries
                 self._total -= self._last_entries
+                self._uncommitted -= self._last_entries
                 self._last_entries = 0
+
+    def start_over(self) -> None:
+        """Read everything again that was not committed: where it went, it may be lost."""
+        with self._mutex:
+            self.mark = self._last = None
+            self._entries -= self._uncommitted
+            self._total -= self._uncommitted
+            self._uncommitted = self._last_entries = 0
+            for segment in self._segments:
+                segment.start_over()
 
     @property
     def moved(self) -> int:
@@ -98,6 +112,7 @@ class Chain:
         with self._mutex:
             while self._segments and self._segments[0].exhausted:
                 done.append(self._segments.pop(0))
+                self._uncommitted = 0
             self._files += len(done)
             files, entries = self._files, self._entries
             if drained := bool(done) and not self._segments:
@@ -203,6 +218,8 @@ class Spill(Chain):
     def _new_segment(self, folder: Path) -> Segment:
         self._folder = folder
         segment = Segment.create(folder / f"{self._name}-{self._next:07d}.jsonl")
+        if self._fsync:
+            sync_path(folder)  # a line on the disk is of no use in a file without a name
         self._next += 1
         return segment
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Server:
 
     Args:
         acl: with the configuration and users of ``deploy/redis``; default: as ``pytest --acl`` says.
+        environment: further variables of the process.
         default: what becomes of the user of a client that names none; in a deployment it is off.
     """
 
@@ -73,9 +74,11 @@ class Server:
         port: int | None = None,
         acl: bool | None = None,
         default: str = "on nopass ~* &* +@all",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.acl = ACL if acl is None else acl
         self.default = default
+        self.environment = {**os.environ, **(environment or {})}
         self.folder = folder
         self.port = port or free_port()
         self.options = options
@@ -96,7 +99,7 @@ class Server:
         ]
         command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", *self.options]
         with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         if wait:
             try:
                 wait_until(self.answers, 60)

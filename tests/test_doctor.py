@@ -280,6 +280,18 @@ def test_each_setting_of_redis_that_loses_entries_has_its_line(server: Server) -
     assert said("redis memory")[0] is State.FAIL
 
 
+def test_a_client_that_insists_on_the_disk_wants_a_server_that_syncs_every_write(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IAI_MCP_REDIS_DURABILITY", "fsync")
+    assert said("redis appendfsync") == (State.WARN, "everysec")
+    assert found("redis appendfsync").mend == "CONFIG SET appendfsync always"
+    server.client().config_set("appendfsync", "always")
+    assert said("redis appendfsync") == (State.PASS, "always")
+    server.client().config_set("appendonly", "no")
+    assert said("redis durability")[0] is State.FAIL
+
+
 def test_a_redis_that_does_not_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IAI_MCP_REDIS_URL", f"redis://:geheim@127.0.0.1:{free_port()}/0")
     result = run(code=1)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.fsync import redis_broker
+from iai_mcp.broker.redis import RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.events import emit, quiet_words
@@ -38,7 +39,7 @@ class Bench:
         settings = store.settings
         self.store = store
         self.connection = connection
-        self.broker = RedisBroker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
+        self.broker = redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
         self.broker.check_server()
         self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]

@@ -18,7 +18,17 @@ from redis.retry import Retry
 
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
-__all__ = ["Deadline", "ask", "connect", "control_client", "failure", "packed", "push_client", "shut_down"]
+__all__ = [
+    "Deadline",
+    "ask",
+    "ask_both",
+    "connect",
+    "control_client",
+    "failure",
+    "packed",
+    "push_client",
+    "shut_down",
+]
 
 CONTROL_TIMEOUT_S = 5.0
 REPLY_BYTES = 4096
@@ -81,8 +91,38 @@ class _Socket:
             lines = (b"\r\n".join(lines) + more).split(b"\r\n")
         return [int(line[1:]) for line in lines[1:-1]] if lines[0][:1] == b"*" else None
 
+    def ask_both(self, commands: bytes) -> list[list[int] | None]:
+        """Send two packed commands and read their replies, as :meth:`ask` does; only the first where the second is
+        late, and then this connection is of no more use."""
+        self.sendall(commands)
+        data = b""
+        while len(replies := _whole(data)) < 2:
+            try:
+                more = self.recv(REPLY_BYTES)
+            except TimeoutError:
+                if replies:
+                    break
+                raise
+            if not more:
+                raise ConnectionError("Redis closed the connection")
+            data += more
+        return replies
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
+
+
+def _whole(data: bytes) -> list[list[int] | None]:
+    """The replies of integers in ``data``, as far as they are whole; None in the place of any other line."""
+    lines = data.split(b"\r\n")[:-1]
+    replies: list[list[int] | None] = []
+    while lines:
+        count = int(lines[0][1:]) if lines[0][:1] == b"*" else 0
+        if len(lines) <= count:
+            break
+        replies.append([int(line[1:]) for line in lines[1 : count + 1]] if count else None)
+        del lines[: count + 1]
+    return replies
 
 
 def packed(*args: bytes) -> bytes:
@@ -98,6 +138,12 @@ def ask(client: redis.Redis, command: bytes) -> list[int] | None:
     """
     bounded = getattr(client.connection, "bounded", None)
     return bounded.ask(command) if bounded is not None else None
+
+
+def ask_both(client: redis.Redis, commands: bytes) -> list[list[int] | None]:
+    """The same for two commands; one reply only where the second did not come in time."""
+    bounded = getattr(client.connection, "bounded", None)
+    return bounded.ask_both(commands) if bounded is not None else [None, None]
 
 
 def connect(url: str) -> redis.Redis:

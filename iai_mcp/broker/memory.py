@@ -91,6 +91,9 @@ class MemoryBroker:
         with self._change:  # only the store is safe
             return self._settled(mark)
 
+    def lost_touch(self) -> bool:
+        return False  # nobody else can lose it
+
     def _settled(self, mark: Mark) -> bool:
         return all(lane.settled >= end for lane, end in zip(self._lanes, mark, strict=True))
 

@@ -145,6 +145,13 @@ class QueueBroker(Broker, Protocol):
         """Whether everything up to ``mark`` outlives this process, so that the spill may let go of it."""
         ...
 
+    def lost_touch(self) -> bool:
+        """Whether what was replayed and never found :meth:`safe` may be gone, so that it must be replayed anew.
+
+        Says so once; until it is asked the broker takes nothing, lest that be overtaken.
+        """
+        ...
+
     def wait_settled(self, mark: Mark, timeout: float) -> bool:
         """Wait until everything up to ``mark`` is acknowledged; False after ``timeout`` seconds."""
         ...

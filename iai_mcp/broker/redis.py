@@ -28,10 +28,11 @@ from iai_mcp.entry import Parcel
 from iai_mcp.errors import ConfigError
 from iai_mcp.events import emit, log
 
-__all__ = ["OLDEST_SERVER", "RedisBroker", "RedisOptions"]
+__all__ = ["OLDEST_DURABLE", "OLDEST_SERVER", "RedisBroker", "RedisOptions"]
 
 PUSHED = Pushed()
 OLDEST_SERVER = (7, 0)
+OLDEST_DURABLE = (7, 2)
 PROBE_S = 0.5  # between attempts to get through to a server that failed
 SWEEP_S = 2.5  # between looks for lanes that have work and no drain
 FULL_S = 0.2  # a lane above its ceiling is tried again after this
@@ -47,17 +48,25 @@ class RedisOptions:
         ceiling: most entries in one lane; above it pushes are refused.
         lease_s: how long a lease lives without a sign of life from its holder.
         push_s: most seconds that one push may take.
+        durable: whether a push counts only once it is on the server's disk.
     """
 
     namespace: str = ""
     ceiling: int = 100_000
     lease_s: float = 10.0
     push_s: float = 0.010
+    durable: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> RedisOptions:
         """What the settings say."""
-        return cls(settings.namespace, settings.lane_ceiling, settings.lease_s, settings.push_budget_ms / 1000)
+        return cls(
+            settings.namespace,
+            settings.lane_ceiling,
+            settings.lease_s,
+            settings.push_budget_ms / 1000,
+            settings.redis_durability == "fsync",
+        )
 
 
 class RedisBroker(RedisLanes):
@@ -112,6 +121,10 @@ class RedisBroker(RedisLanes):
         except (RedisError, OSError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
+        return self._answer(parcels, reply)
+
+    def _answer(self, parcels: Sequence[Parcel], reply: list[int]) -> Pushed | Refused:
+        """What the reply to a push means; its lanes' marks, and which of them need a doorbell, are kept."""
         if reply[0] == -1:
             self._full_until = time.monotonic() + FULL_S
             return Refused("full")
@@ -191,7 +204,8 @@ class RedisBroker(RedisLanes):
         with suppress(RedisError):
             if self._push is not None:
                 self._ring_due()
-        client, self._push = self._push, None
+        client = self._push
+        self._hang_up()
         self.trouble = None
         if client is not None:
             client.close()
@@ -199,6 +213,9 @@ class RedisBroker(RedisLanes):
 
     def safe(self, mark: Mark) -> bool:
         return True  # it is Redis's from the moment the push returned
+
+    def lost_touch(self) -> bool:
+        return False
 
     def hurry(self, mark: Mark) -> None:
         """Lanes are drained elsewhere: their linger is theirs."""
@@ -237,8 +254,11 @@ class RedisBroker(RedisLanes):
 
     # -- the breaker
 
-    def _open_breaker(self, error: BaseException) -> None:
+    def _hang_up(self) -> None:
         self._push = None
+
+    def _open_breaker(self, error: BaseException) -> None:
+        self._hang_up()
         self._next_probe = time.monotonic() + PROBE_S
         self.trouble = failure(error)
         emit("breaker_open", level=logging.WARNING, reason=type(error).__name__)
@@ -253,6 +273,8 @@ class RedisBroker(RedisLanes):
             for script in self._scripts.values():
                 script.load(client)
             self._limit(self._count("drained", client))
+            if not self._fit(client):
+                return self._push is not None
         except ConfigError as error:
             self._note(str(error), loud=True)
         except (AuthenticationError, NoPermissionError) as error:
@@ -270,6 +292,10 @@ class RedisBroker(RedisLanes):
         self._next_probe = time.monotonic() + PROBE_S
         return False
 
+    def _fit(self, client: redis.Redis) -> bool:
+        """Whether recalls may push through this client; a subclass settles what happens where not."""
+        return True
+
     def _note(self, trouble: str, *, loud: bool) -> None:
         self.trouble = trouble
         if trouble not in self._said:
@@ -280,7 +306,7 @@ class RedisBroker(RedisLanes):
         """Refuse servers on which the scripts cannot keep their promises.
 
         Raises:
-            ConfigError: older than Redis 7.0, or a cluster.
+            ConfigError: older than Redis 7.0 (durable: 7.2), or a cluster.
         """
         try:
             info = (client or self.control).execute_command("INFO")  # type: ignore[no-untyped-call]
@@ -290,8 +316,11 @@ class RedisBroker(RedisLanes):
             text = info.decode() if isinstance(info, bytes) else info
             info = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
         version = str(info.get("redis_version", "7.0"))
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+        if numbers < OLDEST_SERVER:
             raise ConfigError(f"Redis {version} is too old: iai-mcp needs 7.0 or newer")
+        if self.options.durable and "redis_version" in info and numbers < OLDEST_DURABLE:
+            raise ConfigError(f"Redis {version} has no WAITAOF: IAI_MCP_REDIS_DURABILITY=fsync needs 7.2 or newer")
         if str(info.get("cluster_enabled", "0")) == "1":
             raise ConfigError(
                 "this Redis runs in cluster mode, where a recall cannot be pushed in one step; use one without"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 from uuid import UUID
 
 from iai_mcp.broker.redis import RedisBroker
@@ -45,6 +46,7 @@ class Rig:
         proxied: bool = False,
         lease_s: float = 2.0,
         push_budget_ms: float = 10.0,
+        durability: Literal["memory", "fsync"] = "memory",
         server: Server | None = None,
     ) -> None:
         self.folder = folder
@@ -57,6 +59,7 @@ class Rig:
             spill_dir=folder / "spill",
             lease_s=lease_s,
             push_budget_ms=push_budget_ms,
+            redis_durability=durability,
             embedder="none",
         )
         self.store = MemoryStore(settings=self.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from iai_mcp.dead import DeadLetters
 from iai_mcp.entry import lane_of
+from tests.chaos.disk import COMPILER, Disk
 from tests.chaos.rig import Rig
 from tests.servers import Server
 from tests.support import python, wait_until
@@ -54,6 +56,29 @@ def test_01_redis_is_killed_and_comes_back(make: Make) -> None:
     rig.server.start()
     rig.produce(50)
     clean(rig, budget_ms=BUDGET_MS)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to build the disk that fails")
+@pytest.mark.parametrize(("durability", "appendfsync"), [("memory", "everysec"), ("fsync", "always")])
+def test_02_power_fails_while_the_disk_is_slow(
+    tmp_path: Path, make: Make, durability: str, appendfsync: str
+) -> None:
+    disk = Disk(tmp_path / "disk")
+    options = ("--appendfsync", appendfsync)
+    server = Server(tmp_path / "redis", *options, environment=disk.environment).start()
+    rig = make(workers=0, durability=durability, server=server)
+    rig.produce(30)
+    disk.slow(300)
+    rig.produce(100, pause=0.01)
+    disk.cut_power(server)
+    disk.slow(0)
+    server.start()
+    rig.produce(20)
+    rig.start_worker()
+    verdict = rig.settle(budget_ms=BUDGET_MS)
+    assert verdict.entries == 450
+    assert durability == "memory" or not verdict.lost  # with everysec: what came since the last sync
+    assert dataclasses.replace(verdict, lost=()).clean, verdict
 
 
 def test_03_redis_hangs(make: Make) -> None:

@@ -1,0 +1,146 @@
+"""The Redis broker whose pushes count once they are on Redis's disk: ``IAI_MCP_REDIS_DURABILITY=fsync``.
+
+A push and the ``WAITAOF`` that confirms it are one round trip. A server that takes entries and confirms them late
+gets none from recalls: these go through the spill, which is synced too. Its replay is not waited for, but its
+files stay until the server has confirmed what came from them; where the connection is lost before that, they
+are replayed anew, ahead of everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import redis
+from redis.exceptions import RedisError
+
+from iai_mcp.broker.client import ask_both, failure
+from iai_mcp.broker.disk import SETTING, Pace, confirmed, on_disk, pace, waitaof
+from iai_mcp.broker.items import to_item
+from iai_mcp.broker.protocol import Mark, Pushed, Refused
+from iai_mcp.broker.redis import PROBE_S, RedisBroker, RedisOptions
+from iai_mcp.entry import Parcel
+from iai_mcp.errors import ConfigError
+from iai_mcp.events import emit
+
+__all__ = ["DurableRedisBroker", "redis_broker"]
+
+PACE_S = 1.0  # between looks whether a disk that was late keeps up again
+LATE = (
+    f"Redis does not confirm in time that entries are on its disk: {SETTING} wants appendfsync always, on a disk "
+    "that syncs within IAI_MCP_PUSH_BUDGET_MS"
+)
+STUCK = "Redis's disk holds up writes for longer than IAI_MCP_PUSH_BUDGET_MS"
+
+
+def redis_broker(
+    connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
+) -> RedisBroker:
+    """The broker that ``options`` ask for; arguments as of :class:`RedisBroker`."""
+    durable = options is not None and options.durable
+    return (DurableRedisBroker if durable else RedisBroker)(connection, store_id, lanes, options)
+
+
+class DurableRedisBroker(RedisBroker):
+    """A :class:`RedisBroker` that takes nothing for granted before it is on the server's disk."""
+
+    def __init__(
+        self, connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
+    ) -> None:
+        super().__init__(connection, store_id, lanes, options)
+        self._waitaof = waitaof(self.options.push_s)
+        self._late = False  # the disk does not keep up: recalls do not wait for it
+        self._next_pace = 0.0
+        self._unconfirmed = False  # something was replayed that the disk is not known to hold
+        self._doubt = False  # and the connection that could have told is gone
+
+    def push(self, parcels: Sequence[Parcel], *, replay: bool = False) -> Pushed | Refused:
+        client = self._push
+        if client is not None and (self._doubt or (self._late and not replay)):
+            return Refused(LATE)
+        if client is None or replay:
+            outcome = super().push(parcels, replay=replay)
+            self._unconfirmed |= isinstance(outcome, Pushed)
+            return outcome
+        items = [to_item(parcel) for parcel in parcels]
+        self._deadline.within(self.options.push_s)
+        try:
+            self.round_trips += 1
+            reply, *told = ask_both(client, self._push_command(parcels, items) + self._waitaof)
+            safe = bool(told and told[0] and told[0][0] >= 1)
+            if told and (reply is None or (reply[0] == -1 and self._room_made(client))):
+                reply = self._push_again(client, parcels, items)
+                safe = confirmed(client, self.options.push_s)
+        except (RedisError, OSError, ConfigError) as error:
+            self._open_breaker(error)
+            return Refused(failure(error))
+        if not safe:  # an answer may still be owed: this connection is of no more use
+            self._disk_is_late()
+        if reply is None:
+            return Refused(LATE)
+        outcome = self._answer(parcels, reply)
+        if safe:
+            self._unconfirmed = False
+        elif isinstance(outcome, Pushed):
+            return Refused(LATE)
+        return outcome
+
+    def safe(self, mark: Mark) -> bool:
+        """Whether everything that was replayed is on the disk."""
+        client = self._push
+        if self._unconfirmed and client is not None:
+            self._deadline.within(self.options.push_s)
+            try:
+                self._unconfirmed = not on_disk(client)
+            except (RedisError, OSError) as error:
+                self._open_breaker(error)
+        return not self._unconfirmed
+
+    def lost_touch(self) -> bool:
+        doubt, self._doubt = self._doubt, False
+        if doubt:
+            self._unconfirmed = False
+        return doubt
+
+    # -- the breaker
+
+    def _hang_up(self) -> None:
+        super()._hang_up()
+        self._doubt = self._unconfirmed
+
+    def _disk_is_late(self) -> None:
+        """It is no dead server: connect again at once, for replays."""
+        self._hang_up()
+        self._late, self._next_probe = True, 0.0
+        self._note(LATE, loud=True)
+        emit("breaker_open", level=logging.WARNING, reason="FsyncLate")
+        self._wake.set()
+
+    def _fit(self, client: redis.Redis) -> bool:
+        """A disk that holds up the server itself leaves the breaker open: every push would run out of time."""
+        found = pace(client, self.keys.counts, self.options.push_s)
+        self._late = found is Pace.LATE
+        self._next_pace = time.monotonic() + PACE_S
+        if found is Pace.STUCK:
+            self._next_probe = time.monotonic() + PROBE_S
+            self._note(STUCK, loud=False)
+        elif self._late:
+            self._note(LATE, loud=True)
+            self._push = client
+        return found is Pace.QUICK
+
+    # -- the queue's background thread
+
+    def tend(self, timeout: float) -> None:
+        super().tend(timeout)
+        if self._late and self._push is not None and time.monotonic() >= self._next_pace:
+            self._next_pace = time.monotonic() + PACE_S
+            try:
+                quick = pace(self.control, self.keys.counts, self.options.push_s) is Pace.QUICK
+            except (RedisError, OSError, ConfigError):
+                return  # whoever pushes next finds out
+            if quick:
+                self._late, self.trouble = False, None
+                self._said.clear()
+                emit("breaker_closed", level=logging.WARNING)
