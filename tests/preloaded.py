@@ -1,7 +1,7 @@
 """``iai-mcp`` as a program on the PATH that starts at once: a fork of one process that has imported everything.
 
-For tests that run many real commands from a real shell. The process only imports: it opens no store, which is what
-forking would not survive. Where forking is not safe at all (macOS) the program is ``python -m iai_mcp``, and slower.
+For tests that run many real commands from a real shell. The process only imports: it opens no store, which is
+what forking would not survive. Where forking is not safe at all (macOS) the program is ``python -m iai_mcp``.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def _answer(asking: socket.socket) -> None:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         asking.sendall(str(code).encode())
         os._exit(code)
 
