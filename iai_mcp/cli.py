@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from iai_mcp import (
     __version__,
     cli_care,
+    cli_config,
     cli_data,
     cli_dead,
     cli_import,
@@ -133,6 +134,7 @@ cli_server.register(app)
 cli_workers.register(app)
 cli_dead.register(app)
 cli_care.register(app)
+cli_config.register(app)
 cli_data.register(app)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from iai_mcp.errors import ConfigError
 
-__all__ = ["Settings", "exposed", "home", "overflow_dir", "read_secret"]
+__all__ = ["Found", "Settings", "exposed", "home", "look", "overflow_dir", "read_secret", "table", "unknown"]
 
 ENGINE_SECRETS = Path("/run/secrets")  # container engines put secrets here, and choose their modes
 
@@ -61,13 +61,15 @@ class Settings:
         choices=("off", "write", "fsync"),
     )
     stop_budget: float = _setting(
-        5.0, "IAI_MCP_STOP_BUDGET", "How long stopping a queue may drain before it spills what is left."
+        5.0,
+        "IAI_MCP_STOP_BUDGET",
+        "For how many seconds stopping a queue may drain before it spills what is left.",
     )
     cleanup_age: float = _setting(
-        10.0, "IAI_MCP_CLEANUP_AGE", "How old a table version must be before it is removed."
+        10.0, "IAI_MCP_CLEANUP_AGE", "How many seconds old a table version must be before it is removed."
     )
     lock_timeout: float = _setting(
-        10.0, "IAI_MCP_LOCK_TIMEOUT", "How long a writer waits for a lane that another process writes."
+        10.0, "IAI_MCP_LOCK_TIMEOUT", "For how many seconds a writer waits for a lane that another process writes."
     )
     redis_url: str = _setting(
         "",
@@ -82,7 +84,7 @@ class Settings:
         100_000, "IAI_MCP_LANE_CEILING", "Most entries that a lane may hold in Redis; above it clients spill."
     )
     lease_s: float = _setting(
-        10.0, "IAI_MCP_LEASE", "How long a worker's lease on a lane outlives its last sign of life, in seconds."
+        10.0, "IAI_MCP_LEASE", "How many seconds a worker's lease on a lane outlives its last sign of life."
     )
     push_budget_ms: float = _setting(
         10.0, "IAI_MCP_PUSH_BUDGET_MS", "Most milliseconds that a push to Redis may take before it is spilled."
@@ -96,7 +98,9 @@ class Settings:
         choices=("memory", "fsync"),
     )
     coalesce_ms: float = _setting(
-        50.0, "IAI_MCP_COALESCE_MS", "How long a worker lets the oldest entry of a lane wait for company."
+        50.0,
+        "IAI_MCP_COALESCE_MS",
+        "For how many milliseconds a worker lets the oldest entry of a lane wait for company.",
     )
     worker_batch: int = _setting(4096, "IAI_MCP_WORKER_BATCH", "Most entries in one write of a worker.")
     token: str = _setting(
@@ -125,6 +129,8 @@ class Settings:
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the settings from ``environ`` (default: this process's environment, as it is now).
 
+        A variable that is empty is one that is not set. A file with a secret is read now, and once.
+
         Raises:
             ConfigError: a variable holds a value of the wrong kind, or names a file of no use; the message
                 names it.
@@ -146,6 +152,62 @@ class Settings:
     def store_path(self) -> Path:
         """The store's folder: the setting, else ``~/.iai-mcp/store``."""
         return self.store if self.store is not None else home() / ".iai-mcp" / "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One setting, and where it comes from.
+
+    Attributes:
+        name: the field of :class:`Settings`.
+        variable: the environment variable.
+        value: what holds now, defaults filled in; a secret is here as it is, mask it before it is shown.
+        source: ``environment``, ``default``, or the path of the file that holds the secret.
+        secret: whether ``value`` must never be shown.
+    """
+
+    name: str
+    variable: str
+    value: str | float | None
+    source: str
+    secret: bool
+
+
+def look(environ: Mapping[str, str] | None = None) -> list[Found]:
+    """Every setting as :meth:`Settings.load` would have it from ``environ``, and where it comes from.
+
+    Raises:
+        ConfigError: as :meth:`Settings.load`.
+    """
+    env = os.environ if environ is None else environ
+    settings, found = Settings.load(env), []
+    for spec in fields(Settings):
+        name, secret = spec.metadata["env"], spec.metadata["secret"]
+        value = _FOLDERS[spec.name](settings) if spec.name in _FOLDERS else getattr(settings, spec.name)
+        file = env.get(f"{name}_FILE", "") if secret else ""
+        source = "environment" if env.get(name, "") else file or "default"
+        found.append(Found(spec.name, name, str(value) if isinstance(value, Path) else value, source, secret))
+    return found
+
+
+def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables that are named like settings and are none: misspelled ones, mostly."""
+    env = os.environ if environ is None else environ
+    known = {spec.metadata["env"] for spec in fields(Settings)}
+    known |= {f"{spec.metadata['env']}_FILE" for spec in fields(Settings) if spec.metadata["secret"]}
+    return sorted(name for name in env if name.startswith("IAI_MCP_") and name not in known)
+
+
+def table() -> str:
+    """The settings as the Markdown table of the documentation."""
+    lines = ["| Variable | In Python | Default | |", "|---|---|---|---|"]
+    for spec in fields(Settings):
+        meta, default = spec.metadata, spec.default
+        default = f"{default:g}" if isinstance(default, float) else default
+        shown = "" if default in (None, "") else f"`{default}`"
+        secret = f" A secret: `{meta['env']}_FILE` names a file with it." if meta["secret"] else ""
+        lines.append(f"| `{meta['env']}` | `{spec.name}` | {shown} | {meta['help']}{secret} |")
+    return "\n".join(lines)
 
 
 def _parse(name: str, default: Any, raw: str, meta: Mapping[str, Any]) -> Any:
@@ -207,3 +269,6 @@ def home() -> Path:
 def overflow_dir(settings: Settings) -> Path:
     """The spill folder, looked up now: a process may change ``HOME`` after the queue was made."""
     return settings.spill_dir or home() / ".iai-mcp" / ".provenance-overflow"
+
+
+_FOLDERS = {"store": lambda settings: settings.store_path, "spill_dir": overflow_dir}  # their defaults follow HOME

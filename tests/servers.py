@@ -173,16 +173,21 @@ def serving(folder: Path, *options: str, **how: Any) -> Iterator[Server]:
         server.kill()
 
 
-@contextmanager
-def worker(url: str, store: Path, *, kind: str = "ours", log: Path | None = None, **env: str) -> Iterator[Any]:
-    """A real worker process: ours (``python -m workers``), ``rq`` with our class, or a stock ``rq worker``."""
+def worker_commands(url: str) -> dict[str, list[str]]:
+    """How each kind of worker is started; the documentation shows the same."""
     rq = [sys.executable, "-m", "rq.cli"]
-    command = {
+    return {
         "ours": [sys.executable, "-m", "workers"],
         "rq": [*rq, "worker", "-w", WORKER_CLASS, "-u", url, "provenance"],
         "pool": [*rq, "worker-pool", "-n", "2", "-w", WORKER_CLASS, "-u", url, "provenance"],
         "stock": [*rq, "worker", "-S", "json", "-u", url, "provenance"],
-    }[kind]
+    }
+
+
+@contextmanager
+def worker(url: str, store: Path, *, kind: str = "ours", log: Path | None = None, **env: str) -> Iterator[Any]:
+    """A real worker process: ours (``python -m workers``), ``rq`` with our class, or a stock ``rq worker``."""
+    command = worker_commands(url)[kind]
     settings = {"IAI_MCP_STORE": str(store), "IAI_MCP_REDIS_URL": url, "IAI_MCP_LOG": "info", **env}
     sink = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
     process = subprocess.Popen(

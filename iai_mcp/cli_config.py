@@ -1,0 +1,67 @@
+"""``iai-mcp config``: each setting as it is now, and where it comes from; secrets are never shown."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iai_mcp.cli_common import Json, note, print_json, screen
+from iai_mcp.errors import UsageError
+
+if TYPE_CHECKING:
+    from iai_mcp.config import Found
+
+__all__ = ["register"]
+
+HIDDEN = "***"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command(epilog="Example: iai-mcp config --json")(config)
+
+
+def config(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print what there is to set, as the table of docs/configuration.md.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every setting, its value and where that comes from; secrets stay hidden."""
+    from iai_mcp.config import look, table, unknown
+
+    if as_markdown and as_json:
+        raise UsageError("--markdown and --json are two formats: give one of them")
+    if as_markdown:
+        typer.echo(table())
+        return
+    found = look()
+    for name in unknown():
+        meant = get_close_matches(name, [one.variable for one in found], 1)
+        note(f"note: {name} is no setting{f': did you mean {meant[0]}?' if meant else ''}")
+    if as_json:
+        print_json({one.variable: {"value": _shown(one), "source": one.source} for one in found})
+        return
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        grid.add_column(overflow="fold")
+    for one in found:
+        value = _shown(one)
+        grid.add_row(one.variable, "" if value is None else str(value), one.source)
+    screen().print(grid)
+
+
+def _shown(one: Found) -> str | float | None:
+    """The value, of a secret only that there is one; of the address of Redis all but the password."""
+    if not one.secret or not one.value:
+        return one.value
+    if one.name != "redis_url":
+        return HIDDEN
+    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.inspect import masked
+
+    return masked(connect(str(one.value)))
