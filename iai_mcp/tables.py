@@ -108,11 +108,7 @@ class Tables:
 
 def table_of(root: Path, name: str) -> Table:
     """A table as it is; what is missing or broken is neither made nor mended."""
-    tables = lancedb.connect(root)
-    try:
-        return tables.open_table(name)
-    except ValueError:  # not there; or a cleanup has just removed what was the latest version
-        return tables.open_table(name)
+    return lancedb.connect(root).open_table(name)
 
 
 def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:
