@@ -134,7 +134,7 @@ def redis(settings: Settings) -> Iterator[Reading]:
     from iai_mcp.errors import BrokerUnavailable
 
     meta = read_meta(Layout(settings.store_path.absolute()))
-    seen = look(connect(settings.redis_url), settings, meta.store_id, meta.lanes)
+    seen = look(connect(settings.redis_url), settings, meta.store_id, meta.lanes, config=False)
     if seen.lanes is None:
         raise BrokerUnavailable(seen.error or "the lanes cannot be read")
     for lane in seen.lanes:

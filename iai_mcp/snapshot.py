@@ -105,11 +105,11 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
     _copy_lines(source.dead, target.dead)
     for number in range(meta.lanes):  # lanes before memories: an entry's memory was there before it
         name, note = meta.lane_table(number), source.lane_scrub(number, meta.generation)
-        with WriterLock(source.lane_lock(number), lock_timeout).hold():
+        with _still(source, source.lane_lock(number), lock_timeout):
             _link_table(source.root / f"{name}.lance", target.root / f"{name}.lance")
             _copy_if_there(note, target.locks / note.name)
         _copy_if_there(source.lane_token(number), target.lane_token(number))
-    with WriterLock(source.records_lock, lock_timeout).hold():
+    with _still(source, source.records_lock, lock_timeout):
         _link_table(source.root / "records.lance", target.root / "records.lance")
         _copy_if_there(source.records_scrub, target.records_scrub)
     _copy_lines(source.left_out, target.left_out)  # after the lanes: a row goes only once it is noted
@@ -119,8 +119,17 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
     return Snapshot(target, read_meta(target), frozenset(since))
 
 
+@contextmanager
+def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
+    """Nobody writes the table, or makes it, for the block."""
+    with WriterLock(lock, timeout).hold(), WriterLock(source.guard, timeout).hold():
+        yield
+
+
 def _link_table(source: Path, target: Path) -> None:
     """Link all files of a table, the versions first: what these name was there before them.
+
+    A table that somebody died over before its first version is left out: there is nothing in it.
 
     A cleanup by a writer that did not get the lock may take files away meanwhile; then once more.
     """
@@ -129,6 +138,8 @@ def _link_table(source: Path, target: Path) -> None:
             for folder in ("_versions", ""):
                 for path in sorted((source / folder).rglob("*")):
                     _link(path, target / path.relative_to(source))
+            if not any((target / "_versions").glob("*.manifest")):
+                shutil.rmtree(target, ignore_errors=True)
             return
         except FileNotFoundError:
             shutil.rmtree(target, ignore_errors=True)

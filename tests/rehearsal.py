@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import yaml
 
@@ -82,9 +83,9 @@ def build(work: Path) -> None:
 
 
 class Container:
-    """One service, running."""
+    """One service, running; ``instead`` are arguments that differ, since all share one network here."""
 
-    def __init__(self, work: Path, name: str, label: str = "") -> None:
+    def __init__(self, work: Path, name: str, label: str = "", **instead: str) -> None:
         self.label = label or name
         self.service = SERVICES[name]
         self.log = work / f"{self.label}.log"
@@ -96,6 +97,7 @@ class Container:
         self.prefix += ["--bounding-set=-all", "--inh-caps=-all"]
         self.prefix += ["env", "-i", *(f"{key}={value}" for key, value in env.items())]
         args = [arg.replace("${IAI_MCP_PUBLIC_HOST:-localhost}", "localhost") for arg in self.service["command"]]
+        args = [instead.get(arg.lstrip("-").partition("=")[0].replace("-", "_"), arg) for arg in args]
         script = "\n".join([*self._mounts(work, int(uid), int(gid)), 'exec "$@"'])
         command = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
         command += ["sh", "-euc", script, "sh", *self.prefix, *(["iai-mcp"] if self.ours else []), *args]
@@ -162,13 +164,24 @@ class Container:
             say(f"{self.label}: stopped with exit code {self.process.returncode}")
 
 
+def scraped(port: int, token: str) -> list[str]:
+    """The sources that a scrape shows, asked for as deploy/prometheus/compose.yml has it; Redis is one of them."""
+    headers = {"Authorization": f"Bearer {token}", "Host": "server:8765"}
+    with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers=headers), timeout=10) as answer:
+        found = re.findall(r'^iai_mcp_look_up\{source="(\w+)"\} 1\.0$', answer.read().decode(), re.MULTILINE)
+    assert "redis" in found
+    return found
+
+
 def rehearse(work: Path) -> None:
     """Everything up, a recall and its trace, everything down."""
     sh("ip", "link", "set", "lo", "up")
     running = [Container(work, "redis").wait_healthy()]
     try:
         running.append(server := Container(work, "server").wait_healthy())
-        running += [Container(work, "worker", f"worker-{number}").wait_healthy() for number in (1, 2)]
+        ports = {f"worker-{number}": 9463 + number for number in (1, 2)}
+        for label, port in ports.items():
+            running.append(Container(work, "worker", label, metrics_port=f"--metrics-port={port}").wait_healthy())
         for args in (["capture", "The ferry leaves from pier nine."], ["recall", "which pier?"]):
             done = server.exec(args, ours=True)
             say(f"$ iai-mcp {' '.join(args)}\n{done.stdout.strip()}{done.stderr.strip()}")
@@ -179,6 +192,9 @@ def rehearse(work: Path) -> None:
                 break
         say(f"the trace of that recall is in the store: {[entry['cue'] for entry in found]}")
         assert len(found) == 1
+        token = (work / "secrets" / "token").read_text().strip()
+        for label, port in {"server": 8765, **ports}.items():
+            say(f"{label}: Prometheus sees {' and '.join(scraped(port, token))}")
         refused = server.exec(["sh", "-c", "touch /etc/x /opt/iai-mcp/x /run/x; id -u"])
         assert refused.stderr.count("Read-only file system") == 3, refused.stderr
         spilled = sh("find", work / "volumes", "-newer", work / "hosts", "-type", "f", "-not", "-user", "10001")

@@ -25,7 +25,7 @@ from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from typer.testing import CliRunner, Result
 
-from iai_mcp import config
+from iai_mcp import config, metrics_look
 from iai_mcp.broker.keys import Keys
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
@@ -152,6 +152,7 @@ def test_no_user_reaches_beyond_its_keys_or_harms_the_server(fenced: Server, use
         ("producer", "CONFIG GET *"),
         ("worker", "CONFIG GET *"),
         ("worker", "LPOP iai-mcp:abc:lane:0:pending"),
+        ("worker", "LMOVE iai-mcp:abc:lane:0:pending iai-mcp:abc:lane:1:pending LEFT RIGHT"),
         ("ops", "RPUSH iai-mcp:abc:lane:0:pending x"),
         ("ops", "DEL iai-mcp:abc:lane:0:pending"),
         ("dashboard", "LRANGE iai-mcp:abc:lane:0:pending 0 -1"),  # cues
@@ -204,6 +205,27 @@ def test_the_dashboards_user_sees_queues_jobs_and_workers_and_changes_nothing(
     with worker(server.url_of("worker"), store.path):
         wait_until(lambda: Worker.all(connection=mine), PATIENCE)
     server.client().acl_log_reset()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("user", ["producer", "worker"])
+def test_metrics_are_read_with_the_rights_that_these_users_have(
+    server: Server, store: MemoryStore, user: str
+) -> None:
+    settings = Settings(store=store.path, redis_url=server.url_of(user))
+    shown = {(name, label): value for name, label, value in metrics_look.redis(settings)}
+    assert shown["iai_mcp_redis_aof_enabled", ""] == 1
+    assert shown["iai_mcp_redis_memory_limit_bytes", ""] == 512 * 2**20
+    assert shown["iai_mcp_lane_pending_entries", "3"] == shown["iai_mcp_workers", ""] == 0
+
+
+@pytest.mark.parametrize("user", ["producer", "worker"])
+def test_a_user_may_no_more_with_the_lanes_than_this_program_does(user: str) -> None:
+    (line,) = re.findall(rf"^user {user} .*$", (DEPLOYED / "users.acl").read_text(), re.MULTILINE)
+    (allowed,) = re.findall(r"\(~iai-mcp:\* -@all ([^)]*)\)", line)
+    broker = ROOT / "iai_mcp" / "broker"
+    source = "\n".join(path.read_text() for path in (*broker.glob("*.py"), *broker.glob("lua/*.lua")))
+    done = re.findall(r"call\('(\w+)'|(?:pipe|client|control)\.(\w+)\(|\"(EVAL\w*)\"", source)
+    assert {word.lstrip("+") for word in allowed.split()} <= {name.lower() for names in done for name in names}
 
 
 def test_the_scalers_user_sees_how_much_waits_in_a_lane(fenced: Server) -> None:
@@ -430,7 +452,7 @@ def commands() -> Iterator[list[str]]:
                     yield one["readinessProbe"]["exec"]["command"][1:]
     for unit in UNITS:
         for line in (*directives(unit)["ExecStart"], *directives(unit).get("ExecStartPre", [])):
-            program, *args = line.split()
+            program, *args = line.replace("%i", "1").split()
             assert program == "/opt/iai-mcp/bin/iai-mcp"
             yield args
 
@@ -467,6 +489,52 @@ def test_ports_and_health_checks_are_the_programs_own() -> None:
     probes = {name: server[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert {probe["port"] for probe in probes.values()} == {"http"}
     assert [probe["path"] for probe in probes.values()] == [LIVE, LIVE, READY]
+
+
+def mounted(service: dict[str, Any]) -> dict[Path, Path]:
+    """Where a service sees a file or folder of this repository."""
+    found = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+    assert all(mode == "ro" for *_, mode in found)
+    return {Path(target): ROOT / source for source, target, _ in found}
+
+
+def test_prometheus_asks_where_servers_and_workers_listen() -> None:
+    services = COMPOSE["services"]
+    there = mounted(services["prometheus"])
+    (config_file,) = [arg[14:] for arg in services["prometheus"]["command"] if arg.startswith("--config.file=")]
+    said = yaml.safe_load(there[Path(config_file)].read_text())
+    assert all(there[Path(config_file).parent / name].is_file() for name in said["rule_files"])
+    (job,) = said["scrape_configs"]
+    assert job["job_name"] in there[Path(config_file).parent / "alerts.yml"].read_text()
+    assert Path(job["authorization"]["credentials_file"]).name in services["prometheus"]["secrets"]
+    ((server,),) = [one["targets"] for one in job["static_configs"]]
+    asked = understood([arg for arg in services["server"]["command"] if "$" not in arg])
+    assert server == f"server:{asked['port']}"
+    assert "server" in asked["allow_host"]
+    (workers,) = job["dns_sd_configs"]
+    drains = understood(services["worker"]["command"])
+    assert (workers["names"], workers["port"]) == (["worker"], drains["metrics_port"])
+    for name in ("server", "worker"):
+        assert {*services[name]["networks"]} & {*services["prometheus"]["networks"]}, name
+
+    (pod,) = PODS["iai-mcp-worker"]["spec"]["containers"]
+    assert pod["ports"] == [{"name": "metrics", "containerPort": drains["metrics_port"]}]
+    assert understood(pod["args"]) == drains
+    assert drains["metrics_host"] == "0.0.0.0"
+    policies = {one["metadata"]["name"]: one["spec"] for one in OBJECTS if one["kind"] == "NetworkPolicy"}
+    for name, port in (("servers", asked["port"]), ("workers", drains["metrics_port"])):
+        (rule,) = policies[f"metrics-of-{name}"]["ingress"]
+        assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+
+
+def test_grafana_finds_its_dashboards_and_prometheus() -> None:
+    service = COMPOSE["services"]["grafana"]
+    there = mounted(service)
+    provisioning = there[Path("/etc/grafana/provisioning")]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/iai-mcp.yml").read_text())["providers"]
+    assert [*there[Path(provider["options"]["path"])].glob("*.json")]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    assert (source["url"], service["network_mode"]) == ("http://localhost:9090", "service:prometheus")
 
 
 def test_containers_can_do_little() -> None:
@@ -604,7 +672,8 @@ def test_every_secret_that_is_named_is_made_and_mounted() -> None:
                 assert {item["key"] for item in volume["secret"]["items"]} <= MADE
         for one in containers(pod):
             for var in one.get("env", []):
-                assert Path(var["value"]).name in str(pod["spec"]["volumes"])
+                if var["name"].endswith("_FILE"):
+                    assert Path(var["value"]).name in str(pod["spec"]["volumes"])
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 

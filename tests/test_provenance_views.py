@@ -253,6 +253,13 @@ def test_spans_choose_and_the_oldest_time_that_can_be_said_is_fine(
 # --- exports ---------------------------------------------------------------------------------------------
 
 
+def test_what_one_recall_left_in_several_lanes_comes_in_one_order(run: Run, store: MemoryStore) -> None:
+    ids = sorted(memories(store, *"abcdefgh"), key=lambda one: -lane_of(one, store.lanes))
+    store.append_provenance_batch([recalled(one, "at once", rank=rank) for rank, one in enumerate(ids)])
+    whole = json.loads(run("--json").stdout)["entries"]
+    assert [json.loads(line) for line in run("--format", "jsonl").stdout.splitlines()] == whole
+
+
 def test_json_lines_are_the_entries_that_json_has(run: Run, asked: list[UUID]) -> None:
     for view in ([], ["--record", asked[0]], ["--session", "t"], ["--limit", 2]):
         whole = json.loads(run(*view, "--format", "json").stdout)["entries"]

@@ -25,7 +25,7 @@ from iai_mcp.core import dispatch
 from iai_mcp.entry import lane_of
 from iai_mcp.provenance_queue import ProvenanceWriteQueue, open_stores
 from iai_mcp.store import MemoryStore
-from tests.servers import Server, serving, worker
+from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
 from workers import ProvenanceWorker, jobs
@@ -318,6 +318,31 @@ def test_a_lost_doorbell_is_rung_again(store: MemoryStore, server: Server, recor
         assert queue.flush(30)
 
 
+STOPPED_IN_A_SWEEP = """
+import os, signal, sys
+from workers import jobs
+from workers.__main__ import main
+turn = jobs.turn
+def stop_first(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return turn(*args)
+jobs.turn = stop_first
+sys.exit(main())
+"""
+
+
+def test_a_worker_that_is_stopped_in_a_sweep_ends_with_the_lane_drained(
+    server: Server, store: MemoryStore, record_id: UUID, start: Start
+) -> None:
+    queue = start(server.client("producer"), patient(store))
+    queue.enqueue(pairs(record_id, "a"))
+    queue.stop()
+    Queue("provenance", connection=server.client(), serializer=JSONSerializer).empty()  # a sweep must find it
+    env = {"IAI_MCP_STORE": str(store.path), "IAI_MCP_REDIS_URL": server.url_of("worker")}
+    finished(python(STOPPED_IN_A_SWEEP, **env), timeout=30)
+    assert seen(store, record_id) == ["a"]
+
+
 def test_suspended_workers_wait_and_resume(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
@@ -419,7 +444,7 @@ def test_a_drain_frees_memory_at_the_limit(
     for turn in range(50):
         queue.enqueue([(record_id, entry(turn, blob="x" * 20_000))])
     assert sum(lanes_now(queue)) == 50
-    server.client().config_set("maxmemory", server.client().info("memory")["used_memory"] - 300_000)
+    server.client().config_set("maxmemory", server.client().info("memory")["used_memory"] - 600_000)
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         server.client().set("a", "b")
     with worker(server.url_of("worker"), store.path, kind="rq", log=tmp_path / "log") as process:
@@ -531,7 +556,7 @@ def test_an_old_server_and_a_cluster_are_refused(tmp_path: Path, store: MemorySt
     with pytest.raises(ConfigError, match=r"6\.2\.14 is too old"):
         broker.check_server(Old())  # type: ignore[arg-type]
     with (
-        serving(tmp_path / "cluster", "--cluster-enabled", "yes") as cluster,
+        serving(tmp_path / "cluster", "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as cluster,
         pytest.raises(ConfigError, match="cluster mode"),
     ):
         RedisBroker(cluster.client(), store.store_id, 4).check_server()

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import OutOfMemoryError, RedisError
+from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
@@ -82,6 +83,7 @@ class ProvenanceWorker(SimpleWorker):
         if self.get_state() == WorkerStatus.IDLE and time.monotonic() - self._last_sweep >= SWEEP_S:
             self._last_sweep = time.monotonic()
             self.sweep()
+            self._heed_stop()
 
     # -- a Redis that is full refuses RQ's own bookkeeping, but never the drain that would empty it
 
@@ -100,7 +102,13 @@ class ProvenanceWorker(SimpleWorker):
                 return super().dequeue_job_and_maintain_ttl(*args, **options)
             except OutOfMemoryError:
                 self._relieve()
+                self._heed_stop()
                 time.sleep(FULL_PAUSE_S)
+
+    def _heed_stop(self) -> None:
+        """End where a signal came during a sweep: RQ looks for that between jobs only, and none may come."""
+        if self._stop_requested:
+            raise StopRequested
 
     def _relieve(self) -> None:
         self.log.warning("Worker %s: Redis is at its memory limit; draining without doorbells", self.name)

@@ -128,8 +128,13 @@ def _greet(client: redis.Redis) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def look(connection: redis.Redis, settings: Settings, store_id: str, lanes: int) -> RedisLook:
-    """Everything there is to see, or why not; never raises for trouble with Redis."""
+def look(
+    connection: redis.Redis, settings: Settings, store_id: str, lanes: int, *, config: bool = True
+) -> RedisLook:
+    """Everything there is to see, or why not; never raises for trouble with Redis.
+
+    ``config`` asks for the server's configuration too, where INFO does not tell all of it; only operators may.
+    """
     url = masked(connection)
     queue = Keys(settings.namespace, store_id).queue
     with _visiting(connection) as client:
@@ -144,7 +149,7 @@ def look(connection: redis.Redis, settings: Settings, store_id: str, lanes: int)
                 ping_ms=round(ping_ms, 3),
                 queue=queue,
                 workers=_workers(client, queue),
-                **_server(client),
+                **_server(client, config),
                 **_lanes(client, broker, lanes),
             )
         except ConfigError as error:
@@ -174,14 +179,15 @@ def _lanes(client: redis.Redis, broker: RedisBroker, lanes: int) -> dict[str, An
         return {"error": f"the lanes cannot be read: {failure(error)}"}
 
 
-def _server(client: redis.Redis) -> dict[str, Any]:
+def _server(client: redis.Redis, ask_config: bool) -> dict[str, Any]:
     """Version, persistence and eviction, as far as the ACL lets us ask; and what is wrong with them."""
     info: dict[str, Any] = {}
     with suppress(ResponseError):
         info = client.info("everything")
     config: dict[str, str] = {}
-    with suppress(ResponseError):
-        config = client.config_get("append*", "maxmemory*")  # type: ignore[assignment]
+    if ask_config:
+        with suppress(ResponseError):
+            config = client.config_get("append*", "maxmemory*")  # type: ignore[assignment]
     aof = info.get("aof_enabled")
     facts: dict[str, Any] = {
         "version": str(info.get("redis_version", UNKNOWN)),

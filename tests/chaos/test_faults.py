@@ -236,7 +236,7 @@ def test_15_16_a_worker_dies_and_another_takes_over(make: Make, point: str) -> N
 
 
 def test_17_a_paused_worker_wakes_after_its_lease_has_passed_on(make: Make) -> None:
-    rig = make(workers=0, lease_s=0.5)
+    rig = make(workers=0, lease_s=1.0)
     rig.produce(20)
     flag = rig.folder / "paused"
     pause = f"""
@@ -252,7 +252,7 @@ MemoryStore.append_provenance_batch = stop_first
 """
     sleeper = rig.start_worker(pause)
     wait_until(flag.exists, 30)
-    impatient = 'import os; os.environ["IAI_MCP_LOCK_TIMEOUT"] = "1"'  # the sleeper may hold the lock of a lane
+    impatient = 'import os; os.environ["IAI_MCP_LOCK_TIMEOUT"] = "0.2"'  # the sleeper may hold the lock of a lane
     rig.start_worker(impatient)
     rig.produce(5)
     wait_until(rig.drained, 30)
