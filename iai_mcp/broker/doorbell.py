@@ -27,6 +27,11 @@ class Doorbell:
         self._connection = connection
         self._keys = keys
 
+    @staticmethod
+    def get_ready() -> None:
+        """Import RQ now: in the midst of recalls it would take their turns at the interpreter."""
+        import rq.queue  # noqa: F401
+
     def ring(self, lane: int) -> None:
         """Put a doorbell on the queue: the lane has gone from idle to busy."""
         self._enqueue(lane, secrets.token_hex(4), unique=False)

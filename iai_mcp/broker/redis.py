@@ -196,6 +196,7 @@ class RedisBroker(RedisLanes):
 
     def open(self) -> None:
         """Connect, so that the first recall finds Redis ready."""
+        self._doorbell.get_ready()
         if self._push is None:
             self.try_connect()
 
