@@ -141,9 +141,7 @@ async def _serve(
         lifespan="on",
         timeout_graceful_shutdown=int(GRACE_S),
     )
-    server = _Server(config, settings)
-    port = listener.getsockname()[1]
-    print(f"serving MCP on http://{address.shown}:{port}{PATH}", file=sys.stderr, flush=True)  # noqa: T201
+    server = _Server(config, settings, f"http://{address.shown}:{listener.getsockname()[1]}{PATH}")
     calls.warm()
     await server.serve(sockets=[listener])
 
@@ -163,9 +161,14 @@ def application(calls: Calls, address: Address, token: str, metrics: Callable[[]
 class _Server(uvicorn.Server):
     """Uvicorn that guards its own end, and does not raise the signal again when it is done."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, url: str) -> None:
         super().__init__(config)
         self._settings = settings
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  a SIGTERM is heard by now
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if not self.should_exit:
