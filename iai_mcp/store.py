@@ -124,6 +124,8 @@ class MemoryStore:
 
     def lane(self, number: int) -> LaneTable:
         """The table of one lane, opened on first use."""
+        if (known := self._lanes.get(number)) is not None:
+            return known
         with self._mutex:
             if number not in self._lanes:
                 if not 0 <= number < self.lanes:

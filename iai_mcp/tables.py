@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import filelock
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -49,7 +48,7 @@ class Tables:
         self._forgotten = forgotten
         self._left_out = left_out
         self._db = lancedb.connect(layout.root, read_consistency_interval=timedelta(0))
-        self._guard = filelock.FileLock(layout.guard)
+        self._guard = WriterLock(layout.guard, settings.lock_timeout)
         schema = record_schema(meta.embedder.dims, meta.vector_column)
         with translated():
             self.records = RecordTable(
@@ -92,11 +91,11 @@ class Tables:
                 return table
         if not self._layout.meta.exists():
             raise StoreUnavailable(f"the store at {self._layout.root} is gone")
-        with self._guard:
+        with self._guard.hold():  # or without it, where its holder is paused: to make the same twice does no harm
             try:
                 table = self._db.open_table(name)
             except ValueError:
-                table = self._db.create_table(name, schema=schema)
+                table = self._db.create_table(name, schema=schema, exist_ok=True)
             there = _indexed(table)
             for key in keys:
                 if key not in there:
