@@ -25,9 +25,10 @@ import harness
 import lancedb
 from lancedb.index import BTree
 
+from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.drain import DrainPolicy, drain
-from iai_mcp.entry import Pair, Parcel, as_pairs, lane_of, route
+from iai_mcp.entry import Pair, Parcel, lane_of, route
 from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, MAINTAIN_EVERY, RecordsCache, to_arrow
 from iai_mcp.store import MemoryStore
 
@@ -190,7 +191,7 @@ def _push(lanes: Lanes, parcels: Iterator[Parcel] | Sequence[Parcel]) -> None:
 
 def _warm(lanes: Lanes, lane: int) -> None:
     """A drain that has been at work for a while knows the records of its lane."""
-    lanes.caches[lane].known.update((record_id, str(record_id)) for record_id in lanes.ids[lane])
+    lanes.caches[lane].learn(lanes.ids[lane], set)
     lanes.store.lane(lane)._seen_version = -1
 
 
@@ -205,7 +206,7 @@ def _cold(lanes: Lanes, work: Sequence[Parcel], batch: int) -> list[float]:
     _push(lanes, work)
     times = []
     for _ in range(len(work) * RECALLED // batch):
-        lanes.caches[0].known.clear()
+        lanes.caches[0] = RecordsCache()
         os.sync()
         times.append(harness.timed(lambda: _drain_one(lanes, 0, batch)))
     return times
@@ -215,17 +216,17 @@ def _cold(lanes: Lanes, work: Sequence[Parcel], batch: int) -> list[float]:
 
 
 def _arrow(producer: str, pairs: Sequence[Pair]) -> Any:
-    keyed = [
-        (str(record_id), {**entry, "entry_id": f"{producer}-{at}", "producer": producer, "producer_seq": at})
-        for at, (record_id, entry) in enumerate(pairs, 1)
-    ]
-    return to_arrow(keyed, 1)
+    return _rows(EntryBatch.of(route("", producer, 1, pairs, 1, 0.0)), 1)
+
+
+def _rows(batch: EntryBatch, first_seq: int) -> Any:
+    return to_arrow(batch, [*map(str, batch.record_ids)], first_seq)
 
 
 def _ready(work: Sequence[Parcel], batch: int) -> list[Any]:
     """The rows of the same batches, as Arrow."""
-    pairs = [(str(record_id), entry) for record_id, entry in as_pairs(work)]
-    return [to_arrow(pairs[at : at + batch], at + 10_000_000) for at in range(0, len(pairs), batch)]
+    whole = EntryBatch.of(work)
+    return [_rows(whole[at : at + batch], at + 10_000_000) for at in range(0, len(whole), batch)]
 
 
 def _bare(folder: Path, preloaded: int, lanes: Lanes) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 import harness
 
+from iai_mcp.batch import EntryBatch
 from iai_mcp.entry import entry_id, lane_of
 from iai_mcp.lane_table import MAINTAIN_EVERY, LaneTable
 from iai_mcp.store import MemoryStore, RecordsCache
@@ -110,7 +111,7 @@ def _filled(store: MemoryStore, entries: int) -> list[uuid.UUID]:
         lanes[lane_of(record_id, store.lanes)].append((record_id, _entry(rng, number)))
         if number % BATCH == 0:
             for lane, pairs in lanes.items():
-                store.lane(lane).append(pairs, caches[lane])
+                store.lane(lane).append(EntryBatch.of_pairs(pairs), caches[lane])
                 pairs.clear()
     for lane in lanes:
         store.lane(lane).maintain(force=True)
@@ -131,9 +132,9 @@ def _written(lane: LaneTable, records: list[uuid.UUID], commits: int) -> harness
     return [harness.timed(partial(lane.append, pairs, cache)) for pairs in _batches(rng, records, commits)]
 
 
-def _batches(rng: random.Random, records: list[uuid.UUID], commits: int) -> Iterator[list[Any]]:
+def _batches(rng: random.Random, records: list[uuid.UUID], commits: int) -> Iterator[EntryBatch]:
     for _ in range(commits):
-        yield [(record_id, _entry(rng, next(_numbers), "drain")) for record_id in records]
+        yield EntryBatch.of_pairs([(record_id, _entry(rng, next(_numbers), "drain")) for record_id in records])
 
 
 def _index(store: MemoryStore, ids: list[uuid.UUID], rounds: int) -> None:

@@ -27,9 +27,10 @@ import harness
 import pyarrow as pa
 import redis_common as common
 
+from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Lease
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
-from iai_mcp.entry import Parcel, as_pairs, route
+from iai_mcp.entry import Parcel, route
 from iai_mcp.lane_table import to_arrow
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
@@ -160,7 +161,8 @@ def _preloaded() -> Any:
 
 
 def _rows(parcels: list[Parcel]) -> Any:
-    return to_arrow([(str(record_id), entry) for record_id, entry in as_pairs(parcels)], 1)
+    batch = EntryBatch.of(parcels)
+    return to_arrow(batch, [*map(str, batch.record_ids)], 1)
 
 
 def _save(path: Path, rows: Any) -> None:

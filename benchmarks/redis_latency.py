@@ -21,7 +21,8 @@ import lancedb
 import redis_common as common
 from lancedb.index import BTree
 
-from iai_mcp.entry import Pair, as_pairs, lane_of
+from iai_mcp.batch import EntryBatch
+from iai_mcp.entry import Pair, lane_of
 from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, to_arrow
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
@@ -80,8 +81,8 @@ def _merger(folder: Path, store: MemoryStore) -> Callable[[], None]:
 
     def merge() -> None:
         (work,) = common.recalls(ids, 1)
-        parcels = common.parcels(store, uuid.uuid4().hex[:16], [work])[0]
-        rows = to_arrow([(str(record_id), entry) for record_id, entry in as_pairs(parcels)], 1)
+        batch = EntryBatch.of(common.parcels(store, uuid.uuid4().hex[:16], [work])[0])
+        rows = to_arrow(batch, [*map(str, batch.record_ids)], 1)
         table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
 
     return merge

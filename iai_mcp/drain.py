@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from iai_mcp import observe
+from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Broker, Lease, Poison
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import Pair, as_pairs
+from iai_mcp.entry import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
 from iai_mcp.events import emit
 
@@ -94,7 +95,7 @@ def drain(
         if lease is None:
             report.outcome = Outcome.LEASED
             return report
-        cache.token = lease.token
+        cache.token, cache.lane = lease.token, lane
         if lease.token is not None:
             store.lane(lane).raise_fence(lease.token)
         while True:
@@ -112,7 +113,9 @@ def drain(
             for item in claimed:
                 if isinstance(item, Poison):
                     _bury(store, report, item.raw, item.reason)
-            write_pairs(store, as_pairs(p for p in claimed if not isinstance(p, Poison)), cache, policy, report)
+            write_pairs(
+                store, EntryBatch.of(p for p in claimed if not isinstance(p, Poison)), cache, policy, report
+            )
             watched.written()
             broker.ack(lease, len(claimed))
             watched.acknowledged()
@@ -135,7 +138,7 @@ def drain(
 
 
 def write_pairs(
-    store: MemoryStore, pairs: list[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
+    store: MemoryStore, pairs: Sequence[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
 ) -> None:
     """Write ``pairs`` in order; what is sick is halved down to the entry and buried.
 
@@ -159,7 +162,7 @@ def write_pairs(
 
 def _write(
     store: MemoryStore,
-    part: list[Pair],
+    part: Sequence[Pair],
     cache: RecordsCache,
     policy: DrainPolicy,
     tries: int,

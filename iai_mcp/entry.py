@@ -7,7 +7,7 @@ the unit that a broker list holds, that a spill file holds (one parcel a line) a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,6 @@ __all__ = [
     "Outline",
     "Pair",
     "Parcel",
-    "as_pairs",
     "decode",
     "encode",
     "entry_id",
@@ -132,21 +131,6 @@ def route(
         else:
             by_lane[lane] = [item]
     return [Parcel(store, lane, producer, pushed, items) for lane, items in by_lane.items()]
-
-
-def as_pairs(parcels: Iterable[Parcel]) -> list[Pair]:
-    """The pairs that ``MemoryStore.append_provenance_batch`` takes, each entry carrying its key."""
-    pairs: list[Pair] = []
-    for parcel in parcels:
-        producer = parcel.producer
-        for record_id, seq, data in parcel.entries:
-            entry = data.copy()  # a copy and three keys cost half of a new dict
-            given = data.get("entry_id")
-            entry["entry_id"] = str(given) if given else entry_id(producer, seq)
-            entry["producer"] = producer
-            entry["producer_seq"] = seq
-            pairs.append((record_id, entry))
-    return pairs
 
 
 def parse_ts(ts: object) -> datetime | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from iai_mcp.account import repeated
+from iai_mcp.batch import EntryBatch
 from iai_mcp.entry import parse_ts
 
 __all__ = ["LANE_SCHEMA", "distinct", "distinct_rows", "from_row", "to_arrow"]
@@ -36,7 +37,9 @@ LANE_SCHEMA = pa.schema(
 )
 
 _TEXT = ("ts", "cue", "session_id", "recall_id", "client")
-_GIVEN = frozenset({*_TEXT, "rank", "score", "entry_id", "producer", "producer_seq"})
+_TYPED = [LANE_SCHEMA.field(name) for name in (*_TEXT, "rank", "score")]
+_KEYS = ("entry_id", "producer", "producer_seq")  # the store's own
+_GIVEN = frozenset({*_TEXT, "rank", "score", *_KEYS})
 # Microseconds from 1677 to 2262: Arrow also reads years that no ``datetime`` holds, which would fail every read.
 _ARROW_US = (-(2**63) // 1000, 2**63 // 1000)
 
@@ -64,38 +67,53 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**msgspec.json.decode(row["rest"]), **entry} if row.get("rest") else entry
 
 
-def to_arrow(alive: list[tuple[str, dict[str, Any]]], first_seq: int) -> pa.Table:
-    """Rows for ``(record id, entry)``, numbered from ``first_seq``; columns are built, not rows."""
-    record_ids = [record_id for record_id, _ in alive]
-    entries = [entry for _, entry in alive]
+def to_arrow(batch: EntryBatch, record_ids: Sequence[str | None], first_seq: int) -> pa.Table:
+    """Rows for a batch whose records are ``record_ids``, numbered from ``first_seq``; columns are built, not rows."""
+    names = set().union(*batch.entries)
+    rests = [_rest(entry) for entry in batch.entries] if names - _GIVEN else None
     try:
-        rests = [_rest(entry) for entry in entries] if set().union(*entries) - _GIVEN else None
-        return _columns(record_ids, entries, rests, first_seq)
+        return _columns(batch, record_ids, names, rests, first_seq)
     except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError):
-        split = [_split(entry) for entry in entries]
-        return _columns(record_ids, [typed for typed, _ in split], [rest for _, rest in split], first_seq)
+        split = [_split(entry) for entry in batch.entries]
+        keys, entries = [str(_plain(key)) for key in batch.keys], [typed for typed, _ in split]
+        plain = EntryBatch(batch.record_ids, keys, batch.producers, batch.seqs, entries)
+        return _columns(plain, record_ids, names, [rest for _, rest in split], first_seq)
 
 
 def _columns(
-    record_ids: list[str], entries: list[dict[str, Any]], rests: list[str | None] | None, first_seq: int
+    batch: EntryBatch,
+    record_ids: Sequence[str | None],
+    names: set[str],
+    rests: list[str | None] | None,
+    first_seq: int,
 ) -> pa.Table:
-    columns = {
-        field.name: pa.array(_values(entries, field.name), field.type)
-        for field in LANE_SCHEMA
-        if field.name in _GIVEN
+    count = len(batch)
+    values = _values(batch.entries, [field.name for field in _TYPED if field.name in names])
+    given = {
+        field.name: pa.array(values[field.name], field.type)
+        if field.name in values
+        else pa.nulls(count, field.type)
+        for field in _TYPED
     }
-    columns["record_id"] = pa.array(record_ids, pa.string())
-    columns["seq"] = pa.array(np.arange(first_seq, first_seq + len(entries)))
-    columns["time"] = _times(columns["ts"])
-    columns["rest"] = pa.nulls(len(entries), pa.string()) if rests is None else pa.array(rests, pa.string())
+    columns = {
+        **given,
+        "entry_id": pa.array(batch.keys, pa.string()),
+        "record_id": pa.array(record_ids, pa.string()),
+        "producer": pa.array(batch.producers, pa.string()),
+        "producer_seq": pa.array(batch.seqs, pa.int64()),
+        "seq": pa.array(np.arange(first_seq, first_seq + count)),
+        "time": _times(given["ts"]),
+        "rest": pa.nulls(count, pa.string()) if rests is None else pa.array(rests, pa.string()),
+    }
     return pa.table([columns[name] for name in LANE_SCHEMA.names], schema=LANE_SCHEMA)
 
 
-def _values(entries: list[dict[str, Any]], name: str) -> list[Any]:
-    try:
-        return list(map(itemgetter(name), entries))  # twice as fast as asking each entry, and nearly always so
-    except KeyError:
-        return [entry.get(name) for entry in entries]
+def _values(entries: Sequence[Mapping[str, Any]], names: list[str]) -> dict[str, Sequence[Any]]:
+    """The values of each name; entries mostly have them all, and are then looked into once each."""
+    if len(names) > 1:
+        with suppress(KeyError):
+            return dict(zip(names, zip(*map(itemgetter(*names), entries), strict=True), strict=True))
+    return {name: [entry.get(name) for entry in entries] for name in names}
 
 
 def _times(texts: pa.Array) -> pa.Array:
@@ -109,16 +127,16 @@ def _times(texts: pa.Array) -> pa.Array:
     return pa.array([parse_ts(ts) for ts in texts.to_pylist()], kind)
 
 
-def _rest(entry: dict[str, Any]) -> str | None:
+def _rest(entry: Mapping[str, Any]) -> str | None:
     if entry.keys() <= _GIVEN:
         return None
     return _json({key: value for key, value in entry.items() if key not in _GIVEN})
 
 
-def _split(entry: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+def _split(entry: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """``entry`` as what fits the typed columns, and the rest as JSON: nothing a caller gave is refused."""
-    typed = {key: _plain(value) for key, value in entry.items() if key in _GIVEN and _fits(key, value)}
-    rest = {key: value for key, value in entry.items() if key not in typed and value is not None}
+    typed = {key: _plain(value) for key, value in entry.items() if _fits(key, value)}
+    rest = {key: value for key, value in entry.items() if key not in (*typed, *_KEYS) and value is not None}
     return typed, _json(rest) if rest else None
 
 
@@ -127,9 +145,7 @@ def _fits(key: str, value: object) -> bool:
         return isinstance(value, str)
     if key == "rank":
         return type(value) is int and abs(value) < 2**63
-    if key == "score":
-        return type(value) in (int, float)
-    return True  # the keys, which the store has set itself
+    return key == "score" and type(value) in (int, float)
 
 
 def _plain(value: object) -> object:

@@ -7,7 +7,7 @@ on the disk when it returns. Every read sees the latest commit of any process an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from iai_mcp import observe
 from iai_mcp.account import repeated
+from iai_mcp.batch import EntryBatch
 from iai_mcp.durable import replace_file, sync_tree
-from iai_mcp.entry import Pair, entry_id
+from iai_mcp.entry import entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
@@ -90,13 +91,29 @@ class RecordsCache:
     """What one drain of a lane remembers from batch to batch.
 
     Attributes:
-        known: ids seen in the records table, as numbers (a UUID hashes in Python code), with their text form;
-            deletions are looked up beside it.
         token: the fencing token under which the drain writes; None for writers without a lease.
+        lane: the lane that it belongs to, where it never leaves one.
     """
 
-    known: dict[int, str] = field(default_factory=dict)
     token: int | None = None
+    lane: int | None = None
+    _known: dict[int, str] = field(default_factory=dict)  # by number: a UUID hashes in Python code
+
+    def texts(self, record_ids: Iterable[UUID]) -> list[str | None]:
+        """The text form of each id that was seen in the records table; deletions are looked up beside it."""
+        known = self._known
+        return [known.get(record_id.int) for record_id in record_ids]
+
+    def learn(self, record_ids: Iterable[UUID], existing: Callable[[list[UUID]], set[UUID]]) -> None:
+        """Remember those of the ids that ``existing`` knows; old ones go when there are too many."""
+        if len(self._known) > _KNOWN_LIMIT:
+            self._known.clear()
+        strangers = {record_id.int: record_id for record_id in record_ids if record_id.int not in self._known}
+        self._known.update((record_id.int, str(record_id)) for record_id in existing([*strangers.values()]))
+
+    def covers(self, batch: EntryBatch) -> bool:
+        """Whether every record of the batch is known to be of :attr:`lane`."""
+        return self.lane is not None and all(map(self._known.__contains__, [key.int for key in batch.record_ids]))
 
 
 class LaneTable:
@@ -131,8 +148,8 @@ class LaneTable:
 
     # -- writing
 
-    def append(self, pairs: list[Pair], cache: RecordsCache) -> AppendReport:
-        """Merge ``pairs`` in order; on return they are durable and readable by any process.
+    def append(self, batch: EntryBatch, cache: RecordsCache) -> AppendReport:
+        """Merge a batch in order; on return it is durable and readable by any process.
 
         Raises:
             LeaseLost: a later fencing token than ``cache.token`` has been seen here.
@@ -140,33 +157,28 @@ class LaneTable:
         """
         with translated(), self._lock.hold():
             self._check_current()
-            ids = self._ids(pairs, cache.known)
-            alive = [(text, entry) for text, (_, entry) in zip(ids, pairs, strict=True) if text is not None]
-            unknown = len(pairs) - len(alive)
+            ids = self._ids(batch.record_ids, cache)
+            alive, strangers = batch, None
+            if None in ids:
+                alive, strangers = batch.pick(ids), batch.pick([text is None for text in ids])
+            fresh = alive.once()
             self._check_fence(cache.token)
-            applied = self._merge(_once(alive)) if alive else 0
+            applied = self._merge(fresh, ids if fresh is batch else cache.texts(fresh.record_ids)) if fresh else 0
             if applied < len(alive):
-                self._note_duplicates([entry for _, entry in alive])
-            if unknown:
-                strangers = (entry for text, (_, entry) in zip(ids, pairs, strict=True) if text is None)
-                self._left_out.add(Why.UNKNOWN, ((e["producer"], e["producer_seq"]) for e in strangers))
-        return AppendReport(applied, len(pairs) - unknown - applied, unknown)
+                self._note_duplicates(zip(alive.keys, alive.producers, alive.seqs, strict=True))
+            if strangers:
+                self._left_out.add(Why.UNKNOWN, zip(strangers.producers, strangers.seqs, strict=True))
+        return AppendReport(applied, len(alive) - applied, len(batch) - len(alive))
 
-    def _ids(self, pairs: list[Pair], known: dict[int, str]) -> list[str | None]:
-        """The record id of each pair as text, None where there is no such record."""
-        ids = [known.get(record_id.int) for record_id, _ in pairs]
-        if None in ids:
-            self._learn(pairs, known)
-            ids = [known.get(record_id.int) for record_id, _ in pairs]
+    def _ids(self, record_ids: Sequence[UUID], cache: RecordsCache) -> list[str | None]:
+        """Each record id as text, None where there is no such record."""
+        texts = cache.texts(record_ids)
+        if None in texts:
+            cache.learn(record_ids, self._existing)
+            texts = cache.texts(record_ids)
         if gone := self._forgotten.ids():
-            ids = [None if pair[0] in gone else text for text, pair in zip(ids, pairs, strict=True)]
-        return ids
-
-    def _learn(self, pairs: list[Pair], known: dict[int, str]) -> None:
-        if len(known) > _KNOWN_LIMIT:
-            known.clear()
-        strangers = {record_id for record_id, _ in pairs if record_id.int not in known}
-        known.update((record_id.int, str(record_id)) for record_id in self._existing(list(strangers)))
+            texts = [None if key in gone else text for key, text in zip(record_ids, texts, strict=True)]
+        return texts
 
     def adopt(self, rows: pa.Table, *, check: bool = True) -> Adopted:
         """Merge rows of another lane as they are, in their order, under numbers (``seq``) of this one.
@@ -185,7 +197,7 @@ class LaneTable:
             strangers = rows.filter(pa.compute.invert(known))
             duplicate, repeats = len(rows) - len(strangers) - applied, 0
             if duplicate:
-                repeats = self._note_duplicates(rows.filter(known).select(list(_ACCOUNTED)).to_pylist())
+                repeats = self._note_duplicates(_tuples(rows.filter(known).select(list(_ACCOUNTED))))
         return Adopted(AppendReport(applied, duplicate, len(strangers)), strangers, repeats)
 
     def _known(self, record_ids: pa.ChunkedArray) -> pa.Array:
@@ -194,8 +206,8 @@ class LaneTable:
         there = self._existing(ids) - self._forgotten.ids()
         return pa.compute.is_in(record_ids, value_set=pa.array([str(one) for one in there], pa.string()))
 
-    def _merge(self, alive: list[tuple[str, dict[str, Any]]]) -> int:
-        return self._merge_rows(lambda first: to_arrow(alive, first), len(alive))
+    def _merge(self, batch: EntryBatch, record_ids: Sequence[str | None]) -> int:
+        return self._merge_rows(lambda first: to_arrow(batch, record_ids, first), len(batch))
 
     def _merge_rows(self, make: Callable[[int], pa.Table], count: int) -> int:
         started = time.time()
@@ -214,16 +226,14 @@ class LaneTable:
         self._due = self._due or version // MAINTAIN_EVERY != result.version // MAINTAIN_EVERY
         return int(result.num_inserted_rows)
 
-    def _note_duplicates(self, entries: list[dict[str, Any]]) -> int:
+    def _note_duplicates(self, entries: Iterable[tuple[str, str, int]]) -> int:
         """Account for entries whose caller gave them an id that an earlier entry has: they never get a row."""
         missing: set[Any] = set()
-        given = [e for e in entries if e["entry_id"] != entry_id(e["producer"], e["producer_seq"])]
+        given = [(key, producer, seq) for key, producer, seq in entries if key != entry_id(producer, seq)]
         if given:
-            keys = [entry["entry_id"] for entry in given]
+            keys = [key for key, _, _ in given]
             rows = self.rows([f"entry_id IN ({quoted_list(keys)})"], ["producer", "producer_seq"])
-            there = set(zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True))
-            again = {(e["producer"], e["producer_seq"]) for e in given}
-            missing = again - there
+            missing = {(producer, seq) for _, producer, seq in given}.difference(_tuples(rows))
             self._left_out.add(Why.DUPLICATE, missing)
         return len(missing)
 
@@ -243,8 +253,7 @@ class LaneTable:
         with translated(), self._lock.hold():
             where = f"record_id = {quoted(str(record_id))}"
             rows = self.rows([where], ["producer", "producer_seq"])
-            keys = zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True)
-            self._left_out.add(Why.FORGOTTEN, keys)
+            self._left_out.add(Why.FORGOTTEN, _tuples(rows))
             self._scrub.delete(where)
             sync_tree(self._folder)
 
@@ -307,7 +316,7 @@ class LaneTable:
         doubled = rows.filter(pa.array(repeated(_codes(rows["entry_id"]))))
         self._distinct = len(rows) - len(doubled)
         # A second entry under an id that its caller chose has a key of its own, which is gone with its row.
-        self._note_duplicates(doubled.select(columns).to_pylist())
+        self._note_duplicates(_tuples(doubled.select(list(_ACCOUNTED))))
         for start in range(0, len(doubled), 10_000):
             ids = ", ".join(map(str, doubled["_rowid"][start : start + 10_000].to_pylist()))
             self._table.delete(f"_rowid IN ({ids})")
@@ -376,6 +385,11 @@ def in_order(table: Table, step: int) -> Iterator[pa.Table]:
         yield rows
 
 
+def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """The rows, in the order of their columns' names in the table."""
+    return zip(*(column.to_pylist() for column in rows.columns), strict=True)
+
+
 def _codes(texts: pa.ChunkedArray) -> Any:
     return np.asarray(texts.combine_chunks().dictionary_encode().indices, np.int64)
 
@@ -389,13 +403,3 @@ def _numbered(rows: pa.Table, first: int) -> pa.Table:
 def piled_up(stats: Mapping[str, int]) -> bool:
     """Whether a lane has missed its upkeep: reads and merges slow down with versions and fragments."""
     return stats["versions"] > PILED_UP or stats["fragments"] > PILED_UP
-
-
-def _once(alive: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """``alive`` with the first of each key: one that comes twice would be inserted twice."""
-    if len({entry["entry_id"] for _, entry in alive}) == len(alive):
-        return alive
-    by_key: dict[str, tuple[str, dict[str, Any]]] = {}
-    for row in alive:
-        by_key.setdefault(row[1]["entry_id"], row)
-    return list(by_key.values())

@@ -17,10 +17,11 @@ from uuid import UUID
 
 import msgspec
 
+from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Mark, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
-from iai_mcp.entry import Outline, as_pairs, outline
+from iai_mcp.entry import Outline, outline
 from iai_mcp.events import emit, quiet_words
 from iai_mcp.lane_table import RecordsCache
 from iai_mcp.leftout import Key, LeftOut, Why
@@ -128,7 +129,7 @@ def apply(store: MemoryStore) -> Moved:
         try:
             while not chain.empty:
                 before = chain.length
-                write_pairs(store, as_pairs(chain.read(STEP)), cache, DrainPolicy(), report)
+                write_pairs(store, EntryBatch.of(chain.read(STEP)), cache, DrainPolicy(), report)
                 chain.commit()
                 files += before - chain.length
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 import pyarrow as pa
 
 from iai_mcp import embed, orphans, traces
+from iai_mcp.batch import EntryBatch
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
@@ -357,20 +357,21 @@ class MemoryStore:
             StoreUnavailable: the place fails; the same call may be repeated.
             LeaseLost: the cache's fencing token is stale.
         """
+        if isinstance(pairs, EntryBatch):
+            return self._append(pairs, records_cache)
         given = [*pairs]
         if all(is_numbered(record_id, entry) for record_id, entry in given):
-            return self._append(cast("list[Pair]", given), records_cache)
-        return self._direct.write(given, lambda numbered: self._append(numbered, records_cache))
+            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache)
+        return self._direct.write(given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache))
 
-    def _append(self, pairs: list[Pair], records_cache: RecordsCache | None) -> AppendReport:
+    def _append(self, batch: EntryBatch, records_cache: RecordsCache | None) -> AppendReport:
         cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
-        by_lane: dict[int, list[Pair]] = defaultdict(list)
-        lanes = self.lanes
-        for pair in pairs:
-            by_lane[lane_of(pair[0], lanes)].append(pair)
+        if cache.lane is not None and cache.covers(batch):
+            return self.lane(cache.lane).append(batch, cache)
         report = AppendReport()
-        for number, part in by_lane.items():
-            report += self.lane(number).append(part, cache)
+        for number, part in batch.by_lane(self.lanes).items():
+            ours = cache.lane is None or cache.lane == number  # what it knows of a lane must be of that lane
+            report += self.lane(number).append(part, cache if ours else RecordsCache(cache.token))
         if cache is not records_cache:  # a drain maintains its lane itself, after it has acknowledged
             with suppress(OSError):  # the entries are there, whatever becomes of this
                 self.tidy()

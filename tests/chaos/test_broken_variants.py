@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import fakeredis
 import pytest
 
 import iai_mcp.lane_table
+from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
@@ -96,9 +96,9 @@ def test_ack_before_commit_loses(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
 
 
 def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def append_blindly(self: LaneTable, alive: Any) -> int:
-        self._table.add(iai_mcp.lane_table.to_arrow(alive, 1))
-        return len(alive)
+    def append_blindly(self: LaneTable, batch: Any, record_ids: Any) -> int:
+        self._table.add(iai_mcp.lane_table.to_arrow(batch, record_ids, 1))
+        return len(batch)
 
     for broken in (False, True):
         pipeline.produce()
@@ -152,7 +152,7 @@ def test_a_stale_token_that_is_accepted_loses(pipeline: Pipeline, monkeypatch: p
         sleeper = pipeline.broker.lease(0)
         assert sleeper is not None
         held = pipeline.broker.claim(sleeper, 100, 0)
-        pipeline.store.append_provenance_batch(_pairs(held))
+        pipeline.store.append_provenance_batch(EntryBatch.of(held))
         pipeline.client.delete(pipeline.broker.keys.lane(0, "lease"))  # its lease passes on
         pipeline.drain()  # the successor finishes the batch
         pipeline.produce()
@@ -169,12 +169,6 @@ def test_a_stale_token_that_is_accepted_loses(pipeline: Pipeline, monkeypatch: p
         pipeline.broker.release(successor)  # the successor dies before it writes
         pipeline.drain()
         assert bool(pipeline.verdict().lost) is broken
-
-
-def _pairs(claimed: Any) -> list[tuple[UUID, dict[str, Any]]]:
-    from iai_mcp.entry import as_pairs
-
-    return as_pairs(claimed)
 
 
 def test_a_commit_that_is_not_synced_loses_in_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

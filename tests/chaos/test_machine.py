@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.strategies import integers, sampled_from
 
+from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Claimed, Lease
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel, as_pairs
+from iai_mcp.entry import Parcel
 from iai_mcp.errors import LeaseLost
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
@@ -126,7 +127,7 @@ class Machine(RuleBasedStateMachine):
         if worker.held:
             parcels = [item for item in worker.held if isinstance(item, Parcel)]
             try:
-                _store.append_provenance_batch(as_pairs(parcels), records_cache=worker.cache)
+                _store.append_provenance_batch(EntryBatch.of(parcels), records_cache=worker.cache)
                 worker.written = True
             except LeaseLost:
                 worker.crash()
