@@ -56,8 +56,10 @@ def recalls(ids: Sequence[uuid.UUID], count: int, hits: int = 5, seed: int = 5) 
     """What ``count`` recalls hand over."""
     rng = random.Random(seed)
     for number in range(count):
-        found = rng.sample(ids, hits)
-        yield [(record_id, harness.entry(rng, rank, number)) for rank, record_id in enumerate(found, 1)]
+        found, said = rng.sample(ids, hits), harness.entry(rng, 0, number)
+        yield [
+            (record_id, {**said, "rank": rank, "score": rng.random()}) for rank, record_id in enumerate(found, 1)
+        ]
 
 
 def parcels(store: MemoryStore, producer: str, work: Sequence[list[Pair]]) -> list[list[Parcel]]:

@@ -23,10 +23,11 @@ class EntryBatch(Sequence[Pair]):
         record_ids: the record that each entry is for.
         keys: idempotency keys.
         producers: who handed each entry out, and ``seqs`` its number there.
-        entries: what was handed out; the three columns above count where it says otherwise.
+        entries: what each entry says beside ``shared``, which is one mapping for all entries of a parcel. Together
+            they are what was handed out; the three columns above count where it says otherwise.
     """
 
-    __slots__ = ("entries", "keys", "producers", "record_ids", "seqs")
+    __slots__ = ("entries", "keys", "producers", "record_ids", "seqs", "shared")
 
     def __init__(
         self,
@@ -35,12 +36,14 @@ class EntryBatch(Sequence[Pair]):
         producers: Sequence[str],
         seqs: Sequence[int],
         entries: Sequence[Mapping[str, Any]],
+        shared: Sequence[Mapping[str, Any]],
     ) -> None:
         self.record_ids = record_ids
         self.keys = keys
         self.producers = producers
         self.seqs = seqs
         self.entries = entries
+        self.shared = shared
 
     @classmethod
     def of(cls, parcels: Iterable[Parcel]) -> EntryBatch:
@@ -48,14 +51,16 @@ class EntryBatch(Sequence[Pair]):
         parcels = [*parcels]
         items = [item for parcel in parcels for item in parcel.entries]
         if not items:
-            return cls((), (), (), (), ())
+            return cls((), (), (), (), (), ())
         record_ids, seqs, entries = zip(*items, strict=True)
         producers = [parcel.producer for parcel in parcels for _ in parcel.entries]
         keys = [*map(entry_id, producers, seqs)]
-        for at, entry in enumerate(entries):
-            if "entry_id" in entry and (given := entry["entry_id"]):
-                keys[at] = str(given)
-        return cls(record_ids, keys, producers, seqs, entries)
+        shared = [parcel.shared for parcel in parcels for _ in parcel.entries]
+        if "entry_id" in set().union(*entries, *[parcel.shared for parcel in parcels]):
+            for at, (entry, said) in enumerate(zip(entries, shared, strict=True)):
+                if given := entry.get("entry_id") or said.get("entry_id"):
+                    keys[at] = str(given)
+        return cls(record_ids, keys, producers, seqs, entries, shared)
 
     @classmethod
     def of_pairs(cls, pairs: Sequence[Pair]) -> EntryBatch:
@@ -67,6 +72,7 @@ class EntryBatch(Sequence[Pair]):
             [entry["producer"] for entry in entries],
             [entry["producer_seq"] for entry in entries],
             entries,
+            [{}] * len(entries),
         )
 
     def __len__(self) -> int:
@@ -82,11 +88,11 @@ class EntryBatch(Sequence[Pair]):
         if isinstance(at, slice):
             return EntryBatch(*[column[at] for column in self._columns])
         ours = {"entry_id": self.keys[at], "producer": self.producers[at], "producer_seq": self.seqs[at]}
-        return self.record_ids[at], {**self.entries[at], **ours}
+        return self.record_ids[at], {**self.shared[at], **self.entries[at], **ours}
 
     @property
     def _columns(self) -> tuple[Any, ...]:
-        return self.record_ids, self.keys, self.producers, self.seqs, self.entries
+        return self.record_ids, self.keys, self.producers, self.seqs, self.entries, self.shared
 
     def pick(self, chosen: Sequence[object]) -> EntryBatch:
         """The entries at whose place ``chosen`` is true."""
@@ -98,6 +104,11 @@ class EntryBatch(Sequence[Pair]):
             return self
         first = {key: at for at, key in reversed([*enumerate(self.keys)])}
         return self.pick([first[key] == at for at, key in enumerate(self.keys)])
+
+    def whole(self) -> EntryBatch:
+        """The same entries with nothing shared."""
+        entries = [{**said, **entry} for said, entry in zip(self.shared, self.entries, strict=True)]
+        return EntryBatch(self.record_ids, self.keys, self.producers, self.seqs, entries, [{}] * len(entries))
 
     def by_lane(self, lanes: int) -> dict[int, EntryBatch]:
         """The entries of each lane that they touch."""

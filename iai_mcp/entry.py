@@ -7,7 +7,7 @@ the unit that a broker list holds, that a spill file holds (one parcel a line) a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -33,7 +33,7 @@ __all__ = [
 Pair = tuple[UUID, dict[str, Any]]
 """A record's id and one provenance entry for it."""
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2  # 1 had nothing ``shared``
 
 
 class Parcel(msgspec.Struct, frozen=True):
@@ -44,7 +44,10 @@ class Parcel(msgspec.Struct, frozen=True):
         lane: lane number, ``0 <= lane < L``.
         producer: key of the queue that handed them out.
         pushed: Unix time in seconds at which ``enqueue`` took them; the linger and ages count from it.
-        entries: ``(record_id, producer_seq, entry)``, ``producer_seq`` ascending.
+        entries: ``(record_id, producer_seq, own)``, ``producer_seq`` ascending; ``own`` is what this one says
+            beside ``shared``.
+        shared: what every entry says. The hits of one recall differ in their rank and score only, so that this
+            halves what Redis, its disk and the spill have to hold.
         v: version of this wire form. Fields that a reader does not know it leaves alone; what it must know
             comes with a new version.
         trace: W3C ``traceparent`` of whoever handed them out; left out of the wire form where nobody traces.
@@ -57,6 +60,11 @@ class Parcel(msgspec.Struct, frozen=True):
     entries: list[tuple[UUID, int, dict[str, Any]]]
     v: int = WIRE_VERSION
     trace: Any = msgspec.UNSET  # whatever stands here, the entries count
+    shared: dict[str, Any] = {}
+
+    def handed_out(self) -> Iterator[tuple[UUID, int, dict[str, Any]]]:
+        """``(record_id, producer_seq, entry)``, each entry whole."""
+        return ((record_id, seq, {**self.shared, **own}) for record_id, seq, own in self.entries)
 
 
 class Outline(msgspec.Struct, frozen=True):
@@ -123,14 +131,26 @@ def route(
 ) -> list[Parcel]:
     """Number ``pairs`` from ``first_seq`` on and sort them into one parcel per lane that they touch."""
     by_lane: dict[int, list[tuple[UUID, int, dict[str, Any]]]] = {}
+    shared = _shared([data for _, data in pairs]) if pairs else {}
     for seq, (record_id, data) in enumerate(pairs, first_seq):
         lane = zlib.crc32(record_id.bytes) % lanes
-        item = (record_id, seq, dict(data))  # the caller may go on using its dict
+        item = (record_id, seq, {key: data[key] for key in data if key not in shared})
         if lane in by_lane:
             by_lane[lane].append(item)
         else:
             by_lane[lane] = [item]
-    return [Parcel(store, lane, producer, pushed, items) for lane, items in by_lane.items()]
+    return [Parcel(store, lane, producer, pushed, items, shared=shared) for lane, items in by_lane.items()]
+
+
+def _shared(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The texts that all ``entries`` say; only texts, since 1, 1.0 and True are equal and not the same."""
+    shared = {key: value for key, value in entries[0].items() if type(value) is str}
+    for entry in entries[1:]:
+        for key in [*shared]:
+            value = entry.get(key)
+            if value is not shared[key] and (type(value) is not str or value != shared[key]):
+                del shared[key]
+    return shared
 
 
 def parse_ts(ts: object) -> datetime | None:

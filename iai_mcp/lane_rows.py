@@ -68,27 +68,32 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_arrow(batch: EntryBatch, record_ids: Sequence[str | None], first_seq: int) -> pa.Table:
-    """Rows for a batch whose records are ``record_ids``, numbered from ``first_seq``; columns are built, not rows."""
-    names = set().union(*batch.entries)
-    rests = [_rest(entry) for entry in batch.entries] if names - _GIVEN else None
+    """Rows for a batch with these record ids, numbered from ``first_seq``; columns are built, not rows."""
+    own, shared = set().union(*batch.entries), set().union(*batch.shared)
+    if not own.isdisjoint(shared) or not (own <= _GIVEN and shared <= _GIVEN):
+        batch = batch.whole()
+        own, shared = own | shared, set()
     try:
-        return _columns(batch, record_ids, names, rests, first_seq)
+        rests = None if own <= _GIVEN else [_rest(entry) for entry in batch.entries]
+        return _columns(batch, record_ids, own, shared, rests, first_seq)
     except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError):
+        batch = batch.whole()
         split = [_split(entry) for entry in batch.entries]
         keys, entries = [str(_plain(key)) for key in batch.keys], [typed for typed, _ in split]
-        plain = EntryBatch(batch.record_ids, keys, batch.producers, batch.seqs, entries)
-        return _columns(plain, record_ids, names, [rest for _, rest in split], first_seq)
+        plain = EntryBatch(batch.record_ids, keys, batch.producers, batch.seqs, entries, batch.shared)
+        return _columns(plain, record_ids, own | shared, set(), [rest for _, rest in split], first_seq)
 
 
 def _columns(
     batch: EntryBatch,
     record_ids: Sequence[str | None],
-    names: set[str],
+    own: set[str],
+    shared: set[str],
     rests: list[str | None] | None,
     first_seq: int,
 ) -> pa.Table:
     count = len(batch)
-    values = _values(batch.entries, [field.name for field in _TYPED if field.name in names])
+    values = {**_values(batch.shared, shared), **_values(batch.entries, own)}
     given = {
         field.name: pa.array(values[field.name], field.type)
         if field.name in values
@@ -108,8 +113,9 @@ def _columns(
     return pa.table([columns[name] for name in LANE_SCHEMA.names], schema=LANE_SCHEMA)
 
 
-def _values(entries: Sequence[Mapping[str, Any]], names: list[str]) -> dict[str, Sequence[Any]]:
-    """The values of each name; entries mostly have them all, and are then looked into once each."""
+def _values(entries: Sequence[Mapping[str, Any]], said: set[str]) -> dict[str, Sequence[Any]]:
+    """The typed values among what they say; entries mostly say the same, and are then looked into once each."""
+    names = [field.name for field in _TYPED if field.name in said]
     if len(names) > 1:
         with suppress(KeyError):
             return dict(zip(names, zip(*map(itemgetter(*names), entries), strict=True), strict=True))

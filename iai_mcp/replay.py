@@ -35,6 +35,6 @@ def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:
         return [parcel]
     return [
         part
-        for record_id, seq, entry in parcel.entries
+        for record_id, seq, entry in parcel.handed_out()
         for part in route(parcel.store, parcel.producer, seq, [(record_id, entry)], lanes, parcel.pushed)
     ]

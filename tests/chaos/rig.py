@@ -169,7 +169,7 @@ class Rig:
                 items += path.read_bytes().splitlines()
         for raw in items:
             try:
-                found += [(str(record), entry["cue"]) for record, _, entry in decode(raw).entries]
+                found += [(str(record), entry["cue"]) for record, _, entry in decode(raw).handed_out()]
             except MalformedParcel:
                 continue
         return found
