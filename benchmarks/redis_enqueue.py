@@ -7,7 +7,7 @@ connection that ``enqueue`` has. ``rq.Queue.enqueue`` makes one job out of the s
 in a new order each time, and each is handed copies made right before, since a recall has just made its entries
 too. They do so twice: fifty calls at a turn, which the targets are for, and one call at a turn, where each finds
 the processor's caches, here and in the server, full of what the others (RQ above all) have left. Round trips are
-counted in the broker and, as script calls, by the server.
+counted in the broker and, as transactions and script calls, by the server.
 """
 
 from __future__ import annotations
@@ -104,21 +104,21 @@ def _sides(
 def _round_trips(queue: ProvenanceWriteQueue, work: Work, client: redis.Redis) -> tuple[float, float]:
     """Round trips of one ``enqueue``, as the broker and as the server counts them.
 
-    The server also counts a script when the background thread rings for a lane that lies idle, every few seconds:
-    hence the least of some counts.
+    The server also counts what the background thread does when it rings for a lane that lies idle, every few
+    seconds: hence the least of some counts.
     """
     broker = queue._broker
     assert isinstance(broker, RedisBroker)
-    before = broker.round_trips, _scripts(client)
+    before = broker.round_trips, _pushes(client)
     for _ in range(WARM):
         work.next()
         queue.enqueue(work.pairs)
-    return (broker.round_trips - before[0]) / WARM, (_scripts(client) - before[1]) / WARM
+    return (broker.round_trips - before[0]) / WARM, (_pushes(client) - before[1]) / WARM
 
 
-def _scripts(client: redis.Redis) -> int:
+def _pushes(client: redis.Redis) -> int:
     stats: Any = client.info("commandstats")
-    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("eval", "evalsha"))
+    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("exec", "eval", "evalsha"))
 
 
 def _print(
@@ -133,7 +133,7 @@ def _print(
     heads = ("way", "p50 µs", "p99 µs", "enqueue takes", "target", "one call at a turn")
     harness.show(f"{len(times['enqueue']):,} calls each, five pairs", heads, rows)
     print(
-        f"\nround trips per recall: {trips[0]:.3f} by the broker, {trips[1]:.3f} script calls by the server; ",
+        f"\nround trips per recall: {trips[0]:.3f} by the broker, {trips[1]:.3f} by the server; ",
         end="",
     )
     print(f"target {harness.at_most(max(trips), 1)}")

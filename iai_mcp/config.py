@@ -81,7 +81,10 @@ class Settings:
         "", "IAI_MCP_NAMESPACE", "Prefix of the RQ queue's name and of every Redis key of this store."
     )
     lane_ceiling: int = _setting(
-        100_000, "IAI_MCP_LANE_CEILING", "Most entries that a lane may hold in Redis; above it clients spill."
+        100_000,
+        "IAI_MCP_LANE_CEILING",
+        "Most entries that a lane may hold in Redis; above it clients spill (several at once may pass it by one "
+        "recall each).",
     )
     lease_s: float = _setting(
         10.0, "IAI_MCP_LEASE", "How many seconds a worker's lease on a lane outlives its last sign of life."

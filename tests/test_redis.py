@@ -467,11 +467,11 @@ def test_a_read_only_replica_means_spill(
 def test_flushed_scripts_are_loaded_again(
     store: MemoryStore, server: Server, record_id: UUID, home: Path, start: Start
 ) -> None:
-    queue = start(server.client("producer"), patient(store))
+    queue = start(server.client("producer"), patient(store, lane_ceiling=1))
     server.client().script_flush()
-    queue.enqueue(pairs(record_id, "a"))
+    queue.enqueue(pairs(record_id, "ab"))  # above the ceiling, into an empty lane: only the script tells
     assert not spill_files(home)
-    assert sum(lanes_now(queue)) == 1
+    assert sum(lanes_now(queue)) == 2
 
 
 def test_after_a_wipe_tokens_and_numbers_go_on(

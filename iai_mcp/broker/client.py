@@ -13,21 +13,21 @@ from typing import Any, cast
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, ConnectionPool
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
+from iai_mcp.broker.transaction import Answer, answers
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
 __all__ = [
     "Deadline",
     "ask",
-    "ask_both",
     "connect",
     "control_client",
     "failure",
-    "packed",
     "push_client",
     "shut_down",
+    "transacts",
 ]
 
 CONTROL_TIMEOUT_S = 5.0
@@ -77,73 +77,65 @@ class _Socket:
         self._arm()
         self._sock.sendall(data)
 
-    def ask(self, command: bytes) -> list[int] | None:
-        """Send a packed command and read a reply of integers; None where that is no such reply.
+    def ask(self, commands: bytes, head: bytes, wanted: int) -> list[Answer]:
+        """Send packed commands and read what they are answered with, after ``head``; only the first answers where
+        a later one does not come in time, and then this connection is of no more use.
 
         redis-py's own way takes longer than the server does, nearly all of it for cases that are not this one.
         """
-        self.sendall(command)
-        lines = self.recv(REPLY_BYTES).split(b"\r\n")
-        while len(lines) == 1 or (lines[0][:1] == b"*" and len(lines) < int(lines[0][1:]) + 2):
-            more = self.recv(REPLY_BYTES)
-            if not more:
-                raise ConnectionError("Redis closed the connection")
-            lines = (b"\r\n".join(lines) + more).split(b"\r\n")
-        return [int(line[1:]) for line in lines[1:-1]] if lines[0][:1] == b"*" else None
-
-    def ask_both(self, commands: bytes) -> list[list[int] | None]:
-        """Send two packed commands and read their replies, as :meth:`ask` does; only the first where the second is
-        late, and then this connection is of no more use."""
         self.sendall(commands)
         data = b""
-        while len(replies := _whole(data)) < 2:
+        found: list[Answer] = []
+        while len(found) < wanted:
             try:
                 more = self.recv(REPLY_BYTES)
             except TimeoutError:
-                if replies:
+                if found:
                     break
                 raise
             if not more:
                 raise ConnectionError("Redis closed the connection")
             data += more
-        return replies
+            try:
+                found = answers(data, head)
+            except ValueError:
+                raise ConnectionError("what is there does not answer as Redis does") from None
+        if len(found) > wanted:
+            raise ConnectionError("Redis answered what was not asked")
+        return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
 
-def _whole(data: bytes) -> list[list[int] | None]:
-    """The replies of integers in ``data``, as far as they are whole; None in the place of any other line."""
-    lines = data.split(b"\r\n")[:-1]
-    replies: list[list[int] | None] = []
-    while lines:
-        count = int(lines[0][1:]) if lines[0][:1] == b"*" else 0
-        if len(lines) <= count:
-            break
-        replies.append([int(line[1:]) for line in lines[1 : count + 1]] if count else None)
-        del lines[: count + 1]
-    return replies
+def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> list[Answer]:
+    """Send packed commands over the connection of a :func:`push_client` that :func:`transacts`.
 
+    Args:
+        commands: all of them, to be sent in one write.
+        head: what precedes the answers.
+        wanted: how many answers follow it.
 
-def packed(*args: bytes) -> bytes:
-    """Arguments of a command as they go over the wire, without the line that counts them."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
-
-
-def ask(client: redis.Redis, command: bytes) -> list[int] | None:
-    """The integers that a packed command is answered with, over the connection of a :func:`push_client`.
-
-    None for any other answer, an error among them, and from a stand-in: ask again through ``client``, which
-    knows what to raise.
+    Returns:
+        The answers, None for one that is no array of integers: ask again through ``client``, which knows what to
+        raise. Only the first of them where a later one did not come in time.
     """
-    bounded = getattr(client.connection, "bounded", None)
-    return bounded.ask(command) if bounded is not None else None
+    found: list[Answer] = client.connection.bounded.ask(commands, head, wanted)  # type: ignore[union-attr]
+    return found
 
 
-def ask_both(client: redis.Redis, commands: bytes) -> list[list[int] | None]:
-    """The same for two commands; one reply only where the second did not come in time."""
-    bounded = getattr(client.connection, "bounded", None)
-    return bounded.ask_both(commands) if bounded is not None else [None, None]
+def transacts(client: redis.Redis) -> bool:
+    """Whether a :func:`push_client` can push in transactions: no stand-in, and no user who may not use them."""
+    connection: Any = client.connection
+    if not hasattr(connection, "bounded"):
+        return False
+    try:
+        client.execute_command("MULTI")  # type: ignore[no-untyped-call]
+        client.execute_command("EXEC")  # type: ignore[no-untyped-call]
+    except ResponseError:
+        connection.disconnect()  # it may be left within a transaction; the next command connects anew
+        return False
+    return True
 
 
 def connect(url: str) -> redis.Redis:

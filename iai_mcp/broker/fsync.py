@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import redis
 from redis.exceptions import RedisError
 
-from iai_mcp.broker.client import ask_both, failure
+from iai_mcp.broker.client import failure
 from iai_mcp.broker.disk import SETTING, Pace, confirmed, on_disk, pace, waitaof
 from iai_mcp.broker.items import to_item
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
@@ -66,11 +66,10 @@ class DurableRedisBroker(RedisBroker):
         items = [to_item(parcel) for parcel in parcels]
         self._deadline.within(self.options.push_s)
         try:
-            self.round_trips += 1
-            reply, *told = ask_both(client, self._push_command(parcels, items) + self._waitaof)
+            reply, *told = self._transact(client, parcels, items, self._waitaof)
             safe = bool(told and told[0] and told[0][0] >= 1)
-            if told and (reply is None or (reply[0] == -1 and self._room_made(client))):
-                reply = self._push_again(client, parcels, items)
+            if told and reply is None:
+                reply = self._run_script(client, parcels, items)
                 safe = confirmed(client, self.options.push_s)
         except (RedisError, OSError, ConfigError) as error:
             self._open_breaker(error)

@@ -144,13 +144,14 @@ class RedisLanes:
     def drained(self) -> list[int]:
         """How many entries of each lane were ever acknowledged."""
         with translated():
-            return self._count("drained", self.control)
+            return self._count(self.control, "drained")
 
-    def _count(self, what: str, client: redis.Redis) -> list[int]:
-        """A count of every lane: entries ``pushed`` or ``drained``."""
+    def _count(self, client: redis.Redis, *counts: str) -> list[int]:
+        """A count of every lane, entries ``pushed`` or ``drained``; of several, one after the other."""
         if not self._lanes:
             return []
-        values: Any = client.hmget(self.keys.counts, [f"{lane}:{what}" for lane in range(self._lanes)])
+        fields = [f"{lane}:{count}" for count in counts for lane in range(self._lanes)]
+        values: Any = client.hmget(self.keys.counts, fields)
         return [int(value or 0) for value in values]
 
     def stats(self) -> list[LaneStats]:

@@ -1,4 +1,8 @@
-"""The Redis broker: lanes as Redis lists, every state change one atomic script.
+"""The Redis broker: lanes as Redis lists, every state change atomic, one round trip.
+
+Lease, claim, acknowledge, give back and push are one script each. A push has a second form, as atomic and with the
+same effect: where its lanes are known to have room, a transaction (:mod:`iai_mcp.broker.transaction`), which is
+cheaper. Anything but its expected answer, and every lane that may be full, is the script's affair.
 
 Producers push under a time budget and behind a circuit breaker, so that a recall never waits for Redis:
 only the background thread connects, and after any failure every push is refused (the queue then spills)
@@ -18,11 +22,12 @@ from typing import Any
 import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from iai_mcp.broker.client import Deadline, ask, control_client, failure, packed, push_client
+from iai_mcp.broker.client import Deadline, ask, control_client, failure, push_client, transacts
 from iai_mcp.broker.items import to_item
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.lanes import RedisLanes
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
+from iai_mcp.broker.transaction import Answer, Transactions
 from iai_mcp.config import Settings
 from iai_mcp.entry import Parcel
 from iai_mcp.errors import ConfigError
@@ -100,10 +105,10 @@ class RedisBroker(RedisLanes):
         self.trouble: str | None = None  # why the breaker is open
         self.round_trips = 0
         self._settled_at = [0] * lanes  # the marks that were seen to be drained
-        self._pending = [self.keys.lane(n, "pending") for n in range(lanes)]
-        self._packed_pending = [packed(key.encode()) for key in self._pending]
-        self._heads = [self._head(parcels) for parcels in range(lanes + 1)]
-        self._limit([0] * lanes)
+        self._transacts = False  # whether this server lets us
+        self._transactions = Transactions(keys, lanes)
+        self._drained = [0] * lanes  # as last looked: never more than it is
+        self._free = [0] * lanes  # how many entries would fit, as far as we know
 
     # -- producers
 
@@ -114,14 +119,56 @@ class RedisBroker(RedisLanes):
         items = [to_item(parcel) for parcel in parcels]
         self._deadline.within(self.options.push_s)
         try:
-            self.round_trips += 1
-            reply = ask(client, self._push_command(parcels, items)) or self._push_again(client, parcels, items)
-            if reply[0] == -1 and self._room_made(client):
-                reply = self._push_again(client, parcels, items)
+            (reply,) = self._transact(client, parcels, items)
+            if reply is None:
+                reply = self._run_script(client, parcels, items)
         except (RedisError, OSError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
         return self._answer(parcels, reply)
+
+    def _transact(
+        self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], further: bytes = b""
+    ) -> list[Answer]:
+        """Push what fits in one transaction, followed by a ``further`` command; the answers to both.
+
+        None in the place of an answer: nothing came of it, or not all, so that the script has to be asked. What
+        was pushed twice then counts once, like anything that comes again.
+        """
+        wanted = 2 if further else 1
+        if not self._fits(client, parcels) or not self._transacts:
+            return [None] * wanted
+        self.round_trips += 1
+        commands = self._transactions.commands(parcels, items) + further
+        found = ask(client, commands, self._transactions.head(len(parcels)), wanted)
+        self._transacts = found[0] is not None  # where it was refused, not again before this connection is renewed
+        return found
+
+    def _fits(self, client: redis.Redis, parcels: Sequence[Parcel]) -> bool:
+        """Whether the lanes have room, as far as this producer knows; where they have not, it looks again.
+
+        Others push too, so a lane may pass its ceiling, by one push of each of them: then they know.
+        """
+        for parcel in parcels:
+            if len(parcel.entries) > self._free[parcel.lane]:
+                break
+        else:
+            return True
+        self.round_trips += 1
+        self._look(client)
+        return all(len(parcel.entries) <= self._free[parcel.lane] for parcel in parcels)
+
+    def _run_script(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> list[int]:
+        """The same push as a script, which holds to the ceiling whatever others do."""
+        self.round_trips += 1
+        keys = [self.keys.counts, *[self.keys.lane(parcel.lane, "pending") for parcel in parcels]]
+        args: list[Any] = []
+        for parcel, item in zip(parcels, items, strict=True):
+            # A parcel above the ceiling fits an empty lane.
+            most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.entries))
+            args += (f"{parcel.lane}:pushed", most, item, len(parcel.entries))
+        reply: list[int] = self._scripts["push"](client, keys, args)
+        return reply
 
     def _answer(self, parcels: Sequence[Parcel], reply: list[int]) -> Pushed | Refused:
         """What the reply to a push means; its lanes' marks, and which of them need a doorbell, are kept."""
@@ -130,61 +177,22 @@ class RedisBroker(RedisLanes):
             return Refused("full")
         at = 0
         for parcel in parcels:
-            lane = parcel.lane
-            if reply[at] <= self._marks[lane]:  # the counts began anew: somebody wiped this Redis
-                self._settled_at[lane] = 0
-                self._limit([*self._drained[:lane], 0, *self._drained[lane + 1 :]])
-            self._marks[lane] = reply[at]
+            lane, pushed = parcel.lane, reply[at]
+            if pushed <= self._marks[lane]:  # the counts began anew: somebody wiped this Redis
+                self._settled_at[lane] = self._drained[lane] = 0
+            self._marks[lane] = pushed
+            self._free[lane] = self._drained[lane] + self.options.ceiling - pushed
             if reply[at + 1] == 1:
                 self._due.add(lane)
                 self._wake.set()
             at += 2
         return PUSHED
 
-    def _push_command(self, parcels: Sequence[Parcel], items: list[bytes]) -> bytes:
-        """The script's call as it goes over the wire: what does not change has been made ready, lane by lane."""
-        count = len(parcels)
-        parts = [self._heads[count] if count <= self._lanes else self._head(count)]
-        parts += [self._packed_pending[parcel.lane] for parcel in parcels]
-        for parcel, item in zip(parcels, items, strict=True):
-            entries = b"%d" % len(parcel.entries)
-            limit = self._limits[parcel.lane]
-            if len(parcel.entries) > self.options.ceiling:
-                limit = packed(*self._limit_args(parcel))
-            parts.append(b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (limit, len(item), item, len(entries), entries))
-        return b"".join(parts)
-
-    def _head(self, parcels: int) -> bytes:
-        """How the call of a push of so many parcels begins."""
-        script = packed(b"EVALSHA", self._scripts["push"].digest.encode(), b"%d" % (1 + parcels))
-        return b"*%d\r\n%b%b" % (4 + 5 * parcels, script, packed(self.keys.counts.encode()))
-
-    def _push_again(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> Any:
-        """The same push the long way: nothing came of the first, or it was no connection of ours."""
-        keys = [self.keys.counts, *[self._pending[parcel.lane] for parcel in parcels]]
-        args: list[Any] = []
-        for parcel, item in zip(parcels, items, strict=True):
-            args += (*self._limit_args(parcel), item, len(parcel.entries))
-        return self._scripts["push"](client, keys, args)
-
-    def _limit_args(self, parcel: Parcel) -> tuple[bytes, bytes]:
-        """A lane's field, and what its count may come to: a parcel above the ceiling fits an empty lane."""
-        most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.entries))
-        return b"%d:pushed" % parcel.lane, b"%d" % most
-
-    def _limit(self, drained: list[int]) -> None:
-        """Lanes may fill up to the ceiling above ``drained``, which may be old: it only grows."""
-        self._drained = drained
-        self._limits = [
-            packed(b"%d:pushed" % lane, b"%d" % (count + self.options.ceiling))
-            for lane, count in enumerate(drained)
-        ]
-
-    def _room_made(self, client: redis.Redis) -> bool:
-        """Look how far the drains have come; whether a push is worth another try."""
-        before = self._drained
-        self._limit(self._count("drained", client))
-        return self._drained != before
+    def _look(self, client: redis.Redis) -> None:
+        """Look how far pushes and drains have come."""
+        counts = self._count(client, "pushed", "drained")
+        pushed, self._drained = counts[: self._lanes], counts[self._lanes :]
+        self._free = [self.options.ceiling + gone - come for come, gone in zip(pushed, self._drained, strict=True)]
 
     @property
     def room(self) -> int:
@@ -226,7 +234,7 @@ class RedisBroker(RedisLanes):
         pause = 0.002
         while True:
             try:
-                for lane, drained in enumerate(self._count("drained", self.control)):
+                for lane, drained in enumerate(self._count(self.control, "drained")):
                     if drained >= mark[lane]:
                         self._settled_at[lane] = max(self._settled_at[lane], mark[lane])
                 if all(settled >= end for settled, end in zip(self._settled_at, mark, strict=True)):
@@ -273,7 +281,8 @@ class RedisBroker(RedisLanes):
             self.check_server(client)
             for script in self._scripts.values():
                 script.load(client)
-            self._limit(self._count("drained", client))
+            self._look(client)
+            self._transacts = transacts(client)
             if not self._fit(client):
                 return self._push is not None
         except ConfigError as error:

@@ -19,5 +19,8 @@ local function count(at, change)
 end
 local total = count(2, tonumber(ARGV[5]))
 local ever = string.format('%d', math.max(tonumber(counts[1] or '0'), tonumber(total))) -- some may come past the script
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  total = ever -- nothing waits, though an entry was counted that never came: its lane had been made something else
+end
 redis.call('HSET', KEYS[3], pushed, ever, drained, total, items, count(3, -ARGV[4]), entries, count(4, -ARGV[5]))
 return 1
