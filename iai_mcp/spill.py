@@ -50,7 +50,7 @@ class Chain:
 
     @property
     def unread(self) -> bool:
-        """Whether there are lines that :meth:`read` has not given yet."""
+        """Whether there are lines that :meth:`read` has not given yet, or whose way is not settled."""
         with self._mutex:
             return any(not segment.exhausted for segment in self._segments)
 
@@ -60,7 +60,7 @@ class Chain:
         return not self._segments
 
     def read(self, limit: int) -> list[Parcel]:
-        """Up to ``limit`` parcels from the head segment; :meth:`rewind` takes the step back.
+        """Up to ``limit`` parcels from the head segment: a step, which :meth:`settle` or :meth:`rewind` ends.
 
         A segment that has been read must be committed before the next one gives anything, so that files
         go one by one however long the chain is.
@@ -75,6 +75,12 @@ class Chain:
             self._total += self._last_entries
             self._uncommitted += self._last_entries
             return parcels
+
+    def settle(self) -> None:
+        """What the last :meth:`read` gave has been taken: only from now on may anything go past it."""
+        with self._mutex:
+            if self._last is not None:
+                self._last.settle()
 
     def rewind(self) -> None:
         """Put back what the last :meth:`read` gave."""
@@ -190,10 +196,10 @@ class Spill(Chain):
             return (last.path.name, last.size) if last else None
 
     def passed(self, tail: Tail) -> bool:
-        """Whether everything up to ``tail`` has been read, and nothing older is left elsewhere."""
+        """Whether everything up to ``tail`` has been taken, and nothing older is left elsewhere."""
         with self._mutex:
             read = tail is None or all(
-                segment.offset >= (tail[1] if segment.path.name == tail[0] else segment.size)
+                segment.settled >= (tail[1] if segment.path.name == tail[0] else segment.size)
                 for segment in self._segments
                 if segment.path.name <= tail[0]
             )
