@@ -283,6 +283,7 @@ class ProvenanceWriteQueue:
     def _run(self) -> None:
         while not self._halt.is_set():
             try:
+                self._prepare()
                 more = self._replay()
                 lane = self._broker.tend(0.0 if more else SCAN_S)
                 if lane is not None:
@@ -292,6 +293,12 @@ class ProvenanceWriteQueue:
                 emit("queue_error", level=logging.ERROR, error=quiet_words(error))
                 log.debug("the provenance thread goes on after this error", exc_info=True)
                 self._halt.wait(0.5)
+
+    def _prepare(self) -> None:
+        """Where recalls may have to spill at any time, have a file ready for that."""
+        if self._journal or not self._broker.held_here:
+            with suppress(OSError):  # said once entries are to be written
+                self._spill.prepare(overflow_dir(self._settings))
 
     def _drain(self, lane: int) -> None:
         report = drain(

@@ -42,21 +42,40 @@ class Segment:
     @classmethod
     def create(cls, path: Path, data: bytes = b"") -> Segment:
         """A new segment, locked before it gets its name, so that nobody can adopt it in between."""
+        made = cls.blank(path.with_suffix(f".tmp{os.getpid()}"))
+        try:
+            if data:
+                made.append(data, fsync=True)
+            made.rename(path)
+        except BaseException:
+            made.discard()
+            raise
+        return made
+
+    @classmethod
+    def blank(cls, path: Path) -> Segment:
+        """An empty locked file under a name that no adopter looks for; :meth:`rename` makes a segment of it."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temp = path.with_suffix(f".tmp{os.getpid()}")
-        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if data:
-                write_all(fd, data)
-                os.fsync(fd)
-            os.rename(temp, path)
         except BaseException:
             os.close(fd)
             with suppress(OSError):
-                os.unlink(temp)
+                os.unlink(path)
             raise
         return cls(path, fd)
+
+    def rename(self, path: Path) -> None:
+        """Give it its name."""
+        os.rename(self.path, path)
+        self.path = path
+
+    def discard(self) -> None:
+        """Remove it, unused."""
+        with suppress(OSError):
+            os.unlink(self.path)
+        self.close()
 
     @classmethod
     def take(cls, path: Path) -> Segment | None:

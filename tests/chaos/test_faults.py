@@ -500,8 +500,11 @@ def test_21_the_stores_disk_is_full(tmp_path: Path, small_disk: Callable[[str], 
 
 def test_25_the_spills_disk_is_full(make: Make, small_disk: Callable[[str], Path], tmp_path: Path) -> None:
     disk = small_disk("64k")
+    folder = tmp_path / "rig0"
+    folder.mkdir()
+    (folder / "spill").symlink_to(disk)
     rig = make()
-    (rig.folder / "spill").symlink_to(disk)
+    assert rig.folder == folder
     rig.server.kill()
     rig.produce(300)
     refused = rig.queue.counts.refused
