@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -134,7 +135,10 @@ def route(
     shared = _shared([data for _, data in pairs]) if pairs else {}
     for seq, (record_id, data) in enumerate(pairs, first_seq):
         lane = zlib.crc32(record_id.bytes) % lanes
-        item = (record_id, seq, {key: data[key] for key in data if key not in shared})
+        own = dict(data)  # the caller may go on using its dict
+        for key in shared:
+            del own[key]
+        item = (record_id, seq, own)
         if lane in by_lane:
             by_lane[lane].append(item)
         else:
@@ -145,11 +149,14 @@ def route(
 def _shared(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The texts that all ``entries`` say; only texts, since 1, 1.0 and True are equal and not the same."""
     shared = {key: value for key, value in entries[0].items() if type(value) is str}
+    if len(shared) > 1:
+        with suppress(KeyError):  # the hits of one recall share all of their texts, which is soon seen
+            texts = itemgetter(*shared)
+            said = texts(entries[0])
+            if all(texts(entry) == said for entry in entries):
+                return shared
     for entry in entries[1:]:
-        for key in [*shared]:
-            value = entry.get(key)
-            if value is not shared[key] and (type(value) is not str or value != shared[key]):
-                del shared[key]
+        shared = {key: value for key, value in shared.items() if entry.get(key) == value}
     return shared
 
 

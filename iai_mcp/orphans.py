@@ -130,6 +130,7 @@ def apply(store: MemoryStore) -> Moved:
             while not chain.empty:
                 before = chain.length
                 write_pairs(store, EntryBatch.of(chain.read(STEP)), cache, DrainPolicy(), report)
+                chain.settle()
                 chain.commit()
                 files += before - chain.length
         finally:

@@ -32,6 +32,7 @@ from iai_mcp.leftout import Key, Why
 from iai_mcp.living import Living
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
+from iai_mcp.turns import Turns
 
 if TYPE_CHECKING:
     import redis
@@ -118,6 +119,7 @@ class ProvenanceWriteQueue:
         self._last_append = 0.0
         self._living = Living(store.layout.locks, self.producer)
         self._order = threading.Lock()  # numbers and pushes in one order
+        self._turns = Turns(self._order, self._settings.push_budget_ms / 2000)  # the other half is for the push
         self._life = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -152,14 +154,21 @@ class ProvenanceWriteQueue:
             parcels = watched.carrying(parcels)
             self._next_seq += len(pairs)
             self.counts.enqueued += len(pairs)
-            if (
-                self._journal
-                or self._stopped
-                or self._spill.active
-                or not isinstance(self._broker.push(parcels), Pushed)
-            ):
+            if not self._push(parcels):
                 self._to_spill(parcels, len(pairs))
                 watched.spilled(journal=self._journal)
+
+    def _push(self, parcels: list[Parcel]) -> bool:
+        """Whether the broker has taken them; where a replay is at it for too long they join its spill."""
+        waited = self._turns.take()
+        if waited is None:
+            return False
+        try:
+            if self._journal or self._stopped or self._spill.active:
+                return False
+            return isinstance(self._broker.push(parcels, waited=waited), Pushed)
+        finally:
+            self._turns.leave()
 
     def _to_spill(self, parcels: list[Parcel], entries: int) -> None:
         folder = overflow_dir(self._settings)
@@ -235,7 +244,7 @@ class ProvenanceWriteQueue:
             self._halt.set()
             self._broker.wake()
             thread.join(max(0.05, deadline - time.monotonic()))
-            with self._order:
+            with self._order, self._turns.step():
                 self._stopped = True
                 self._thread = None
                 self._give_back()
@@ -274,6 +283,7 @@ class ProvenanceWriteQueue:
     def _run(self) -> None:
         while not self._halt.is_set():
             try:
+                self._prepare()
                 more = self._replay()
                 lane = self._broker.tend(0.0 if more else SCAN_S)
                 if lane is not None:
@@ -283,6 +293,12 @@ class ProvenanceWriteQueue:
                 emit("queue_error", level=logging.ERROR, error=quiet_words(error))
                 log.debug("the provenance thread goes on after this error", exc_info=True)
                 self._halt.wait(0.5)
+
+    def _prepare(self) -> None:
+        """Where recalls may have to spill at any time, have a file ready for that."""
+        if self._journal or not self._broker.held_here:
+            with suppress(OSError):  # said once entries are to be written
+                self._spill.prepare(overflow_dir(self._settings))
 
     def _drain(self, lane: int) -> None:
         report = drain(
@@ -322,11 +338,11 @@ class ProvenanceWriteQueue:
         return more
 
     def _is_safe(self, mark: Mark) -> bool:
-        with self._order:  # who looks may use the connection that pushes use
+        with self._turns.step():  # who looks may use the connection that pushes use
             return self._broker.safe(mark)
 
     def _replay_some(self, chain: Chain) -> bool:
-        with self._order:  # whoever enqueues sees either "spilled entries wait" or all of them pushed
+        with self._turns.step():
             return replay(chain, self._broker, self._lanes)
 
     def _may_commit(self, chain: Chain) -> bool:

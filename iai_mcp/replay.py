@@ -17,16 +17,21 @@ def replay(chain: Chain, broker: QueueBroker, lanes: int) -> bool:
     The chain is not committed: that is for the caller, once ``broker.safe(chain.mark)``.
     """
     parcels = chain.read(min(chain.step, broker.room))
-    if not parcels:
-        return False
-    fitting = [part for parcel in parcels for part in _fitted(parcel, lanes)]
-    if not isinstance(broker.push(fitting, replay=True), Pushed):
-        chain.rewind()
-        chain.step = max(1, chain.step // 2)  # a lane near its ceiling may have room for fewer
-        return False
-    chain.step = min(STEP, chain.step * 2)
-    chain.mark = broker.mark()
-    return True
+    pushed = False
+    try:
+        if parcels:
+            fitting = [part for parcel in parcels for part in _fitted(parcel, lanes)]
+            pushed = isinstance(broker.push(fitting, replay=True), Pushed)
+    finally:
+        if pushed:
+            chain.mark = broker.mark()
+        if pushed or not parcels:  # or all that was read is set aside
+            chain.settle()
+        else:
+            chain.rewind()
+    if parcels:  # a lane near its ceiling may have room for fewer
+        chain.step = min(STEP, chain.step * 2) if pushed else max(1, chain.step // 2)
+    return pushed
 
 
 def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:

@@ -33,29 +33,49 @@ class Segment:
         self.path = path
         self.size = os.fstat(fd).st_size  # whole lines only, as far as this process writes them
         self.offset = 0  # read up to here
+        self.settled = 0  # and up to here it is no more to be rewound
         self._fd = fd
         self._good = 0
         self._bad: list[bytes] = []
-        self._before = (0, 0, 0)
+        self._before = (0, 0)
 
     @classmethod
     def create(cls, path: Path, data: bytes = b"") -> Segment:
         """A new segment, locked before it gets its name, so that nobody can adopt it in between."""
+        made = cls.blank(path.with_suffix(f".tmp{os.getpid()}"))
+        try:
+            if data:
+                made.append(data, fsync=True)
+            made.rename(path)
+        except BaseException:
+            made.discard()
+            raise
+        return made
+
+    @classmethod
+    def blank(cls, path: Path) -> Segment:
+        """An empty locked file under a name that no adopter looks for; :meth:`rename` makes a segment of it."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temp = path.with_suffix(f".tmp{os.getpid()}")
-        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if data:
-                write_all(fd, data)
-                os.fsync(fd)
-            os.rename(temp, path)
         except BaseException:
             os.close(fd)
             with suppress(OSError):
-                os.unlink(temp)
+                os.unlink(path)
             raise
         return cls(path, fd)
+
+    def rename(self, path: Path) -> None:
+        """Give it its name."""
+        os.rename(self.path, path)
+        self.path = path
+
+    def discard(self) -> None:
+        """Remove it, unused."""
+        with suppress(OSError):
+            os.unlink(self.path)
+        self.close()
 
     @classmethod
     def take(cls, path: Path) -> Segment | None:
@@ -93,8 +113,11 @@ class Segment:
         self.size += len(data)
 
     def read(self, store_id: str, limit: int) -> list[Parcel]:
-        """Up to ``limit`` further parcels; lines that are none of this store's are kept for :meth:`finish`."""
-        self._before = (self.offset, self._good, len(self._bad))
+        """Up to ``limit`` further parcels; lines that are none of this store's are kept for :meth:`finish`.
+
+        Follow it with :meth:`settle` or :meth:`rewind`; reading on settles, too.
+        """
+        self.settle()
         parcels: list[Parcel] = []
         with open(self._fd, "rb", closefd=False) as file:
             file.seek(self.offset)
@@ -110,16 +133,22 @@ class Segment:
         self._good += len(parcels)
         return parcels
 
+    def settle(self) -> None:
+        """What the last :meth:`read` gave has gone where it was meant to."""
+        self.settled = self.offset
+        self._before = (self._good, len(self._bad))
+
     def rewind(self) -> None:
         """Undo the last :meth:`read`."""
-        self.offset, self._good, bad = self._before
+        self.offset = self.settled
+        self._good, bad = self._before
         del self._bad[bad:]
 
     def start_over(self) -> None:
         """Undo every :meth:`read`."""
         self.offset = self._good = 0
         self._bad.clear()
-        self._before = (0, 0, 0)
+        self.settle()
 
     def rewrite(self, change: Callable[[bytes], bytes]) -> None:
         """Put what ``change`` makes of each line in the file's place; gone where nothing is left of it.
@@ -139,8 +168,8 @@ class Segment:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every line has been read."""
-        return self.offset >= self.size
+        """Whether every line has been read, for good."""
+        return self.settled >= self.size
 
     def finish(self) -> None:
         """Remove the file, all of whose entries are safe; what was malformed is set aside."""

@@ -23,12 +23,13 @@ from iai_mcp.durable import sync_path
 from iai_mcp.entry import Parcel, decode, encode
 from iai_mcp.errors import MalformedParcel, SpillUnavailable
 from iai_mcp.events import emit
-from iai_mcp.segment import Segment, failed_name
+from iai_mcp.segment import Segment, failed_name, is_held
 
 __all__ = ["Chain", "Spill", "Waiting", "adopt", "orphans", "waiting"]
 
 SEGMENT_BYTES = 8 * 2**20
 Tail = tuple[str, int] | None
+SPARE = ".spare"  # the end of the name of a file that was made ahead
 _MIDDLE = 1_000_000  # numbers go up from here, and down for what is put in front
 _NAME = re.compile(r"(?P<chain>[0-9a-f]{8}-[0-9a-f]{16})-(?P<number>\d{6,})\.jsonl")
 
@@ -50,7 +51,7 @@ class Chain:
 
     @property
     def unread(self) -> bool:
-        """Whether there are lines that :meth:`read` has not given yet."""
+        """Whether there are lines that :meth:`read` has not given yet, or whose way is not settled."""
         with self._mutex:
             return any(not segment.exhausted for segment in self._segments)
 
@@ -60,7 +61,7 @@ class Chain:
         return not self._segments
 
     def read(self, limit: int) -> list[Parcel]:
-        """Up to ``limit`` parcels from the head segment; :meth:`rewind` takes the step back.
+        """Up to ``limit`` parcels from the head segment: a step, which :meth:`settle` or :meth:`rewind` ends.
 
         A segment that has been read must be committed before the next one gives anything, so that files
         go one by one however long the chain is.
@@ -75,6 +76,12 @@ class Chain:
             self._total += self._last_entries
             self._uncommitted += self._last_entries
             return parcels
+
+    def settle(self) -> None:
+        """What the last :meth:`read` gave has been taken: only from now on may anything go past it."""
+        with self._mutex:
+            if self._last is not None:
+                self._last.settle()
 
     def rewind(self) -> None:
         """Put back what the last :meth:`read` gave."""
@@ -158,6 +165,24 @@ class Spill(Chain):
         self._max_bytes = max_bytes
         self._next = self._first = _MIDDLE
         self._elsewhere: list[Path] = []
+        self._spare: Segment | None = None
+
+    def prepare(self, folder: Path) -> None:
+        """Make the next file ahead: a busy disk may take tens of ms for that, and no recall must wait for it.
+
+        Raises:
+            OSError: that cannot be done now; :meth:`append` then makes its own.
+        """
+        if self._spare is None:
+            self._spare = Segment.blank(folder / f"{self._name}{SPARE}")
+
+    def close(self) -> None:
+        """Give every segment up; what is in them stays for whoever adopts it."""
+        super().close()
+        with self._mutex:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.discard()
 
     @property
     def active(self) -> bool:
@@ -190,10 +215,10 @@ class Spill(Chain):
             return (last.path.name, last.size) if last else None
 
     def passed(self, tail: Tail) -> bool:
-        """Whether everything up to ``tail`` has been read, and nothing older is left elsewhere."""
+        """Whether everything up to ``tail`` has been taken, and nothing older is left elsewhere."""
         with self._mutex:
             read = tail is None or all(
-                segment.offset >= (tail[1] if segment.path.name == tail[0] else segment.size)
+                segment.settled >= (tail[1] if segment.path.name == tail[0] else segment.size)
                 for segment in self._segments
                 if segment.path.name <= tail[0]
             )
@@ -217,11 +242,22 @@ class Spill(Chain):
 
     def _new_segment(self, folder: Path) -> Segment:
         self._folder = folder
-        segment = Segment.create(folder / f"{self._name}-{self._next:07d}.jsonl")
+        path = folder / f"{self._name}-{self._next:07d}.jsonl"
+        segment = self._from_spare(path) or Segment.create(path)
         if self._fsync:
             sync_path(folder)  # a line on the disk is of no use in a file without a name
         self._next += 1
         return segment
+
+    def _from_spare(self, path: Path) -> Segment | None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.path.parent == path.parent:
+                with suppress(OSError):  # somebody has tidied it away
+                    spare.rename(path)
+                    return spare
+            spare.discard()
+        return None
 
     def reopen(self) -> None:
         """Take back what an earlier :meth:`close` left; what somebody adopted since is waited for."""
@@ -240,7 +276,14 @@ class Spill(Chain):
 
 
 def adopt(folder: Path, store_id: str) -> Iterator[Chain]:
-    """Chains of this store in ``folder`` that no living process holds; malformed files are set aside."""
+    """Chains of this store in ``folder`` that no living process holds; malformed files are set aside.
+
+    What killed clients of any store had made ahead is removed: nothing was ever written to it.
+    """
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name.endswith(SPARE) and not is_held(Path(entry.path)):
+                os.unlink(entry.path)
     for segments in orphans(folder, store_id):
         if _owner(segments[0].path) is None:
             _set_aside(segments)

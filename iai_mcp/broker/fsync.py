@@ -55,16 +55,16 @@ class DurableRedisBroker(RedisBroker):
         self._unconfirmed = False  # something was replayed that the disk is not known to hold
         self._doubt = False  # and the connection that could have told is gone
 
-    def push(self, parcels: Sequence[Parcel], *, replay: bool = False) -> Pushed | Refused:
+    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
         client = self._push
         if client is not None and (self._doubt or (self._late and not replay)):
             return Refused(LATE)
         if client is None or replay:
-            outcome = super().push(parcels, replay=replay)
+            outcome = super().push(parcels, replay=replay, waited=waited)
             self._unconfirmed |= isinstance(outcome, Pushed)
             return outcome
         items = [to_item(parcel) for parcel in parcels]
-        self._deadline.within(self.options.push_s)
+        self._deadline.within(self.options.push_s - waited)
         try:
             reply, *told = self._transact(client, parcels, items, self._waitaof)
             safe = bool(told and told[0] and told[0][0] >= 1)

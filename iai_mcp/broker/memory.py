@@ -54,7 +54,7 @@ class MemoryBroker:
 
     # -- producers
 
-    def push(self, parcels: Sequence[Parcel], *, replay: bool = False) -> Pushed | Refused:
+    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
         with self._change:
             if self._waiting >= self._capacity and not replay:
                 return Refused("full")

@@ -73,10 +73,11 @@ class Broker(Protocol):
 
     name: str
 
-    def push(self, parcels: Sequence[Parcel], *, replay: bool = False) -> Pushed | Refused:
+    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
         """Append all parcels of one call to their lanes, or none of them. Never raises, never blocks long.
 
-        ``replay`` marks parcels that come back from a spill, one at a time as far as capacity goes.
+        ``replay`` marks parcels that come back from a spill, one at a time as far as capacity goes. ``waited``:
+        seconds of its budget that the call has spent before.
         """
         ...
 

@@ -112,12 +112,12 @@ class RedisBroker(RedisLanes):
 
     # -- producers
 
-    def push(self, parcels: Sequence[Parcel], *, replay: bool = False) -> Pushed | Refused:
+    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
         client = self._push
         if client is None:
             return Refused(self.trouble or "not connected yet")
         items = [to_item(parcel) for parcel in parcels]
-        self._deadline.within(self.options.push_s)
+        self._deadline.within(self.options.push_s - waited)
         try:
             (reply,) = self._transact(client, parcels, items)
             if reply is None:

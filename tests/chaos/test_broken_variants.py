@@ -124,20 +124,23 @@ def test_an_overtaken_spill_reorders(pipeline: Pipeline, monkeypatch: pytest.Mon
             pipeline.server.connected = False
             pipeline.produce()
             wait_until(lambda: pipeline.queue._spill.unread)
-            with pipeline.queue._order:  # Redis is back, and the replay has not had its turn
+            turns = pipeline.queue._turns
+            with turns.step():  # Redis is back, and the replay has not had its turn
                 pipeline.server.connected = True
                 wait_until(lambda: pipeline.queue._broker.try_connect())  # type: ignore[attr-defined]
-                order, pipeline.queue._order = pipeline.queue._order, _NoLock()  # type: ignore[assignment]
+                lock, turns._lock = turns._lock, _NoLock()  # type: ignore[assignment]
                 pipeline.produce()
-                pipeline.queue._order = order
+                turns._lock = lock
             wait_until(lambda: not pipeline.queue._spill.unread)
         pipeline.drain()
         assert bool(pipeline.verdict().reordered) is broken
 
 
 class _NoLock:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
+    def acquire(self, **_: object) -> bool:
+        return True
+
+    def release(self) -> None: ...
 
 
 def test_a_stale_token_that_is_accepted_loses(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
