@@ -1,9 +1,9 @@
 """Resident memory of a server and of a worker, each a process of its own: at rest, and after work.
 
 Run with ``python benchmarks/resident.py``. A server over HTTP with the built-in embedder, a Redis, one worker
-(``python -m workers``, without its supervisor). An MCP client captures and recalls through the server; then recalls
-are pushed past it, as many clients would. What is shown is VmRSS, in MiB: files that are mapped count, and so does
-what the allocator keeps. Linux.
+(``python -m workers``, without its supervisor). An MCP client captures and recalls through the server; then
+recalls are pushed past it, as many clients would. What is shown is VmRSS, in MiB: files that are mapped count,
+and so does what the allocator keeps. Linux.
 """
 
 from __future__ import annotations
