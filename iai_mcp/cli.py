@@ -92,7 +92,7 @@ def _plain_words(error: Exception) -> str:
 
 def _with_help(error: Any) -> str:
     context = getattr(error, "ctx", None)
-    said = str(error.format_message()).rstrip(".")
+    said = str(error.format_message()).rstrip(".").replace(": Value error, ", ": ")
     return f"{said}; see `{context.command_path} --help`" if context else said
 
 
@@ -140,6 +140,8 @@ cli_data.register(app)
 
 def main() -> None:
     """Run the command line with this process's arguments, and exit."""
+    if sys.stdout is None:  # `>&-`: else the first file that is opened would be what others take for stdout
+        sys.stdout = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 1), "w")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a memory may hold what the terminal's encoding lacks

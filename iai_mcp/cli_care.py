@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iai_mcp.cli_common import Json, Store, note, opened, print_json, settled
+from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.doctor import Check
@@ -66,12 +67,12 @@ def verify(
 
 def _tell(report: Report) -> None:
     total = report.total
-    typer.echo(f"handed out  {total['handed_out']:>12,}  by {_many(len(report.ledgers), 'producer')}")
+    typer.echo(f"handed out  {total['handed_out']:>12,}  by {many(len(report.ledgers), 'producer')}")
     for name, number in [*total.items()][1:]:
         if number or name in ("applied", "lost"):
             typer.echo(f"{name.replace('_', ' '):<10}  {number:>12,}")
     for lane in report.lanes:
-        said = "cannot be read" if lane.error else f"{lane.rows:,} rows"
+        said = "cannot be read" if lane.error else many(lane.rows, "row")
         typer.echo(f"{f'lane {lane.lane}':<10}  {said}")
     for one in report.notes:
         note(f"note: {one}")
@@ -108,14 +109,14 @@ def doctor(as_json: Json = False, store: Store = None) -> None:
         shown = [{"name": c.name, "state": c.state, "said": c.said, "mend": c.mend} for c in checks]
         print_json({"ok": not worst[0], "checks": shown})
     else:
-        typer.echo(f"{len(checks)} checks: {worst[0]} failed, {_many(worst[1], 'warning')}")
+        typer.echo(f"{len(checks)} checks: {worst[0]} failed, {many(worst[1], 'warning')}")
     if worst[0]:
         raise typer.Exit(1)
 
 
 def _line(check: Check) -> str:
     said = " ".join(check.said.split())
-    return f"{check.state.value}  {check.name:<16}  {said}{f' -> {check.mend}' if check.mend else ''}"
+    return f"{check.state.value}  {check.name:<17}  {said}{f' -> {check.mend}' if check.mend else ''}"
 
 
 # -- spill
@@ -159,7 +160,7 @@ def _row(file: SpillFile, ours: str | None) -> str:
     whose = "this store" if file.store and file.store == ours else whose
     state = "set aside" if file.set_aside else "held by a living process" if file.held else "held by nobody"
     bad = f", {file.unreadable} unreadable lines" if file.unreadable else ""
-    entries = _many(file.entries, "entry", "entries")
+    entries = many(file.entries, "entry")
     return f"{file.path.name}  {entries}{bad}  {age}  {whose}, producer {file.producer or 'unknown'}  {state}"
 
 
@@ -178,21 +179,17 @@ def _replay(as_json: Json = False, store: Store = None) -> None:
     else:
         typer.echo(_told(moved))
     if moved.stayed:
-        note(f"{_many(moved.stayed, 'file')} had to stay: Redis does not take the entries now")
+        note(f"{many(moved.stayed, 'file')} had to stay: Redis does not take the entries now")
     if moved.dead:
-        note(f"{_many(moved.dead, 'entry', 'entries')} became dead letters: see `iai-mcp dead list`")
+        note(f"{many(moved.dead, 'entry')} became dead letters: see `iai-mcp dead list`")
     if moved.stayed or moved.dead:
         raise typer.Exit(1)
 
 
 def _told(moved: Moved) -> str:
     if not moved.files:
-        return "nothing to replay"
+        return "nothing was moved" if moved.stayed else "nothing to replay"
     counts = {"applied": moved.applied, "applied before": moved.duplicate, "pushed to Redis": moved.pushed}
     counts |= {"left out, for their memory is gone": moved.unknown}
     said = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    return f"{_many(moved.files, 'file')} replayed: {said or 'no entries'}"
-
-
-def _many(number: int, one: str, more: str = "") -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
+    return f"{many(moved.files, 'file')} replayed: {said or 'no entries'}"

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
 
-from iai_mcp.errors import BadParams, UsageError
+from iai_mcp.errors import BadParams, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ __all__ = [
     "traced",
 ]
 
-PIPE_WIDTH = 160  # lines for another program may be longer than a terminal's
+PIPE_WIDTH = 10_000  # a pipe has no width: no path, id or cue is cut in two there
 
 Store = Annotated[
     str | None,
@@ -113,9 +113,17 @@ def settled(path: str | None) -> Settings:
 
 
 @contextmanager
-def opened(path: str | None) -> Iterator[MemoryStore]:
-    """The store at ``path`` (default: as the settings say), with the log going to stderr."""
+def opened(path: str | None, *, make: bool = False) -> Iterator[MemoryStore]:
+    """The store at ``path`` (default: as the settings say), with the log going to stderr.
+
+    ``make``: where ``path`` names none, make it; without, it is taken for a slip of the pen.
+
+    Raises:
+        ConfigError: there is nothing at ``path``.
+    """
     settings = settled(path)
+    if path is not None and not make and not settings.store_path.exists():
+        raise ConfigError(f"there is no store at {settings.store_path}; `iai-mcp capture` or `import` makes one")
     from iai_mcp.store import MemoryStore
 
     with closing(MemoryStore(path, settings=settings)) as store:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iai_mcp.cli_common import Json, Show, Store, note, opened, print_json, progress, settled
+from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.elsewhere import Elsewhere
@@ -41,8 +42,8 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
         sizes = {"files": len(found.files), "bytes": total(found.files), "not_included": found.not_included}
         print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
     else:
-        size = f"{len(found.files)} files, {total(found.files):,} bytes"
-        typer.echo(f"{found.records:,} memories and {found.entries:,} entries in {folder} ({size})")
+        size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
+        typer.echo(f"{_held(found.records, found.entries)} in {folder} ({size})")
     _tell_waiting(waiting)
 
 
@@ -60,9 +61,9 @@ def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
         sizes = {"files": len(found.files), "bytes": total(found.files), "spilled": found.spilled}
         print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
     else:
-        size = f"{len(found.files)} files, {total(found.files):,} bytes"
+        size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         spilled = f" and {found.spilled:,} that wait in the spill" if found.spilled else ""
-        typer.echo(f"{found.records:,} memories and {found.entries:,} entries{spilled} in {folder} ({size})")
+        typer.echo(f"{_held(found.records, found.entries)}{spilled} in {folder} ({size})")
     for said in waiting.told():
         if "in the spill" not in said and "dead letter" not in said:
             note(f"not in the backup: {said}")
@@ -106,14 +107,16 @@ def _restored(done: Restored, path: Path) -> dict[str, Any]:
 
 
 def _tell_restored(done: Restored, path: Path) -> None:
-    typer.echo(f"{done.manifest.records:,} memories and {done.report.total['applied']:,} entries in {path}")
+    typer.echo(f"{_held(done.manifest.records, done.report.total['applied'])} in {path}")
     if done.spilled:
-        typer.echo(f"{done.spilled} spill files were put back; the next client or worker replays them")
+        typer.echo(f"put back: {many(done.spilled, 'spill file')}, for the next client or worker to replay")
     if done.forgotten:
-        typer.echo(f"{done.forgotten} memories were being forgotten when the backup was made, and are gone now")
+        said = many(done.forgotten, "memory that was", "memories that were")
+        typer.echo(f"gone now: {said} being forgotten when the backup was made")
     missing = sum(last - first + 1 for spans in done.missing.values() for first, last in spans)
     if missing:
-        typer.echo(f"{missing} entries were on their way when the backup was made, and are not in it")
+        said = many(missing, "entry that was on its way", "entries that were on their way")
+        typer.echo(f"not in the backup: {said} when it was made")
     if done.report.clean:
         typer.echo("every entry is accounted for")
 
@@ -145,13 +148,14 @@ def lanes(
     if as_json:
         print_json({"lanes": done.now, "before": done.before, "rows": done.rows, "repeated": done.repeated})
     elif done.before == done.now:
-        typer.echo(f"the store has {done.now} lanes already")
+        typer.echo(f"the store has {many(done.now, 'lane')} already")
     else:
-        typer.echo(f"{done.rows:,} entries moved from {done.before} lanes to {done.now}")
+        typer.echo(f"{many(done.rows, 'entry')} moved from {many(done.before, 'lane')} to {done.now}")
     if done.repeated:
-        note(
-            f"{done.repeated} entries had an id that their caller gave to another one; the later ones are left out"
+        said = many(
+            done.repeated, "entry whose caller had given its id", "entries whose caller had given their id"
         )
+        note(f"left out: {said} to an earlier one")
 
 
 # -- import, as far as it reads exports
@@ -197,12 +201,15 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
     if done.embedded:
         typer.echo(f"{done.embedded:,} embedded anew")
     if done.manifest.not_included:
-        note(
-            f"{done.manifest.not_included:,} entries were on their way when the export was made, and are not in it"
-        )
+        missing = many(done.manifest.not_included, "entry that was on its way", "entries that were on their way")
+        note(f"not in the export: {missing} when it was made")
 
 
 # -- what they share
+
+
+def _held(records: int, entries: int) -> str:
+    return f"{many(records, 'memory')} and {many(entries, 'entry')}"
 
 
 def _shown(show: Show) -> Any:

@@ -65,7 +65,7 @@ def _recalled(event: Event, cue: str, limit: int, store: str | None) -> str:
 
     project = Path(str(event.get("cwd") or ".")).absolute().name
     asked = {"cue": cue.replace("{project}", project), "session_id": str(event.get("session_id") or "")}
-    with opened(store) as memories, traced(memories):
+    with opened(store, make=True) as memories, traced(memories):
         client = memories.settings.client or CLIENT
         found = dispatch(memories, "memory_recall", {**asked, "limit": limit, "client": client})
     return _context(found["recall_id"], [hit for hit in found["hits"] if hit["score"] > 0])
@@ -95,5 +95,5 @@ def _capture(event: Event, store: str | None) -> None:
     transcript = Path(str(event.get("transcript_path") or "")).expanduser()
     if not transcript.is_file():
         return  # a session without a turn yet
-    with opened(store) as memories:
+    with opened(store, make=True) as memories:
         ingest(memories, read_paths([transcript]))

@@ -15,6 +15,7 @@ from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json
 from iai_mcp.cli_data import import_export, is_export
 from iai_mcp.errors import UsageError
 from iai_mcp.ingest import BATCH, BATCH_EMBEDDED, ImportReport, ingest
+from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.importer import BadLine
@@ -48,7 +49,7 @@ def _import(
         raise UsageError("--reembed is for the folder of an export; memories of files are embedded in any case")
 
     items = read_paths(paths, stdin=sys.stdin.buffer)  # a path that is not there is told before all else
-    with opened(store) as memories, progress("importing") as show:
+    with opened(store, make=True) as memories, progress("importing") as show:
         report = ingest(
             memories,
             items,
@@ -87,5 +88,5 @@ def _summary(report: ImportReport) -> str:
     if report.forgotten:
         parts.append(f"{report.forgotten} forgotten before and left out")
     if report.bad:
-        parts.append(f"{len(report.bad)} bad {'line' if len(report.bad) == 1 else 'lines'}")
+        parts.append(many(len(report.bad), "bad line"))
     return ", ".join(parts)

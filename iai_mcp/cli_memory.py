@@ -27,6 +27,7 @@ from iai_mcp.cli_common import (
     traced,
 )
 from iai_mcp.errors import BadParams, RecordNotFound, UsageError
+from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -61,7 +62,7 @@ def capture(
     params = {"text": _from_stdin() if text == "-" else text, "session_id": session, "role": role}
     if not params["text"].strip():
         raise BadParams("the text is empty: say what to remember")
-    with opened(store) as memories:
+    with opened(store, make=True) as memories:
         result = dispatch(memories, "memory_capture", {**params, "tags": tag or []})
     if as_json:
         print_json(result)
@@ -185,7 +186,7 @@ def forget(
     if as_json:
         print_json({"forgotten": gone})
     else:
-        typer.echo(f"forgot {len(gone)} {'memory' if len(gone) == 1 else 'memories'}")
+        typer.echo(f"forgot {many(len(gone), 'memory')}")
 
 
 def _all_there(memories: MemoryStore, given: list[str]) -> list[UUID]:

@@ -48,7 +48,7 @@ def status(
     if as_json:
         print_json(result)
     else:
-        screen(width=80).print(_shown(result, None))
+        screen().print(_shown(result, None))
 
 
 def _shown(result: dict[str, Any], rate: float | None) -> RenderableType:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iai_mcp.cli_text import one_line, plain, when
+from iai_mcp.wording import many
 
 __all__ = [
     "hits",
@@ -33,6 +34,7 @@ _REDIS_COLUMNS = ("pending", "in flight", "oldest", "leased by", "seen", "applie
 _NAMED = 6  # workers in one line
 _SUMMED = {"pending", "in_flight", "applied", "rows", "versions", "bytes"}
 _WIDE = 130  # columns from which a trail shows whole record ids
+_ROOMY = 1000  # and from which no column is held narrow
 
 
 def hits(found: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -52,8 +54,8 @@ def records(found: Sequence[Mapping[str, Any]]) -> RenderableType:
 def _entry(head: Text, one: Mapping[str, Any]) -> RenderableType:
     head.append(f"  {when(one['created_at'])}", "dim")
     head.append(_whose(one), "green")
-    text = Padding(Text(one_line(one["text"], _EXCERPT)), (0, 0, 0, 5))
-    return Group(head, text, Padding(Text(one["record_id"], "dim"), (0, 0, 1, 5)))
+    text = Padding(Text(one_line(one["text"], _EXCERPT)), (0, 0, 0, 5), expand=False)
+    return Group(head, text, Padding(Text(one["record_id"], "dim"), (0, 0, 1, 5), expand=False))
 
 
 def _whose(one: Mapping[str, Any]) -> str:
@@ -71,7 +73,7 @@ def record(one: Mapping[str, Any]) -> RenderableType:
         ("tags", ", ".join(one["tags"])),
         ("created", when(one["created_at"])),
     )
-    return Group(facts, Padding(Text(plain(one["text"])), (1, 0)))
+    return Group(facts, Padding(Text(plain(one["text"])), (1, 0), expand=False))
 
 
 def _facts(*rows: tuple[str, str]) -> Table:
@@ -93,7 +95,7 @@ def trail(entries: Sequence[Mapping[str, Any]], width: int, *, of_one_record: bo
     table = _table()
     table.add_column("when (UTC)", no_wrap=True, style="dim")
     for name in ("session", "client"):
-        table.add_column(name, max_width=18, overflow="fold", style="green")
+        table.add_column(name, max_width=None if width >= _ROOMY else 18, overflow="fold", style="green")
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right", style="cyan")
     table.add_column("cue", ratio=1, overflow="fold", min_width=16)
@@ -129,7 +131,7 @@ def store_facts(status: Mapping[str, Any]) -> RenderableType:
         made_by = "none: full-text search only"
     elif not store["vectors_match"]:
         made_by += "; not the configured one: full-text search only (iai-mcp reembed)"
-    memories = f"{store['records']:,} memories"
+    memories = many(store["records"], "memory")
     if store["without_vector"] and embedder["name"] != "none":
         memories += f", {store['without_vector']:,} of them without a vector (iai-mcp reembed)"
     return _facts(("store", store["path"]), ("holds", memories), ("embedder", made_by))
@@ -141,10 +143,10 @@ def pipeline(status: Mapping[str, Any], rate: float | None = None) -> Renderable
     rows = [("broker", status["broker"]), *(_redis_facts(redis) if redis else ())]
     if rate is not None:
         rows.append(("drains", f"{rate:,.0f} entries/s"))
-    rows.append(("spilled", f"{spilled['entries']:,} entries in {spilled['files']} files"))
+    rows.append(("spilled", f"{many(spilled['entries'], 'entry')} in {many(spilled['files'], 'file')}"))
     if spilled["set_aside"]:
-        rows.append(("", f"{spilled['set_aside']} damaged spill files set aside in {spilled['folder']}"))
-    rows.append(("dead", f"{dead:,} letters" + (" (iai-mcp dead list)" if dead else "")))
+        rows.append(("", f"{many(spilled['set_aside'], 'damaged spill file')} set aside in {spilled['folder']}"))
+    rows.append(("dead", many(dead, "letter") + (" (iai-mcp dead list)" if dead else "")))
     return Group(_facts(*rows), *_troubles(redis), _lanes_of(status))
 
 

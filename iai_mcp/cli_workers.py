@@ -11,6 +11,7 @@ import typer
 
 from iai_mcp.cli_common import Store, error_line, note, settled
 from iai_mcp.errors import BrokerUnavailable
+from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings
@@ -141,4 +142,4 @@ def _check(settings: Settings) -> int:
 
 
 def _so_many(workers: int) -> str:
-    return f"{workers} workers serve" if workers > 1 else "1 worker serves"
+    return many(workers, "worker serves", "workers serve")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from iai_mcp.config import Settings, exposed, overflow_dir
 from iai_mcp.errors import ConfigError
 from iai_mcp.meta import Layout
+from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.broker.inspect import RedisLook
@@ -181,7 +182,8 @@ class _Patient:
             yield Check("store", State.WARN, f"there is none at {self.layout.root} yet", mend)
             return
         meta, records = self.store.meta, self.store.count()
-        said = f"{self.layout.root}: {records} memories, schema {meta.schema_version}, {meta.lanes} lanes"
+        held = f"{many(records, 'memory')}, schema {meta.schema_version}, {many(meta.lanes, 'lane')}"
+        said = f"{self.layout.root}: {held}"
         yield Check("store", State.PASS, said)
 
     def check_folder(self) -> Iterator[Check]:
@@ -211,7 +213,7 @@ class _Patient:
         embedder.embed_query("is anybody there?")
         took = (time.perf_counter() - started) * 1000
         if waiting := self.store.count_without_vector():
-            yield Check("embedder", State.WARN, f"{waiting} memories have no vector yet", "iai-mcp reembed")
+            yield Check("embedder", State.WARN, f"{many(waiting, 'memory')} without a vector", "iai-mcp reembed")
         else:
             said = f"{embedder.id.name}, {embedder.dims} dimensions, {took:.0f} ms a cue"
             yield Check("embedder", State.PASS, said)
@@ -223,7 +225,7 @@ class _Patient:
             if not (self.layout.root / f"{self.store.meta.lane_table(number)}.lance").exists():
                 continue  # made on first use
             stats = self.store.lane(number).stats()
-            said = "{rows} rows, {versions} versions, {fragments} fragments".format_map(stats)
+            said = ", ".join(many(stats[f"{name}s"], name) for name in ("row", "version", "fragment"))
             mend = "iai-mcp verify --repair compacts it" if piled_up(stats) else ""
             yield Check(f"lane {number}", State.WARN if mend else State.PASS, said, mend)
 
@@ -308,18 +310,20 @@ class _Patient:
     def check_spill(self) -> Iterator[Check]:
         waiting = [file for file in self.spilled if not file.set_aside]
         alone = [file for file in waiting if not file.held]
-        entries = sum(file.entries for file in waiting)
+        number = sum(file.entries for file in waiting)
+        entries, files = many(number, "entry"), many(len(waiting), "file")
         if alone:
-            said = f"{entries} entries in {len(waiting)} files, {len(alone)} of them held by no living process"
+            said = f"{entries} in {files}, {len(alone)} of them held by no living process"
             yield Check("spill", State.WARN, said, "iai-mcp spill replay")
         elif waiting:
-            said = f"{entries} entries in {len(waiting)} files of living processes"
+            said = f"{entries} in {files} of living processes"
             mend = "" if self.settings.journal != "off" else "see why Redis or the queue did not take them"
-            yield Check("spill", State.WARN if mend and entries else State.PASS, said, mend)
+            yield Check("spill", State.WARN if mend and number else State.PASS, said, mend)
         else:
             yield Check("spill", State.PASS, "empty")
         if aside := sum(file.set_aside for file in self.spilled):
-            yield Check("spill", State.WARN, f"{aside} files set aside", f"look at {self.spill}/*.failed-*")
+            said = f"{many(aside, 'file')} set aside"
+            yield Check("spill", State.WARN, said, f"look at {self.spill}/*.failed-*")
 
     # -- what waits
 
@@ -337,7 +341,8 @@ class _Patient:
 
         number = DeadLetters(self.layout).count()
         mend = "iai-mcp dead list, then retry or drop them" if number else ""
-        yield Check("dead letters", State.WARN if number else State.PASS, f"{number or 'none'}", mend)
+        said = f"{number:,}" if number else "none"
+        yield Check("dead letters", State.WARN if number else State.PASS, said, mend)
 
 
 def _setting(name: str, value: str, wanted: set[str], mend: str) -> Check:

@@ -10,6 +10,7 @@ from iai_mcp.dead import DeadLetters
 from iai_mcp.errors import BrokerUnavailable
 from iai_mcp.living import living
 from iai_mcp.meta import Layout, StoreMeta
+from iai_mcp.wording import many
 
 __all__ = ["Elsewhere", "elsewhere"]
 
@@ -35,15 +36,15 @@ class Elsewhere:
         """A sentence for each place that is not empty."""
         found = []
         if self.spilled:
-            found.append(f"{self.spilled:,} entries wait in the spill")
+            found.append(f"{many(self.spilled, 'entry waits', 'entries wait')} in the spill")
         if self.redis:
-            found.append(f"{self.redis:,} entries wait in Redis")
+            found.append(f"{many(self.redis, 'entry waits', 'entries wait')} in Redis")
         if self.redis is None:
             found.append(f"what waits in Redis cannot be counted: {self.trouble}")
         if self.dead:
-            found.append(f"{self.dead:,} dead letters")
+            found.append(many(self.dead, "dead letter"))
         if self.living:
-            found.append(f"{len(self.living)} living clients may hold entries in memory")
+            found.append(f"{many(len(self.living), 'living client')} may hold entries in memory")
         return found
 
 

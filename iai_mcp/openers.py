@@ -87,5 +87,6 @@ def _holders(fd: int) -> list[int]:
 def _told(pid: int) -> str:
     with suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        return f"process {pid} ({' '.join(word for word in words if word)[:60]})"
+        command = " ".join(word for word in words if word)
+        return f"process {pid} ({command if len(command) <= 60 else f'{command[:59]}…'})"
     return f"process {pid}"

@@ -19,6 +19,7 @@ from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUs
 from iai_mcp.lane_table import LaneTable
 from iai_mcp.meta import MAX_LANES, SCHEMA_VERSION, StoreMeta, save_meta
 from iai_mcp.store import MemoryStore
+from iai_mcp.wording import many
 
 __all__ = ["Relaned", "relane"]
 
@@ -93,15 +94,11 @@ def _check_rest(store: MemoryStore, settings: Settings, redis_gone: bool) -> Non
     if there.redis is None:
         raise BrokerUnavailable(f"what waits in Redis cannot be seen: {there.trouble}")
     if there.redis:
-        raise StoreInUse(
-            f"{there.redis:,} entries wait in Redis: `iai-mcp worker --burst` drains them, then try again"
-        )
+        said = many(there.redis, "entry waits", "entries wait")
+        raise StoreInUse(f"{said} in Redis: `iai-mcp worker --burst` drains the lanes, then try again")
     if there.spilled:
-        where = overflow_dir(settings)
-        raise StoreInUse(
-            f"{there.spilled:,} entries wait in the spill ({where}): `iai-mcp spill replay` moves them on, then "
-            "try again"
-        )
+        said = f"{many(there.spilled, 'entry waits', 'entries wait')} in the spill ({overflow_dir(settings)})"
+        raise StoreInUse(f"{said}: `iai-mcp spill replay` empties it, then try again")
 
 
 def _plan(store: MemoryStore, meta: StoreMeta, lanes: int) -> _Plan:

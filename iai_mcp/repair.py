@@ -18,6 +18,7 @@ from iai_mcp.orphans import Moved
 from iai_mcp.sighting import old_strays
 from iai_mcp.store import MemoryStore
 from iai_mcp.verify import LaneLook, Report, said_ranges, verify
+from iai_mcp.wording import many
 
 __all__ = ["move_spill", "repair"]
 
@@ -69,30 +70,31 @@ def _said(moved: Moved) -> Iterator[str]:
     if moved.files:
         counts = {"applied": moved.applied, "applied before": moved.duplicate, "pushed to Redis": moved.pushed}
         counts |= {"of unknown memories": moved.unknown, "dead letters": moved.dead}
-        told = ", ".join(f"{number} entries {name}" for name, number in counts.items() if number)
-        yield f"replayed {moved.files} spill files: {told or 'they were empty'}"
+        told = ", ".join(f"{many(number, 'entry')} {name}" for name, number in counts.items() if number)
+        yield f"replayed {many(moved.files, 'spill file')}: {told or 'they were empty'}"
 
 
 def _lane(store: MemoryStore, look: LaneLook) -> Iterator[str]:
     table = store.lane(look.lane)
     if look.misplaced:
         moved = sum(_move(store, look.lane, record_id) for record_id in look.astray)
-        yield f"moved {moved} rows of {len(look.astray)} memories from lane {look.lane} to where they belong"
+        rows = f"{many(moved, 'row')} of {many(len(look.astray), 'memory')}"
+        yield f"moved {rows} from lane {look.lane} to where they belong"
     for record_id in look.unknown:
         table.delete_record(UUID(record_id))
     if look.strangers:
-        memories = f"{len(look.unknown)} memories that do not exist"
-        yield f"deleted {look.strangers} rows of {memories} from lane {look.lane}"
+        memories = many(len(look.unknown), "memory that does not exist", "memories that do not exist")
+        yield f"deleted {many(look.strangers, 'row')} of {memories} from lane {look.lane}"
     if look.doubled:
         table.maintain(force=True)
-        yield f"removed {look.doubled} doubled rows from lane {look.lane}"
+        yield f"removed {many(look.doubled, 'doubled row')} from lane {look.lane}"
     elif piled_up(table.stats()):
         table.maintain(force=True)
         yield f"compacted lane {look.lane}"
     if look.out_of_turn:
         keys = [key.rpartition("-") for key in look.out_of_turn]
         store.left_out.add(Why.LATE, [(producer, int(seq)) for producer, _, seq in keys])
-        yield f"noted that {len(keys)} entries in lane {look.lane} are out of turn"
+        yield f"accepted as out of turn: {many(len(keys), 'entry')} in lane {look.lane}"
 
 
 def _move(store: MemoryStore, lane: int, record_id: str) -> int:
@@ -114,5 +116,5 @@ def _accept(store: MemoryStore, report: Report) -> Iterator[str]:
     for ledger in report.ledgers:
         if ledger.lost:
             store.left_out.add_spans(Span(Why.LOST, ledger.producer, first, last) for first, last in ledger.lost)
-            said = said_ranges(ledger.lost)
-            yield f"noted that {ledger.missing} entries of producer {ledger.producer} are lost: {said}"
+            said = f"{many(ledger.missing, 'entry')} of producer {ledger.producer}: {said_ranges(ledger.lost)}"
+            yield f"accepted as lost: {said}"

@@ -171,10 +171,11 @@ class _Server(uvicorn.Server):
         print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  a SIGTERM is heard by now
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if not self.should_exit:
-            watchdog(self._settings)
-            # What it would say now is that clients' idle event streams end with us.
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        if self.should_exit:  # a second Ctrl-C: the end is near in any case, and cut short it would be a traceback
+            return
+        watchdog(self._settings)
+        # What it would say now is that clients' idle event streams end with us.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 

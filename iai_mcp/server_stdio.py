@@ -7,7 +7,9 @@ spilled. A watchdog ends the process where that hangs.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +42,15 @@ GRACE_S = 3.0  # how long requests in flight may take once SIGTERM has come
 EOF_GRACE_S = 20.0  # and once stdin has ended: who pipes one request in wants its answer, however cold we are
 _WAITING = 64  # messages read ahead
 _CHUNK = 1 << 16
+_EDGE = 512  # bytes that are kept of the end of a message that is too long
+_ID = rb'"id"\s*:\s*(?P<id>\d{1,18}|"[\w.:-]{1,100}")'
+_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
+# Where clients write a request's id: before the method, or at the very end, behind the parameters' brace. A quote
+# in a text is escaped and a brace of the parameters is followed by another, so that neither can pass for it.
+_ID_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb"\s*,\s*)?" + _ID + rb"\s*,")
+_ID_LAST = re.compile(
+    rb"\}\s*,\s*(?:" + _VERSION + rb"\s*,\s*)?" + _ID + rb"\s*(?:,\s*" + _VERSION + rb"\s*)?\}\s*$"
+)
 
 Incoming = SessionMessage | Exception
 
@@ -116,7 +127,8 @@ class _Link:
                     for line in lines:
                         self._room.acquire()
                         self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
-                    rest = rest[: MESSAGE_LIMIT + 1]  # enough to see that it is too long
+                    if len(rest) > MESSAGE_LIMIT + _EDGE:  # enough to see that it is too long, and whose it is
+                        rest = rest[:MESSAGE_LIMIT] + rest[-_EDGE:]
             if rest.strip():
                 self._loop.call_soon_threadsafe(self._lines.put_nowait, rest)
             self._loop.call_soon_threadsafe(self.end, EOF_GRACE_S)
@@ -136,7 +148,8 @@ class _Link:
 
     async def _parsed(self, line: bytes) -> JSONRPCMessage | None:
         if len(line) > MESSAGE_LIMIT:
-            await self._refuse(INVALID_REQUEST, f"the message is longer than {MESSAGE_LIMIT:,} bytes")
+            said = f"the message is longer than {MESSAGE_LIMIT:,} bytes: send less at a time"
+            await self._refuse(INVALID_REQUEST, said, _id_of(line))
             return None
         try:
             message = jsonrpc_message_adapter.validate_json(line, by_name=False)
@@ -149,8 +162,8 @@ class _Link:
             self._unanswered.discard((message.params or {}).get("requestId", ""))
         return message
 
-    async def _refuse(self, code: int, text: str) -> None:
-        error = JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=code, message=text))
+    async def _refuse(self, code: int, text: str, request: RequestId | None = None) -> None:
+        error = JSONRPCError(jsonrpc="2.0", id=request, error=ErrorData(code=code, message=text))
         await self._send(error.model_dump_json(by_alias=True))
 
     # -- out
@@ -169,6 +182,12 @@ class _Link:
         """On a thread of its own: a client that does not read must not stop the loop."""
         with suppress(OSError, RuntimeError):  # the client is gone; the end of stdin follows
             await self._loop.run_in_executor(self._writer, _write_all, self._wire, f"{text}\n".encode())
+
+
+def _id_of(line: bytes) -> RequestId | None:
+    """The id of a request that is too long to be read, so that its client need not wait; None: it is not seen."""
+    found = _ID_FIRST.match(line) or _ID_LAST.search(line, max(0, len(line) - _EDGE))
+    return json.loads(found["id"]) if found else None
 
 
 def _write_all(fd: int, data: bytes) -> None:

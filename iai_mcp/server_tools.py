@@ -118,7 +118,7 @@ _CAPTURE = Tool(
     ),
     input_schema=_object(
         {
-            "text": _text("What to remember, verbatim.", None, minLength=1),
+            "text": _text("What to remember, verbatim; below 1 MB.", None, minLength=1),
             "session_id": _text("The conversation that it belongs to; default: this connection's."),
             "role": _text("Who said it, such as user or assistant."),
             "tags": {**_TAGS, "description": "Words to filter by later."},

@@ -31,6 +31,7 @@ from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.living import living
 from iai_mcp.meta import Layout, StoreMeta, read_meta
 from iai_mcp.tables import scan
+from iai_mcp.wording import many
 
 __all__ = ["Finding", "LaneRows", "Sighting", "look", "old_strays"]
 
@@ -152,11 +153,11 @@ def _spilled(seen: Sighting, folder: Path) -> None:
         elif not file.held:
             orphaned.append(file)
     if orphaned:
-        entries = sum(file.entries for file in orphaned)
-        said = f"{len(orphaned)} spill files with {entries} entries are held by no living process"
+        entries = many(sum(file.entries for file in orphaned), "entry")
+        said = f"{many(len(orphaned), 'spill file')} with {entries}, held by no living process"
         seen.warnings.append(Finding("orphaned", said, "iai-mcp spill replay"))
     if aside:
-        said = f"{len(aside)} spill files were set aside, since they hold lines that are no entries"
+        said = f"{many(len(aside), 'spill file')} with lines that are no entries, set aside"
         seen.warnings.append(Finding("set_aside", said, f"look at {folder}/*.failed-*, then remove them"))
 
 
@@ -178,7 +179,8 @@ def _in_redis(seen: Sighting) -> None:
         _add(seen, Place.IN_FLIGHT, lane.in_flight)
         poison += lane.pending.count(None) + lane.in_flight.count(None)
     if poison:
-        seen.notes.append(f"{poison} items in Redis are no entries; a worker will make dead letters of them")
+        said = f"{many(poison, 'item')} in Redis that cannot be read as entries"
+        seen.notes.append(f"{said}: a worker will make dead letters of them")
 
 
 def _dead(seen: Sighting) -> None:

@@ -23,6 +23,7 @@ from iai_mcp.entry import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.meta import Layout
 from iai_mcp.sighting import Finding, LaneRows, Sighting, look
+from iai_mcp.wording import many
 
 __all__ = ["Finding", "LaneLook", "Ledger", "Report", "layout_of", "said_ranges", "verify"]
 
@@ -195,7 +196,7 @@ def _lane_look(seen: Sighting, lane: LaneRows) -> LaneLook:
 def _lost(ledgers: Sequence[Ledger], mend: str) -> Iterable[Finding]:
     for ledger in ledgers:
         if ledger.lost:
-            said = f"{ledger.missing} entries of producer {ledger.producer}: {said_ranges(ledger.lost)}"
+            said = f"{many(ledger.missing, 'entry')} of producer {ledger.producer}: {said_ranges(ledger.lost)}"
             yield Finding("lost", said, mend)
 
 
@@ -204,17 +205,22 @@ def _of_lanes(looks: Sequence[LaneLook]) -> Iterable[Finding]:
     for lane in looks:
         where = f"in lane {lane.lane}"
         if lane.doubled:
-            yield Finding("doubled", f"{lane.doubled} rows {where}", f"{repair} removes them; no read shows them")
+            yield Finding(
+                "doubled", f"{many(lane.doubled, 'row')} {where}", f"{repair} removes them; no read shows them"
+            )
         if lane.misplaced:
-            yield Finding("misplaced", f"{lane.misplaced} rows {where}", f"{repair} moves them to their lane")
+            yield Finding(
+                "misplaced", f"{many(lane.misplaced, 'row')} {where}", f"{repair} moves them to their lane"
+            )
         if lane.out_of_turn:
-            said = f"{len(lane.out_of_turn)} entries {where}, such as {lane.out_of_turn[0]}"
+            said = f"{many(len(lane.out_of_turn), 'entry')} {where}, such as {lane.out_of_turn[0]}"
             yield Finding("disordered", said, f"{repair} notes that you accept it; please report it")
         if lane.strangers:
-            said = f"{lane.strangers} rows {where} of {len(lane.unknown)} memories that do not exist"
+            gone = many(len(lane.unknown), "memory that does not exist", "memories that do not exist")
+            said = f"{many(lane.strangers, 'row')} {where} of {gone}"
             yield Finding("strangers", said, f"{repair} deletes them")
         if lane.unreadable:
-            said = f"{lane.unreadable} rows {where} are no entries"
+            said = f"{many(lane.unreadable, 'row that is no entry', 'rows that are no entries')} {where}"
             yield Finding("unreadable", said, f"restore the table of lane {lane.lane} from a backup")
 
 

@@ -271,7 +271,7 @@ def test_an_entry_that_was_on_its_way_is_named_and_welcome_later(store: MemorySt
     run("backup", tmp_path / "b", "--store", store.path)
     shutil.rmtree(store.path)
     result = run("restore", tmp_path / "b", "--store", store.path)
-    assert "1 entries were on their way" in result.stdout
+    assert "not in the backup: 1 entry that was on its way" in result.stdout
     again = MemoryStore(store.path)
     again.append_provenance_batch([(other, numbered(2))])
     report = verify(again.layout, Settings(), settle=0)

@@ -175,6 +175,29 @@ def test_a_reader_that_leaves_early_is_no_error(run: Run, tmp_path: Path, furthe
     assert "Traceback" not in said
 
 
+def test_a_closed_stdout_is_no_error(run: Run) -> None:
+    run("capture", "one memory")
+    command = [sys.executable, "-m", "iai_mcp", "status"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_pipe_has_no_width(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "/".join(["a-folder-with-a-long-name"] * 8) / "store"
+    run("capture", "the cat sat on the mat and " * 30, "--store", path)
+    assert f"store     {path}\n" in run("status", "--store", path).stdout
+    shown = run("recall", "cat", "--store", path, "--session", "a-session-with-a-long-name").stdout.splitlines()
+    assert len(shown) == 4  # head, text, id, a blank line
+    assert "a-session-with-a-long-name" in run("provenance", "--store", path).stdout
+
+
+@pytest.mark.parametrize("command", ["list", "recall cue", "provenance", "status", "dead list", "get 1"])
+def test_looking_makes_no_store(run: Run, tmp_path: Path, command: str) -> None:
+    said = one_error(run(*command.split(), "--store", tmp_path / "mistyped", code=2))
+    assert "there is no store at" in said
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_an_argument_that_is_no_text_is_refused(run: Run) -> None:
     assert "is not UTF-8 text" in one_error(run("capture", "caf\udce9", code=2))
 
@@ -459,7 +482,12 @@ def test_status_counts_what_was_applied(run: Run, document: Callable[..., dict[s
     assert (told["store"]["records"], told["dead"], told["spilled"]["entries"]) == (1, 0, 0)
     assert sum(lane["applied"] for lane in told["lanes"]) == 1
     said = words(run("status").stdout)
-    for part in ("1 memories", "broker embedded", "lane pending in flight applied rows versions", "all 0 0 1 1"):
+    for part in (
+        "holds 1 memory",
+        "broker embedded",
+        "lane pending in flight applied rows versions",
+        "all 0 0 1 1",
+    ):
         assert part in said
 
 

@@ -86,7 +86,7 @@ def test_the_way_of_an_operator_from_capture_to_doctor(server: Server, cli: Cli,
     assert '"cue": "tabs"' in cli("provenance", "--json").stdout
     told = cli("doctor", code=1, **as_user["ops"]).stdout  # for no worker is alive now
     assert [line for line in told.splitlines() if line[:4] in ("FAIL", "WARN")] == [
-        "FAIL  workers           0 alive on the queue 'provenance' -> iai-mcp worker"
+        "FAIL  workers            0 alive on the queue 'provenance' -> iai-mcp worker"
     ]
     cli("verify", **as_user["ops"])
     assert '"drained": 1' in cli("status", "--json", **as_user["ops"]).stdout
@@ -301,7 +301,7 @@ def test_a_secret_that_everybody_may_read_is_warned_of(tmp_path: Path, cli: Cli)
     said = f"{file} holds a secret and every user may read it: chmod 600 it"
     assert said in cli("list", IAI_MCP_TOKEN_FILE=str(file)).stderr
     assert (
-        f"WARN  settings          every user may read the secret in {file}"
+        f"WARN  settings           every user may read the secret in {file}"
         in cli("doctor", IAI_MCP_TOKEN_FILE=str(file)).stdout
     )
     file.chmod(0o640)

@@ -64,7 +64,10 @@ LASTING = re.compile(r"^(iai-mcp serve|python -m workers)\b")
 # What a reader has, when a file's first command is run.
 BEFORE = {
     "README.md": "mkdir ~/notes && echo 'We decided to dredge the harbour in May.' > ~/notes/may.md",
-    "data.md": "iai-mcp capture 'Boats need a permit.' && iai-mcp recall 'who needs a permit?'",
+    "data.md": (  # two of each, for the plural
+        "iai-mcp capture 'Boats need a permit.' && iai-mcp capture 'The tram is slow.' && "
+        "iai-mcp recall 'who needs a permit?'"
+    ),
     "operations.md": "sh deploy/make-secrets && iai-mcp capture 'Boats need a permit.'",
 }
 

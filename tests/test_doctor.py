@@ -73,9 +73,9 @@ def test_a_sound_installation_passes(store: MemoryStore) -> None:
     lines = result.stdout.splitlines()
     assert lines[-1].endswith("checks: 0 failed, 0 warnings")
     assert {line.split()[0] for line in lines[:-1]} == {"PASS", "SKIP"}
-    (line,) = [line for line in lines if line.split()[1] == "store" and "memories" in line]
+    (line,) = [line for line in lines if line.split()[1] == "store" and "memory" in line]
     assert line.startswith("PASS")
-    assert ": 1 memories, schema 1, 4 lanes" in line
+    assert ": 1 memory, schema 1, 4 lanes" in line
     assert sum("the embedded broker needs none" in line for line in lines) == 3
 
 
@@ -176,7 +176,7 @@ def test_another_embedder_than_the_vectors_is_a_warning(
 def test_memories_without_a_vector_are_a_warning(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.insert(MemoryRecord(text="no vector"))
     monkeypatch.setenv("IAI_MCP_EMBEDDER", "builtin")
-    assert said("embedder") == (State.WARN, "1 memories have no vector yet")
+    assert said("embedder") == (State.WARN, "1 memory without a vector")
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ def a_spill(store: MemoryStore, overflow: Path, *, open_: bool = False) -> Spill
 def test_a_spill_is_a_warning_and_so_is_an_entry_that_waits_long(store: MemoryStore, overflow: Path) -> None:
     assert (said("spill"), said("waiting")) == ((State.PASS, "empty"), (State.PASS, "nothing waits"))
     held = a_spill(store, overflow, open_=True)
-    assert said("spill") == (State.WARN, "1 entries in 1 files of living processes")
+    assert said("spill") == (State.WARN, "1 entry in 1 file of living processes")
     held.close()
-    assert said("spill") == (State.WARN, "1 entries in 1 files, 1 of them held by no living process")
+    assert said("spill") == (State.WARN, "1 entry in 1 file, 1 of them held by no living process")
     assert found("spill").mend == "iai-mcp spill replay"
     state, words = said("waiting")
     assert state is State.WARN
     assert words.startswith("the oldest entry has waited 9")
     (overflow / "x.failed-1.jsonl").write_text("broken\n")
-    assert [check.said for check in examine() if check.name == "spill"][1] == "1 files set aside"
+    assert [check.said for check in examine() if check.name == "spill"][1] == "1 file set aside"
 
 
 def test_a_journal_is_no_warning(store: MemoryStore, overflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,10 +169,13 @@ def test_what_waits_elsewhere_is_counted_and_accounted_for(store: MemoryStore, h
     told = json.loads(result.stdout)
     assert (told["entries"], told["not_included"]) == (1, 2)
     assert (told["elsewhere"]["spilled"], told["elsewhere"]["dead"]) == (1, 1)
-    assert "not in the export: 1 entries wait in the spill" in result.stderr
+    assert "not in the export: 1 entry waits in the spill" in result.stderr
 
     other = MemoryStore(tmp_path / "other")
-    assert "2 entries were on their way" in run("import", tmp_path / "out", "--store", other.path).stderr
+    assert (
+        "not in the export: 2 entries that were on their way"
+        in run("import", tmp_path / "out", "--store", other.path).stderr
+    )
     assert clean(other) == {"handed_out": 3, "applied": 1, "accepted": 2}
 
     spill.close()  # the client is gone: an export moves on what nobody holds

@@ -118,7 +118,7 @@ def test_an_id_that_two_lanes_have_is_one_entry_afterwards_and_accounted_for(pat
         store.append_provenance_batch([(one, entry("same", entry_id="mine"))])
     store.close()
     result = run("lanes", 1, "--store", path)
-    assert "1 entries had an id" in result.stderr
+    assert "left out: 1 entry whose caller" in result.stderr
     report = verify(Layout(path), Settings(), settle=0)
     assert report.clean, report.breaches
     assert (report.total["applied"], report.total["duplicate"]) == (31, 1)
@@ -188,7 +188,7 @@ def test_nothing_may_wait_in_redis_and_redis_must_be_seen(
     store.close()
     assert "set IAI_MCP_REDIS_URL" in run("lanes", 2, "--store", path, code=2).stderr
     monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
-    assert "1 entries wait in Redis" in run("lanes", 2, "--store", path, code=2).stderr
+    assert "1 entry waits in Redis" in run("lanes", 2, "--store", path, code=2).stderr
     holds(path, trails, 4)
     server.client().flushall()
     run("lanes", 6, "--store", path)

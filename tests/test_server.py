@@ -465,7 +465,28 @@ def test_the_end_of_stdin_answers_what_was_asked_and_says_nothing_else(tmp_path:
     assert answers[0]["result"]["serverInfo"]["name"] == "iai-mcp"
     assert answers[1]["result"]["structuredContent"]["created"] is True
     troubles = [answer["error"]["message"] for answer in map(json.loads, out.splitlines()) if "error" in answer]
-    assert troubles == ["that line is not a JSON-RPC message", "the message is longer than 1,048,576 bytes"]
+    assert [trouble.partition(":")[0] for trouble in troubles] == [
+        "that line is not a JSON-RPC message",
+        "the message is longer than 1,048,576 bytes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        (7, '{"jsonrpc":"2.0","id":7,"method":"tools/call","params":%s}'),
+        ("a-7", '{"method":"tools/call","params":%s,"jsonrpc":"2.0","id":"a-7"}'),
+        (7, '{"method": "tools/call", "params": %s, "id": 7, "jsonrpc": "2.0"}'),
+        (None, '{"jsonrpc":"2.0","method":"tools/call","params":{"a":{},"id":9,"b":%s}}'),
+        (None, '{"jsonrpc":"2.0","method":"tools/call","params":{"a":%s,"id":9}}'),
+    ],
+)
+def test_who_sent_too_much_gets_its_own_answer(tmp_path: Path, id: int | str | None, message: str) -> None:
+    params = json.dumps({"text": "x" * 3_000_000 + '},"id":8}', "last": {}})
+    with process(tmp_path) as child:
+        out, _ = child.communicate(f"{HELLO}{message % params}\n", timeout=30)
+    (told,) = [answer for answer in map(json.loads, out.splitlines()) if "error" in answer]
+    assert (told["id"], "longer than" in told["error"]["message"]) == (id, True)
 
 
 def test_sigterm_ends_stdio_with_its_answers_given_and_its_trace_kept(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_lost_entries_are_named_and_accepted_on_request(store: MemoryStore, reco
     assert line.startswith(f"BROKEN: lost: 3 entries of producer {ledger.producer}: 2-3, 6 -> ")
 
     document = json.loads(run(store, "--repair", "--json", code=0).stdout)
-    assert document["repaired"] == [f"noted that 3 entries of producer {ledger.producer} are lost: 2-3, 6"]
+    assert document["repaired"] == [f"accepted as lost: 3 entries of producer {ledger.producer}: 2-3, 6"]
     assert document["total"] == {**document["total"], "handed_out": 7, "applied": 4, "accepted": 3, "lost": 0}
     assert json.loads(run(store, "--json", code=0).stdout)["clean"]
     table_of(store, record_id).delete("cue = 'd'")  # what is new is found again
@@ -463,7 +463,7 @@ def test_what_waits_in_redis_counts_and_a_redis_that_is_away_is_said(
     report = look(store, redis_url=server.url)
     assert report.clean, report.breaches
     assert (report.total["handed_out"], report.total["in_flight"], report.total["pending"]) == (5, 3, 2)
-    assert any("1 items in Redis are no entries" in note for note in report.notes)
+    assert any("1 item in Redis that cannot be read" in note for note in report.notes)
 
     server.client().lpop(broker.keys.lane(lane, "pending"))
     report = look(store, redis_url=server.url)
