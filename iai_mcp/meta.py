@@ -92,8 +92,8 @@ class Layout:
         return self.root / "locks" / "open.lock"
 
     @property
-    def snapshots(self) -> Path:
-        return self.root / "snapshots"
+    def scratch(self) -> Path:
+        return self.root / "scratch"
 
     @property
     def lanes_plan(self) -> Path:

@@ -7,12 +7,10 @@ in the snapshot at least once, and a memory that is being forgotten is known to 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -21,8 +19,9 @@ from iai_mcp.errors import StoreUnavailable
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.locks import WriterLock
 from iai_mcp.meta import Layout, StoreMeta, read_meta
+from iai_mcp.scratch import scratch, sweep
 
-__all__ = ["Snapshot", "snapshot", "sweep"]
+__all__ = ["Snapshot", "snapshot"]
 
 _TRIES = 5
 _HINT = "latest_version_hint.json"  # the one file of a table that changes; nobody needs it
@@ -49,17 +48,11 @@ def snapshot(layout: Layout, lock_timeout: float) -> Iterator[Snapshot]:
         StoreUnavailable: the store cannot be read, or its folder not be written.
     """
     sweep(layout)
-    with _readable(layout):
-        folder, fd = _own_folder(layout)
-    try:
+    with ExitStack() as stack:
         with _readable(layout):
+            folder = stack.enter_context(scratch(layout))
             taken = _take(layout, Layout(folder), lock_timeout)
         yield taken
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(fd)
-        with suppress(OSError):
-            layout.snapshots.rmdir()
 
 
 @contextmanager
@@ -69,33 +62,6 @@ def _readable(layout: Layout) -> Iterator[None]:
     except OSError as error:
         said = error.strerror or error
         raise StoreUnavailable(f"the store at {layout.root} cannot be read or linked: {said}") from error
-
-
-def sweep(layout: Layout) -> None:
-    """Remove what processes that died have left; their links would keep forgotten texts on the disk."""
-    with suppress(OSError):
-        for folder in [*layout.snapshots.iterdir()]:
-            fd = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass  # somebody's work
-            finally:
-                os.close(fd)
-
-
-def _own_folder(layout: Layout) -> tuple[Path, int]:
-    while True:
-        folder = layout.snapshots / f"{os.getpid()}-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True, mode=0o700)
-        with suppress(FileNotFoundError):  # a sweep came in between
-            fd = os.open(folder, os.O_RDONLY)
-            with suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), os.stat(folder)):
-                    return folder, fd
-            os.close(fd)
 
 
 def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
@@ -121,7 +87,7 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
 
 @contextmanager
 def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
-    """Nobody writes the table, or makes it, for the block."""
+    """Nobody writes the table, or gives it an index, for the block."""
     with WriterLock(lock, timeout).hold(), WriterLock(source.guard, timeout).hold():
         yield
 

@@ -41,7 +41,7 @@ from iai_mcp.meta import (
 from iai_mcp.openers import Opener
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.record_table import AdoptReport, Filters, Hit
-from iai_mcp.snapshot import sweep
+from iai_mcp.scratch import sweep
 from iai_mcp.tables import Tables, by_lane
 
 if TYPE_CHECKING:

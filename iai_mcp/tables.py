@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 from lancedb.index import FTS, BTree
 
 from iai_mcp.config import Settings
+from iai_mcp.durable import sync_path, sync_tree
 from iai_mcp.entry import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.forgotten import Forgotten
@@ -25,6 +27,7 @@ from iai_mcp.leftout import LeftOut
 from iai_mcp.locks import WriterLock
 from iai_mcp.meta import Layout, StoreMeta, lane_table
 from iai_mcp.record_table import RecordTable, record_schema
+from iai_mcp.scratch import scratch
 
 __all__ = ["Tables", "by_lane", "scan", "table_of"]
 
@@ -85,24 +88,44 @@ class Tables:
 
     def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
         """The table, made where it is missing; an index that a full disk prevented is made now."""
-        with suppress(ValueError):  # LanceDB's word for "there is none"
-            table = self._db.open_table(name)
-            if _indexed(table) >= {*keys, *([text] if text else [])}:
-                return table
         if not self._layout.meta.exists():
             raise StoreUnavailable(f"the store at {self._layout.root} is gone")
-        with self._guard.hold():  # or without it, where its holder is paused: to make the same twice does no harm
-            try:
-                table = self._db.open_table(name)
-            except ValueError:
-                table = self._db.create_table(name, schema=schema, exist_ok=True)
-            there = _indexed(table)
-            for key in keys:
-                if key not in there:
-                    table.create_index(key, config=BTree())
-            if text and text not in there:
-                table.create_index(text, config=FTS(with_position=False))
+        try:
+            table = self._db.open_table(name)
+        except ValueError:  # LanceDB's word for "there is none"
+            self._make(name, schema, keys, text)
+            table = self._opened(name)
+        if _indexed(table) >= {*keys, *([text] if text else [])}:
+            return table
+        with self._guard.hold():  # or without it, where its holder is paused: an index made twice does no harm
+            _index(table, keys, text)
         return table
+
+    def _opened(self, name: str) -> Table:
+        try:
+            return self._db.open_table(name)
+        except ValueError as error:
+            place = self._layout.root / f"{name}.lance"
+            raise StoreUnavailable(
+                f"{place} is no table, and stands where one belongs: restore a backup, or move it away"
+            ) from error
+
+    def _make(self, name: str, schema: Any, keys: Sequence[str], text: str | None) -> None:
+        """Make the table whole, then give it its name, unless there is one of that name by then.
+
+        LanceDB itself looks whether a table is there, and commits later: a process that was paused in between
+        would empty the table that another has made and filled meanwhile.
+        """
+        place = self._layout.root / f"{name}.lance"
+        with scratch(self._layout) as folder:
+            _index(lancedb.connect(folder).create_table(name, schema=schema), keys, text)
+            sync_tree(folder)
+            try:
+                os.rename(folder / place.name, place)  # refused where a folder is that has anything in it
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            sync_path(self._layout.root)
 
 
 def table_of(root: Path, name: str) -> Table:
@@ -124,6 +147,16 @@ def by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
     found = homes[np.asarray(ids.indices, np.int64)]
     for number in np.unique(found).tolist():
         yield number, rows.filter(pa.array(found == number))
+
+
+def _index(table: Table, keys: Sequence[str], text: str | None) -> None:
+    """Give the table the indexes that it lacks: B-trees for ``keys``, one of words for ``text``."""
+    there = _indexed(table)
+    for key in keys:
+        if key not in there:
+            table.create_index(key, config=BTree())
+    if text and text not in there:
+        table.create_index(text, config=FTS(with_position=False))
 
 
 def _indexed(table: Table) -> set[str]:

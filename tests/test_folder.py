@@ -186,7 +186,7 @@ def test_what_waits_elsewhere_is_counted_and_accounted_for(store: MemoryStore, h
 def test_other_readers_of_the_store_see_nothing_of_an_export(store: MemoryStore, tmp_path: Path) -> None:
     filled(store)
     run("export", tmp_path / "out", "--store", store.path)
-    assert not store.layout.snapshots.exists()
+    assert not store.layout.scratch.exists()
 
 
 # -- input that is wrong
@@ -315,7 +315,7 @@ def test_an_export_that_was_killed_leaves_nothing_that_could_be_taken_for_one(
             folder_out.export(store, tmp_path / "out")
     assert "was not finished" in run("import", tmp_path / "out", "--store", tmp_path / "x", code=2).stderr
 
-    left = store.layout.snapshots / "1-dead"  # what a kill -9 leaves: links that keep forgotten texts on the disk
+    left = store.layout.scratch / "1-dead"  # what a kill -9 leaves: links that keep forgotten texts on the disk
     left.mkdir(parents=True)
     os.link(store.layout.meta, left / "store.json")
     store.tidy()

@@ -11,22 +11,28 @@ from pathlib import Path
 
 from tests.servers import Server
 
-__all__ = ["COMPILER", "Disk"]
+__all__ = ["COMPILER", "Disk", "compiled"]
 
 COMPILER = shutil.which("cc")
-SOURCE = Path(__file__).with_name("disk.c")
+
+
+def compiled(source: str, folder: Path) -> Path:
+    """A library made in ``folder`` from a C file beside this one, to be put before the C library."""
+    assert COMPILER is not None, "this needs a C compiler: install one that is called cc"
+    library = folder / Path(source).with_suffix(".so")
+    path = Path(__file__).with_name(source)
+    command = [COMPILER, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(path), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
 
 
 class Disk:
     """The disk of one server; ``folder`` is for what it notes down."""
 
     def __init__(self, folder: Path) -> None:
-        assert COMPILER is not None, "this needs a C compiler: install one that is called cc"
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        library = folder / "disk.so"
-        command = [COMPILER, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(SOURCE), "-ldl"]
-        subprocess.run(command, check=True)
+        library = compiled("disk.c", folder)
         self.environment = {"LD_PRELOAD": str(library), "CHAOS_DISK": str(folder)}
 
     def slow(self, ms: int) -> None:

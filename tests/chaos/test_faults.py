@@ -14,11 +14,13 @@ import pytest
 
 from iai_mcp.dead import DeadLetters
 from iai_mcp.entry import lane_of
+from iai_mcp.record import MemoryRecord
+from iai_mcp.store import MemoryStore
 from tests.chaos.control import Beside
-from tests.chaos.disk import COMPILER, Disk
+from tests.chaos.disk import COMPILER, Disk, compiled
 from tests.chaos.rig import Rig
 from tests.servers import Server
-from tests.support import python, wait_until
+from tests.support import cues, finished, pairs, python, wait_until
 
 # A recall's budget is 20 ms on an idle machine (`python -m tests.chaos` measures it). Tests share two cores
 # with their own workers, so they hold it against what a call may cost when the scheduler looks away.
@@ -263,6 +265,37 @@ MemoryStore.append_provenance_batch = stop_first
     rig.produce(20)
     clean(rig)
     wait_until(lambda: b"lease_lost" in (rig.folder / "workers.log").read_bytes(), 10)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to stop a process in the middle of a system call")
+@pytest.mark.parametrize(
+    ("place", "at"), [*[("lane_{home}.lance/_versions", at) for at in (2, 3, 4, 5)], ("lane_{home}.lance", 1)]
+)
+def test_17_a_process_that_is_paused_while_it_makes_a_table_takes_nothing_from_it_when_it_wakes(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, at: int
+) -> None:
+    """Others make the table meanwhile, and write."""
+    record_id = store.insert(MemoryRecord(text="a"))
+    home = lane_of(record_id, store.lanes)
+    code = "import sys; from iai_mcp.store import MemoryStore; MemoryStore(sys.argv[1]).lane(int(sys.argv[2]))"
+    env = {
+        "LD_PRELOAD": str(compiled("pause.c", tmp_path)),
+        "CHAOS_PAUSE": place.format(home=home),
+        "CHAOS_PAUSE_AT": str(at),
+    }
+    sleeper = python(code, store.path, home, **env)
+    stat = Path(f"/proc/{sleeper.pid}/stat")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", 60)
+    monkeypatch.setenv("IAI_MCP_LOCK_TIMEOUT", "0.2")
+    other = MemoryStore(store.path)
+    other.append_provenance_batch(pairs(record_id, "ab"))
+    sleeper.send_signal(signal.SIGCONT)
+    finished(sleeper)
+    other.append_provenance_batch(pairs(record_id, "c"))
+    found = MemoryStore(store.path).get(record_id)
+    assert found is not None
+    assert cues(found.provenance) == ["a", "b", "c"]
+    assert not store.layout.scratch.exists()
 
 
 def test_18_every_worker_is_dead_for_a_while(make: Make) -> None:
