@@ -154,7 +154,12 @@ class ProvenanceWriteQueue:
             parcels = watched.carrying(parcels)
             self._next_seq += len(pairs)
             self.counts.enqueued += len(pairs)
-            if not self._push(parcels):
+            try:
+                taken = self._push(parcels)
+            except BaseException:  # an interrupt: the entries have their numbers, and may be on their way
+                self._to_spill(parcels, len(pairs))
+                raise
+            if not taken:
                 self._to_spill(parcels, len(pairs))
                 watched.spilled(journal=self._journal)
 

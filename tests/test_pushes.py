@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
 from redis.exceptions import RedisError
 
+from iai_mcp.broker import client
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
@@ -20,7 +23,7 @@ from tests.chaos.proxy import Proxy
 from tests.servers import Server, serving
 from tests.support import entry, wait_until
 from tests.test_brokers import LANES, numbers, parcel
-from tests.test_redis import Start, lanes_now, patient, seen, spill_files, start  # noqa: F401
+from tests.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
 from tests.test_store import _make
 from workers.bench import bench_for
 
@@ -240,6 +243,38 @@ def test_a_lane_that_is_no_list_means_spill_and_doubles_nothing(
     assert [seen(store, ids[lane]) for lane in (1, 2, 3)] == [["a", "b"]] * 3
     assert queue.flush(5)  # what was counted and never came is not waited for
     assert lanes_now(queue) == (0, 0)
+
+
+@pytest.mark.parametrize("durability", ["memory", "fsync"])
+def test_an_interrupted_push_leaves_no_answer_to_the_next_and_loses_nothing(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    durability: str,
+) -> None:
+    """Ctrl-C comes while a recall waits for Redis, which has done as it was asked."""
+    server.client().config_set("appendfsync", "always" if durability == "fsync" else "everysec")
+    queue = start(server.client(), patient(store, redis_durability=durability))
+    queue.enqueue([(record_id, entry("a"))])
+    receive, interrupts = client._Socket.recv, [KeyboardInterrupt]
+
+    def recv(self: Any, *args: Any) -> bytes:
+        if interrupts and threading.current_thread() is threading.main_thread():
+            wait_until(lambda: lanes_now(queue)[0] == 2)
+            raise interrupts.pop()
+        return receive(self, *args)
+
+    monkeypatch.setattr(client._Socket, "recv", recv)
+    with pytest.raises(KeyboardInterrupt):
+        queue.enqueue([(record_id, entry("b"))])
+    for cue in "cd":
+        queue.enqueue([(record_id, entry(cue))])
+    assert not interrupts
+    bench = bench_for(store.store_id, server.client())
+    wait_until(lambda: bench.drain_all() and queue.flush(0.1), 20)
+    assert seen(store, record_id) == ["a", "b", "c", "d"]
 
 
 # -- replies

@@ -232,5 +232,6 @@ def failure(error: BaseException) -> str:
     """What went wrong, in a few words and without secrets: the kind, and the server's own first words."""
     if isinstance(error, RedisError | OSError):
         words = str(error).split("\n", 1)[0][:160]
+        words = words.rstrip(".")  # a sentence goes on behind it
         return f"{type(error).__name__}: {words}" if words else type(error).__name__
     return type(error).__name__

@@ -74,6 +74,9 @@ class DurableRedisBroker(RedisBroker):
         except (RedisError, OSError, ConfigError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
+        except BaseException:
+            self._hang_up()
+            raise
         if not safe:  # an answer may still be owed: this connection is of no more use
             self._disk_is_late()
         if reply is None:

@@ -125,6 +125,9 @@ class RedisBroker(RedisLanes):
         except (RedisError, OSError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
+        except BaseException:
+            self._hang_up()  # an interrupt: the connection may still be owed an answer
+            raise
         return self._answer(parcels, reply)
 
     def _transact(
