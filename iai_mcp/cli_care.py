@@ -67,10 +67,13 @@ def verify(
 
 def _tell(report: Report) -> None:
     total = report.total
-    typer.echo(f"handed out  {total['handed_out']:>12,}  by {many(len(report.ledgers), 'producer')}")
+    partly = any(finding.kind == "unreadable" for finding in report.breaches)
+    seen = ", as far as could be read" if partly else ""
+    typer.echo(f"handed out  {total['handed_out']:>12,}  by {many(len(report.ledgers), 'producer')}{seen}")
     for name, number in [*total.items()][1:]:
         if number or name in ("applied", "lost"):
-            typer.echo(f"{name.replace('_', ' '):<10}  {number:>12,}")
+            unsure = seen.replace(",", " ", 1) if name == "lost" else ""
+            typer.echo(f"{name.replace('_', ' '):<10}  {number:>12,}{unsure}")
     for lane in report.lanes:
         said = "cannot be read" if lane.error else many(lane.rows, "row")
         typer.echo(f"{f'lane {lane.lane}':<10}  {said}")

@@ -126,6 +126,21 @@ def test_one_turn_drains_every_lane_that_has_little_in_it_but_does_not_wait_for_
     wait_until(lambda: seen(store, theirs) == ["a"])
 
 
+def test_a_worker_that_redis_leaves_says_so_in_a_line(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise redis.ConnectionError("Connection closed by server.")
+
+    worker = ProvenanceWorker(["provenance"], connection=fakeredis.FakeStrictRedis())
+    monkeypatch.setattr(SimpleWorker, "heartbeat", gone)
+    with caplog.at_level("ERROR", "rq.worker"):
+        worker.work(burst=True)
+    (record,) = [one for one in caplog.records if one.name == "rq.worker"]
+    assert record.getMessage().endswith("quitting... ConnectionError: Connection closed by server")
+    assert record.exc_info is None
+
+
 def test_our_worker_insists_on_json_and_leaves_nothing_behind(
     store: MemoryStore, record_id: UUID, start: Start
 ) -> None:

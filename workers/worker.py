@@ -6,6 +6,7 @@ other thing that a job can carry (callbacks, webhooks, repeats), and sweeps whil
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
+from iai_mcp.broker.client import failure
 from iai_mcp.broker.doorbell import FUNCTION, JOB_TIMEOUT_S
 from iai_mcp.errors import IaiMcpError
 
@@ -43,6 +45,7 @@ class ProvenanceWorker(SimpleWorker):
         names = [queue if isinstance(queue, str) else queue.name for queue in queues]
         options.setdefault("connection", next((q.connection for q in queues if not isinstance(q, str)), None))
         super().__init__(names, *args, **options)
+        self.log.addFilter(_without_traceback)
         self._own: Bench | None = None
         self._last_sweep = 0.0
 
@@ -141,6 +144,15 @@ class ProvenanceWorker(SimpleWorker):
 
             self._own = bench_for(configured_store().store_id, self.connection)
         return self._own
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Let everything pass; a Redis that went away needs no traceback: RQ's supervisors start the worker anew."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if isinstance(error, RedisError):
+        record.msg, record.args = f"{record.getMessage()} {failure(error)}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def is_doorbell(job: Job) -> bool:
