@@ -246,6 +246,7 @@ def test_a_lane_that_is_no_list_means_spill_and_doubles_nothing(
 
 
 @pytest.mark.parametrize("durability", ["memory", "fsync"])
+@pytest.mark.parametrize("moment", ["sendall", "recv"])
 def test_an_interrupted_push_leaves_no_answer_to_the_next_and_loses_nothing(
     store: MemoryStore,
     server: Server,
@@ -253,28 +254,49 @@ def test_an_interrupted_push_leaves_no_answer_to_the_next_and_loses_nothing(
     start: Start,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     durability: str,
+    moment: str,
 ) -> None:
-    """Ctrl-C comes while a recall waits for Redis, which has done as it was asked."""
-    server.client().config_set("appendfsync", "always" if durability == "fsync" else "everysec")
+    """Ctrl-C comes before the push has gone out, or while a recall waits for the answer to what Redis has done."""
+    admin = server.client()
+    admin.config_set("appendfsync", "always" if durability == "fsync" else "everysec")
     queue = start(server.client(), patient(store, redis_durability=durability))
     queue.enqueue([(record_id, entry("a"))])
-    receive, interrupts = client._Socket.recv, [KeyboardInterrupt]
+    whole, interrupts = getattr(client._Socket, moment), [KeyboardInterrupt]
 
-    def recv(self: Any, *args: Any) -> bytes:
+    def interrupted(self: Any, *args: Any) -> Any:
         if interrupts and threading.current_thread() is threading.main_thread():
-            wait_until(lambda: lanes_now(queue)[0] == 2)
+            if moment == "recv":
+                wait_until(lambda: lanes_now(queue)[0] == 2)
             raise interrupts.pop()
-        return receive(self, *args)
+        return whole(self, *args)
 
-    monkeypatch.setattr(client._Socket, "recv", recv)
+    monkeypatch.setattr(client._Socket, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         queue.enqueue([(record_id, entry("b"))])
-    for cue in "cd":
-        queue.enqueue([(record_id, entry(cue))])
+    admin.config_set("maxmemory", 1)  # what is refused must not be taken for the answer to "b"
+    queue.enqueue([(record_id, entry("c"))])
+    admin.config_set("maxmemory", 0)
+    queue.enqueue([(record_id, entry("d"))])
     assert not interrupts
     bench = bench_for(store.store_id, server.client())
     wait_until(lambda: bench.drain_all() and queue.flush(0.1), 20)
     assert seen(store, record_id) == ["a", "b", "c", "d"]
+
+
+def test_a_connection_that_is_owed_an_answer_is_not_used_again(
+    server: Server, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    broker = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(client._Socket, "recv", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            broker.push([parcel(0, [1])])
+    assert isinstance(broker.push([parcel(0, [2])]), Refused)
+    assert broker.try_connect()
+    assert isinstance(broker.push([parcel(0, [2])]), Pushed)
 
 
 # -- replies

@@ -445,7 +445,7 @@ def test_a_stopped_queue_leaves_no_sign_of_life(store: MemoryStore, record_id: U
 
 
 def test_what_waits_in_redis_counts_and_a_redis_that_is_away_is_said(
-    store: MemoryStore, record_id: UUID, server: Server
+    store: MemoryStore, record_id: UUID, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = ProvenanceWriteQueue(
         MemoryStore(store.path, settings=Settings(push_budget_ms=2000)), connection=server.client()
@@ -473,6 +473,9 @@ def test_what_waits_in_redis_counts_and_a_redis_that_is_away_is_said(
     report = look(store, redis_url=server.url)
     assert kinds(report) == ["unreadable"]
     assert "what waits in Redis cannot be read" in report.breaches[0].said
+    monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
+    said = run(store, code=1).stdout
+    assert "by 0 producers, as far as could be read" in said
 
 
 def test_the_account_adds_up_while_everything_moves(store: MemoryStore, record_id: UUID) -> None:
