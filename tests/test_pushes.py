@@ -293,10 +293,10 @@ def test_a_connection_that_is_owed_an_answer_is_not_used_again(
     with monkeypatch.context() as patch:
         patch.setattr(client._Socket, "recv", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            broker.push([parcel(0, [1])])
-    assert isinstance(broker.push([parcel(0, [2])]), Refused)
+            broker.push([parcel(0, 1)])
+    assert isinstance(broker.push([parcel(0, 2)]), Refused)
     assert broker.try_connect()
-    assert isinstance(broker.push([parcel(0, [2])]), Pushed)
+    assert isinstance(broker.push([parcel(0, 2)]), Pushed)
 
 
 # -- replies
