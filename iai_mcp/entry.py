@@ -47,8 +47,8 @@ class Parcel(msgspec.Struct, frozen=True):
         pushed: Unix time in seconds at which ``enqueue`` took them; the linger and ages count from it.
         entries: ``(record_id, producer_seq, own)``, ``producer_seq`` ascending; ``own`` is what this one says
             beside ``shared``.
-        shared: what every entry says. The hits of one recall differ in their rank and score only, so that this
-            halves what Redis, its disk and the spill have to hold.
+        shared: what every entry says. The hits of one recall differ in their rank and score only: for ten
+            hits Redis, its disk and the spill have a third fewer bytes to hold.
         v: version of this wire form. Fields that a reader does not know it leaves alone; what it must know
             comes with a new version.
         trace: W3C ``traceparent`` of whoever handed them out; left out of the wire form where nobody traces.
