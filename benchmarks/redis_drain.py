@@ -143,7 +143,7 @@ def _leased(broker: RedisBroker, lane: int) -> Lease:
 def _one_for_each_lane(parcels: list[Parcel]) -> list[Parcel]:
     """A parcel of another producer for every lane."""
     found = {parcel.lane: parcel for parcel in parcels}
-    return [Parcel(p.store, p.lane, "warm", p.pushed, p.entries[:1]) for p in found.values()]
+    return [Parcel.of(p.store, p.lane, "warm", p.pushed, [next(p.handed_out())]) for p in found.values()]
 
 
 def _ring(broker: RedisBroker, lanes: int) -> None:
@@ -162,7 +162,7 @@ def _preloaded() -> Any:
 
 def _rows(parcels: list[Parcel]) -> Any:
     batch = EntryBatch.of(parcels)
-    return to_arrow(batch, [*map(str, batch.record_ids)], 1)
+    return to_arrow(batch, [str(uuid.UUID(one)) for one in batch.ids], 1)
 
 
 def _save(path: Path, rows: Any) -> None:

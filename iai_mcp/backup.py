@@ -117,7 +117,7 @@ def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
             target.write_bytes(data[: data.rfind(b"\n") + 1])
             target.chmod(0o600)
             files.append(manifest.listed(folder, target))
-            entries += sum(len(line.entries) for line in orphans.outlines(target) if line is not None)
+            entries += sum(len(line.seqs) for line in orphans.outlines(target) if line is not None)
     return Spilled(files, entries)
 
 

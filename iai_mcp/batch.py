@@ -7,11 +7,14 @@ builds neither a pair nor a dict for any of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, overload
 from uuid import UUID
 
-from iai_mcp.entry import Pair, Parcel, entry_id, lane_of
+import numpy as np
+import numpy.typing as npt
+
+from iai_mcp.entry import Pair, Parcel, Said, columns_of, entry_id, lane_of_hex, rows_of
 
 __all__ = ["EntryBatch"]
 
@@ -20,63 +23,68 @@ class EntryBatch(Sequence[Pair]):
     """Numbered entries in order; as a sequence, the pairs that ``MemoryStore.append_provenance_batch`` takes.
 
     Attributes:
-        record_ids: the record that each entry is for.
-        keys: idempotency keys.
-        producers: who handed each entry out, and ``seqs`` its number there.
-        entries: what each entry says beside ``shared``, which is one mapping for all entries of a parcel. Together
-            they are what was handed out; the three columns above count where it says otherwise.
+        ids: the record that each entry is for, as 32 hexadecimal digits.
+        seqs: its number at whoever handed it out.
+        own: what each entry says beside what its group shares, as in a parcel.
+        group: which of the groups each belongs to, ascending.
+        producers: of each group, who handed its entries out, and ``shared`` what all of them say.
+        given: the idempotency keys; None where they are what :func:`iai_mcp.entry.entry_id` makes of producer and
+            number, which is so unless somebody gave an entry a key of their own.
     """
 
-    __slots__ = ("entries", "keys", "producers", "record_ids", "seqs", "shared")
+    __slots__ = ("given", "group", "ids", "own", "producers", "seqs", "shared")
 
     def __init__(
         self,
-        record_ids: Sequence[UUID],
-        keys: Sequence[str],
-        producers: Sequence[str],
+        ids: Sequence[str],
         seqs: Sequence[int],
-        entries: Sequence[Mapping[str, Any]],
+        own: Said,
+        group: npt.NDArray[np.int64],
+        producers: Sequence[str],
         shared: Sequence[Mapping[str, Any]],
+        given: Sequence[str] | None = None,
     ) -> None:
-        self.record_ids = record_ids
-        self.keys = keys
-        self.producers = producers
+        self.ids = ids
         self.seqs = seqs
-        self.entries = entries
+        self.own = own
+        self.group = group
+        self.producers = producers
         self.shared = shared
+        self.given = given
 
     @classmethod
     def of(cls, parcels: Iterable[Parcel]) -> EntryBatch:
         """The entries of parcels; one whose giver gave it an ``entry_id`` keeps that as its key."""
-        parcels = [*parcels]
-        items = [item for parcel in parcels for item in parcel.entries]
-        if not items:
-            return cls((), (), (), (), (), ())
-        record_ids, seqs, entries = zip(*items, strict=True)
-        producers = [parcel.producer for parcel in parcels for _ in parcel.entries]
-        keys = [*map(entry_id, producers, seqs)]
-        shared = [parcel.shared for parcel in parcels for _ in parcel.entries]
-        if "entry_id" in set().union(*entries, *[parcel.shared for parcel in parcels]):
-            for at, (entry, said) in enumerate(zip(entries, shared, strict=True)):
-                if given := entry.get("entry_id") or said.get("entry_id"):
-                    keys[at] = str(given)
-        return cls(record_ids, keys, producers, seqs, entries, shared)
+        parcels = [parcel for parcel in parcels if parcel.seqs]
+        batch = cls(
+            [*chain.from_iterable([parcel.ids for parcel in parcels])],
+            [*chain.from_iterable([parcel.seqs for parcel in parcels])],
+            _together(parcels),
+            np.repeat(np.arange(len(parcels)), [len(parcel.seqs) for parcel in parcels]),
+            [parcel.producer for parcel in parcels],
+            [parcel.shared for parcel in parcels],
+        )
+        if "entry_id" in batch.names:
+            keys = zip(batch.keys, batch.entries(), strict=True)
+            batch.given = [str(entry.get("entry_id") or key) for key, entry in keys]
+        return batch
 
     @classmethod
     def of_pairs(cls, pairs: Sequence[Pair]) -> EntryBatch:
         """Pairs whose entries carry ``entry_id``, ``producer`` and ``producer_seq``."""
         entries = [entry for _, entry in pairs]
         return cls(
-            [record_id for record_id, _ in pairs],
-            [entry["entry_id"] for entry in entries],
-            [entry["producer"] for entry in entries],
+            [record_id.hex for record_id, _ in pairs],
             [entry["producer_seq"] for entry in entries],
-            entries,
+            columns_of(entries),
+            np.arange(len(entries)),
+            [entry["producer"] for entry in entries],
             [{}] * len(entries),
+            [entry["entry_id"] for entry in entries],
         )
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.seqs)
 
     @overload
     def __getitem__(self, at: int) -> Pair: ...
@@ -85,35 +93,88 @@ class EntryBatch(Sequence[Pair]):
     def __getitem__(self, at: slice) -> EntryBatch: ...
 
     def __getitem__(self, at: int | slice) -> Pair | EntryBatch:
-        if isinstance(at, slice):
-            return EntryBatch(*[column[at] for column in self._columns])
-        ours = {"entry_id": self.keys[at], "producer": self.producers[at], "producer_seq": self.seqs[at]}
-        return self.record_ids[at], {**self.shared[at], **self.entries[at], **ours}
+        if isinstance(at, int):
+            one = self[at:][:1] if at < 0 else self[at : at + 1]
+            if not one:
+                raise IndexError(at)
+            ours = {"entry_id": one.keys[0], "producer": one.producers[0], "producer_seq": one.seqs[0]}
+            return UUID(one.ids[0]), {**one.entries()[0], **ours}
+        own = self.own
+        return EntryBatch(
+            self.ids[at],
+            self.seqs[at],
+            own[at] if isinstance(own, list) else {name: column[at] for name, column in own.items()},
+            *self._groups(self.group[at]),
+            None if self.given is None else self.given[at],
+        )
+
+    def _groups(self, group: npt.NDArray[np.int64]) -> tuple[Any, Sequence[str], Sequence[Mapping[str, Any]]]:
+        """Of the groups only those that ``group`` needs, numbered from 0."""
+        if not len(group):
+            return group, (), ()
+        first, end = int(group[0]), int(group[-1]) + 1
+        return group - first, self.producers[first:end], self.shared[first:end]
 
     @property
-    def _columns(self) -> tuple[Any, ...]:
-        return self.record_ids, self.keys, self.producers, self.seqs, self.entries, self.shared
+    def names(self) -> set[str]:
+        """The keys that any entry has."""
+        return self.own_names.union(*self.shared)
+
+    @property
+    def own_names(self) -> set[str]:
+        """The keys that any entry has for itself."""
+        return set(self.own) if isinstance(self.own, dict) else set().union(*self.own)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Idempotency keys."""
+        return self.given if self.given is not None else [*map(entry_id, self.givers, self.seqs)]
+
+    @property
+    def givers(self) -> list[str]:
+        """Who handed each entry out."""
+        return [self.producers[at] for at in self.group.tolist()]
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What each entry says."""
+        said = (self.shared[at] for at in self.group.tolist())
+        return [{**shared, **own} for shared, own in zip(said, rows_of(self.own, len(self)), strict=True)]
 
     def pick(self, chosen: Sequence[object]) -> EntryBatch:
         """The entries at whose place ``chosen`` is true."""
-        return EntryBatch(*[list(compress(column, chosen)) for column in self._columns])
+        own = self.own
+        return EntryBatch(
+            [*compress(self.ids, chosen)],
+            [*compress(self.seqs, chosen)],
+            [*compress(own, chosen)]
+            if isinstance(own, list)
+            else {name: [*compress(column, chosen)] for name, column in own.items()},
+            *self._groups(self.group[np.fromiter(map(bool, chosen), np.bool_, len(self))]),
+            None if self.given is None else [*compress(self.given, chosen)],
+        )
 
     def once(self) -> EntryBatch:
         """The first entry of each key."""
-        if len(set(self.keys)) == len(self.keys):
+        if self.given is None and len(set(self.producers)) == 1 and len(set(self.seqs)) == len(self):
             return self
-        first = {key: at for at, key in reversed([*enumerate(self.keys)])}
-        return self.pick([first[key] == at for at, key in enumerate(self.keys)])
-
-    def whole(self) -> EntryBatch:
-        """The same entries with nothing shared."""
-        entries = [{**said, **entry} for said, entry in zip(self.shared, self.entries, strict=True)]
-        return EntryBatch(self.record_ids, self.keys, self.producers, self.seqs, entries, [{}] * len(entries))
+        keys = self.keys
+        if len(set(keys)) == len(keys):
+            return self
+        first = {key: at for at, key in reversed([*enumerate(keys)])}
+        return self.pick([first[key] == at for at, key in enumerate(keys)])
 
     def by_lane(self, lanes: int) -> dict[int, EntryBatch]:
         """The entries of each lane that they touch."""
-        numbers = [lane_of(record_id, lanes) for record_id in self.record_ids]
+        numbers = [lane_of_hex(one, lanes) for one in self.ids]
         found = set(numbers)
         if len(found) == 1:
             return {numbers[0]: self}
         return {lane: self.pick([number == lane for number in numbers]) for lane in sorted(found)}
+
+
+def _together(parcels: Sequence[Parcel]) -> Said:
+    """What the entries of all ``parcels`` say for themselves."""
+    owns = [parcel.own for parcel in parcels if isinstance(parcel.own, dict)]
+    if len(owns) == len(parcels) and all(own.keys() == owns[0].keys() for own in owns):
+        return {name: [*chain.from_iterable([own[name] for own in owns])] for name in (owns[0] if owns else ())}
+    return [*chain.from_iterable([parcel.rows() for parcel in parcels])]

@@ -108,7 +108,7 @@ def drain(
                 continue
             watched.claimed(claimed)
             if lease.inherited and not report.taken_over:
-                report.taken_over = sum(len(p.entries) for p in claimed if not isinstance(p, Poison))
+                report.taken_over = sum(len(p.seqs) for p in claimed if not isinstance(p, Poison))
                 emit("takeover", lane=lane, items=lease.inherited, entries=report.taken_over)
             for item in claimed:
                 if isinstance(item, Poison):

@@ -75,4 +75,4 @@ def _in_redis(meta: StoreMeta, settings: Settings) -> tuple[int | None, str]:
     except BrokerUnavailable as error:
         return None, str(error)
     items = [item for lane in lanes for item in (*lane.pending, *lane.in_flight)]
-    return sum(len(item.entries) if item is not None else 1 for item in items), ""
+    return sum(len(item.seqs) if item is not None else 1 for item in items), ""

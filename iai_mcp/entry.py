@@ -7,11 +7,11 @@ the unit that a broker list holds, that a spill file holds (one parcel a line) a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -22,33 +22,43 @@ __all__ = [
     "Outline",
     "Pair",
     "Parcel",
+    "Said",
+    "columns_of",
     "decode",
     "encode",
     "entry_id",
     "lane_of",
+    "lane_of_hex",
     "outline",
     "parse_ts",
     "route",
+    "rows_of",
 ]
 
 Pair = tuple[UUID, dict[str, Any]]
 """A record's id and one provenance entry for it."""
 
-WIRE_VERSION = 2  # 1 had nothing ``shared``
+WIRE_VERSION = 3  # 1 and 2 had entries one by one, 1 nothing ``shared``
+
+Said = dict[str, list[Any]] | list[dict[str, Any]]
+"""What entries say: a column for each key, or, where they do not all have the same keys, one dict for each."""
+
+_Hex = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Parcel(msgspec.Struct, frozen=True):
-    """Entries of one producer for one lane, in the producer's order.
+    """Entries of one producer for one lane, in the producer's order, as columns.
 
     Attributes:
         store: id of the store they belong to.
         lane: lane number, ``0 <= lane < L``.
         producer: key of the queue that handed them out.
         pushed: Unix time in seconds at which ``enqueue`` took them; the linger and ages count from it.
-        entries: ``(record_id, producer_seq, own)``, ``producer_seq`` ascending; ``own`` is what this one says
-            beside ``shared``.
+        ids: the record of each entry, as 32 hexadecimal digits.
+        seqs: the producer's number of each, ascending.
+        own: what each says beside ``shared``.
         shared: what every entry says. The hits of one recall differ in their rank and score only: for ten
-            hits Redis, its disk and the spill have a third fewer bytes to hold.
+            hits Redis, its disk and the spill have half the bytes to hold.
         v: version of this wire form. Fields that a reader does not know it leaves alone; what it must know
             comes with a new version.
         trace: W3C ``traceparent`` of whoever handed them out; left out of the wire form where nobody traces.
@@ -58,14 +68,53 @@ class Parcel(msgspec.Struct, frozen=True):
     lane: int
     producer: str
     pushed: float
-    entries: list[tuple[UUID, int, dict[str, Any]]]
+    ids: list[_Hex]
+    seqs: list[int]
+    own: Said
     v: int = WIRE_VERSION
     trace: Any = msgspec.UNSET  # whatever stands here, the entries count
     shared: dict[str, Any] = {}
 
+    @classmethod
+    def of(
+        cls,
+        store: str,
+        lane: int,
+        producer: str,
+        pushed: float,
+        entries: Iterable[tuple[UUID, int, dict[str, Any]]],
+        shared: dict[str, Any] | None = None,
+        trace: Any = msgspec.UNSET,
+    ) -> Parcel:
+        """A parcel of ``(record_id, producer_seq, entry)``."""
+        ids, seqs, said = [], [], []
+        for record_id, seq, entry in entries:
+            ids.append(record_id.hex)
+            seqs.append(seq)
+            said.append(entry)
+        return cls(store, lane, producer, pushed, ids, seqs, columns_of(said), shared=shared or {}, trace=trace)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What each entry says beside ``shared``."""
+        return rows_of(self.own, len(self.seqs))
+
     def handed_out(self) -> Iterator[tuple[UUID, int, dict[str, Any]]]:
         """``(record_id, producer_seq, entry)``, each entry whole."""
-        return ((record_id, seq, {**self.shared, **own}) for record_id, seq, own in self.entries)
+        for record_id, seq, own in zip(self.ids, self.seqs, self.rows(), strict=True):
+            yield UUID(record_id), seq, {**self.shared, **own}
+
+
+class _Early(msgspec.Struct, frozen=True):
+    """A parcel of the wire versions 1 and 2."""
+
+    store: str
+    lane: int
+    producer: str
+    pushed: float
+    entries: list[tuple[UUID, int, dict[str, Any]]]
+    v: int = 1
+    trace: Any = msgspec.UNSET
+    shared: dict[str, Any] = {}
 
 
 class Outline(msgspec.Struct, frozen=True):
@@ -73,17 +122,23 @@ class Outline(msgspec.Struct, frozen=True):
 
     store: str
     producer: str
+    ids: list[_Hex]
+    seqs: list[int]
+    pushed: float = 0.0
+
+
+class _EarlyOutline(msgspec.Struct, frozen=True):
+    store: str
+    producer: str
     entries: list[tuple[UUID, int, msgspec.Raw]]
     pushed: float = 0.0
 
-    @property
-    def seqs(self) -> list[int]:
-        """The numbers of the entries."""
-        return [seq for _, seq, _ in self.entries]
 
-
+_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decoder = msgspec.json.Decoder(Parcel)
+_early_decoder = msgspec.json.Decoder(_Early)
 _outliner = msgspec.json.Decoder(Outline)
+_early_outliner = msgspec.json.Decoder(_EarlyOutline)
 _encoder = msgspec.json.Encoder(enc_hook=repr)  # an entry may hold anything; what JSON lacks is kept as text
 
 
@@ -100,17 +155,44 @@ def decode(raw: bytes) -> Parcel:
     """
     try:
         parcel = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _NO_JSON as error:
+        with suppress(*_NO_JSON):
+            early = _early_decoder.decode(raw)
+            return Parcel.of(
+                early.store, early.lane, early.producer, early.pushed, early.entries, early.shared, early.trace
+            )
         raise MalformedParcel(f"not a provenance parcel: {error}") from None
     if parcel.v > WIRE_VERSION:
         raise MalformedParcel(f"written by a later version (wire version {parcel.v}); upgrade this process")
+    if trouble := _trouble(parcel):
+        raise MalformedParcel(f"not a provenance parcel: {trouble}")
     return parcel
+
+
+def _trouble(parcel: Parcel) -> str | None:
+    """What does not fit together in a parcel, if anything."""
+    count, own = len(parcel.seqs), parcel.own
+    ids = "".join(parcel.ids)
+    try:
+        if bytes.fromhex(ids).hex() != ids:
+            return "a record id is no UUID"
+    except ValueError:
+        return "a record id is no UUID"
+    for column in own.values() if isinstance(own, dict) else (own,):
+        if len(column) != count:
+            return "its columns differ in length"
+    return None if len(parcel.ids) == count else "its columns differ in length"
 
 
 def outline(raw: bytes) -> Outline | None:
     """What can be told of a parcel (a line of a spill, or an item of a lane with its header); None if nothing."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _outliner.decode(raw[max(0, raw.find(b"{")) :])
+    raw = raw[max(0, raw.find(b"{")) :]
+    with suppress(*_NO_JSON):
+        return _outliner.decode(raw)
+    with suppress(*_NO_JSON):
+        early = _early_outliner.decode(raw)
+        ids, seqs = [one.hex for one, _, _ in early.entries], [seq for _, seq, _ in early.entries]
+        return Outline(early.store, early.producer, ids, seqs, early.pushed)
     return None
 
 
@@ -124,26 +206,35 @@ def lane_of(record_id: UUID, lanes: int) -> int:
 
     A checksum and not the bare number, since version-1 and hand-made ids differ in a few bits only.
     """
-    return zlib.crc32(record_id.int.to_bytes(16, "big")) % lanes
+    return zlib.crc32(record_id.bytes) % lanes
+
+
+def lane_of_hex(digits: str, lanes: int) -> int:
+    """:func:`lane_of` of a record id as 32 hexadecimal digits."""
+    return zlib.crc32(bytes.fromhex(digits)) % lanes
 
 
 def route(
     store: str, producer: str, first_seq: int, pairs: Sequence[Pair], lanes: int, pushed: float
 ) -> list[Parcel]:
     """Number ``pairs`` from ``first_seq`` on and sort them into one parcel per lane that they touch."""
-    by_lane: dict[int, list[tuple[UUID, int, dict[str, Any]]]] = {}
-    shared = _shared([data for _, data in pairs]) if pairs else {}
-    for seq, (record_id, data) in enumerate(pairs, first_seq):
-        lane = zlib.crc32(record_id.bytes) % lanes
-        own = dict(data)  # the caller may go on using its dict
-        for key in shared:
-            del own[key]
-        item = (record_id, seq, own)
+    entries = [entry for _, entry in pairs]
+    shared = _shared(entries) if entries else {}
+    by_lane: dict[int, tuple[list[str], list[int], list[Mapping[str, Any]]]] = {}
+    for seq, (record_id, entry) in enumerate(pairs, first_seq):
+        raw = record_id.bytes
+        lane = zlib.crc32(raw) % lanes
         if lane in by_lane:
-            by_lane[lane].append(item)
+            ids, seqs, said = by_lane[lane]
+            ids.append(raw.hex())
+            seqs.append(seq)
+            said.append(entry)
         else:
-            by_lane[lane] = [item]
-    return [Parcel(store, lane, producer, pushed, items, shared=shared) for lane, items in by_lane.items()]
+            by_lane[lane] = [raw.hex()], [seq], [entry]
+    return [
+        Parcel(store, lane, producer, pushed, ids, seqs, columns_of(said, shared), shared=shared)
+        for lane, (ids, seqs, said) in by_lane.items()
+    ]
 
 
 def _shared(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -158,6 +249,25 @@ def _shared(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for entry in entries[1:]:
         shared = {key: value for key, value in shared.items() if entry.get(key) == value}
     return shared
+
+
+def columns_of(entries: Sequence[Mapping[str, Any]], but: Collection[str] = ()) -> Said:
+    """What ``entries`` say, but for some keys; copied, since whoever gave them may go on using them."""
+    names = [name for name in entries[0] if name not in but] if entries else []
+    count = len(names) + len(but)
+    if count and all(len(entry) == count for entry in entries):
+        with suppress(KeyError):
+            return {name: [entry[name] for entry in entries] for name in names}
+    return [{key: value for key, value in entry.items() if key not in but} for entry in entries]
+
+
+def rows_of(said: Said, count: int) -> list[dict[str, Any]]:
+    """What ``count`` entries say, a dict for each."""
+    if isinstance(said, list):
+        return said
+    if not said:
+        return [{} for _ in range(count)]
+    return [dict(zip(said, row, strict=True)) for row in zip(*said.values(), strict=True)]
 
 
 def parse_ts(ts: object) -> datetime | None:

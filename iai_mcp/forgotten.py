@@ -22,6 +22,7 @@ class Forgotten:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._ids: set[UUID] = set()
+        self._hex: set[str] = set()
         self._read_to = 0
         self._mutex = threading.Lock()
 
@@ -34,6 +35,11 @@ class Forgotten:
         if size > self._read_to:
             self._catch_up()
         return self._ids
+
+    def hex(self) -> set[str]:
+        """The same ids, each as 32 hexadecimal digits."""
+        self.ids()
+        return self._hex
 
     def add(self, record_id: UUID) -> None:
         """Note a deletion, durably, *before* the record's rows go."""
@@ -65,5 +71,7 @@ class Forgotten:
             return  # a line torn by a power cut
         if line[:1] == b"-":
             self._ids.add(record_id)
+            self._hex.add(record_id.hex)
         elif line[:1] == b"+":
             self._ids.discard(record_id)
+            self._hex.discard(record_id.hex)

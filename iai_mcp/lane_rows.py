@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -40,6 +39,7 @@ _TEXT = ("ts", "cue", "session_id", "recall_id", "client")
 _TYPED = [LANE_SCHEMA.field(name) for name in (*_TEXT, "rank", "score")]
 _KEYS = ("entry_id", "producer", "producer_seq")  # the store's own
 _GIVEN = frozenset({*_TEXT, "rank", "score", *_KEYS})
+_NO_COLUMN = (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError)  # values that no column takes
 # Microseconds from 1677 to 2262: Arrow also reads years that no ``datetime`` holds, which would fail every read.
 _ARROW_US = (-(2**63) // 1000, 2**63 // 1000)
 
@@ -69,43 +69,63 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_arrow(batch: EntryBatch, record_ids: Sequence[str | None], first_seq: int) -> pa.Table:
     """Rows for a batch with these record ids, numbered from ``first_seq``; columns are built, not rows."""
-    own, shared = set().union(*batch.entries), set().union(*batch.shared)
-    if not own.isdisjoint(shared) or not (own <= _GIVEN and shared <= _GIVEN):
-        batch = batch.whole()
-        own, shared = own | shared, set()
+    with suppress(*_NO_COLUMN):
+        if (values := _columns(batch)) is not None:
+            return _table(batch, batch.given, record_ids, values, None, first_seq)
+    entries = batch.entries()
     try:
-        rests = None if own <= _GIVEN else [_rest(entry) for entry in batch.entries]
-        return _columns(batch, record_ids, own, shared, rests, first_seq)
-    except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError):
-        batch = batch.whole()
-        split = [_split(entry) for entry in batch.entries]
-        keys, entries = [str(_plain(key)) for key in batch.keys], [typed for typed, _ in split]
-        plain = EntryBatch(batch.record_ids, keys, batch.producers, batch.seqs, entries, batch.shared)
-        return _columns(plain, record_ids, own | shared, set(), [rest for _, rest in split], first_seq)
+        rests = None if batch.names <= _GIVEN else [_rest(entry) for entry in entries]
+        return _table(batch, batch.given, record_ids, _values(entries), rests, first_seq)
+    except _NO_COLUMN:
+        split = [_split(entry) for entry in entries]
+        keys = [str(_plain(key)) for key in batch.keys]
+        rests = [rest for _, rest in split]
+        return _table(batch, keys, record_ids, _values([typed for typed, _ in split]), rests, first_seq)
 
 
-def _columns(
+def _columns(batch: EntryBatch) -> dict[str, pa.Array] | None:
+    """The typed columns as they are, where every entry of the batch has the same keys; else None."""
+    own, said = batch.own, set().union(*batch.shared)
+    if not isinstance(own, dict) or not said.isdisjoint(own) or not (own.keys() | said) <= _GIVEN:
+        return None
+    group = pa.array(batch.group)
+    found = {}
+    for field in _TYPED:
+        if field.name in own:
+            found[field.name] = pa.array(own[field.name], field.type)
+        elif field.name in said:
+            found[field.name] = pa.array([one.get(field.name) for one in batch.shared], field.type).take(group)
+    return found
+
+
+def _values(entries: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    """The typed columns of entries of any kind."""
+    said = set().union(*entries)
+    return {
+        field.name: pa.array([entry.get(field.name) for entry in entries], field.type)
+        for field in _TYPED
+        if field.name in said
+    }
+
+
+def _table(
     batch: EntryBatch,
+    keys: Sequence[str] | None,
     record_ids: Sequence[str | None],
-    own: set[str],
-    shared: set[str],
+    values: Mapping[str, pa.Array],
     rests: list[str | None] | None,
     first_seq: int,
 ) -> pa.Table:
     count = len(batch)
-    values = {**_values(batch.shared, shared), **_values(batch.entries, own)}
-    given = {
-        field.name: pa.array(values[field.name], field.type)
-        if field.name in values
-        else pa.nulls(count, field.type)
-        for field in _TYPED
-    }
+    given = {field.name: values.get(field.name, pa.nulls(count, field.type)) for field in _TYPED}
+    producers = pa.array(batch.producers, pa.string()).take(pa.array(batch.group))
+    seqs = pa.array(batch.seqs, pa.int64())
     columns = {
         **given,
-        "entry_id": pa.array(batch.keys, pa.string()),
+        "entry_id": _keys(producers, seqs) if keys is None else pa.array(keys, pa.string()),
         "record_id": pa.array(record_ids, pa.string()),
-        "producer": pa.array(batch.producers, pa.string()),
-        "producer_seq": pa.array(batch.seqs, pa.int64()),
+        "producer": producers,
+        "producer_seq": seqs,
         "seq": pa.array(np.arange(first_seq, first_seq + count)),
         "time": _times(given["ts"]),
         "rest": pa.nulls(count, pa.string()) if rests is None else pa.array(rests, pa.string()),
@@ -113,13 +133,9 @@ def _columns(
     return pa.table([columns[name] for name in LANE_SCHEMA.names], schema=LANE_SCHEMA)
 
 
-def _values(entries: Sequence[Mapping[str, Any]], said: set[str]) -> dict[str, Sequence[Any]]:
-    """The typed values among what they say; entries mostly say the same, and are then looked into once each."""
-    names = [field.name for field in _TYPED if field.name in said]
-    if len(names) > 1:
-        with suppress(KeyError):
-            return dict(zip(names, zip(*map(itemgetter(*names), entries), strict=True), strict=True))
-    return {name: [entry.get(name) for entry in entries] for name in names}
+def _keys(producers: pa.Array, seqs: pa.Array) -> pa.Array:
+    """:func:`iai_mcp.entry.entry_id` of each."""
+    return pa.compute.binary_join_element_wise(producers, seqs.cast(pa.string()), "-")
 
 
 def _times(texts: pa.Array) -> pa.Array:

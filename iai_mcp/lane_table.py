@@ -97,23 +97,22 @@ class RecordsCache:
 
     token: int | None = None
     lane: int | None = None
-    _known: dict[int, str] = field(default_factory=dict)  # by number: a UUID hashes in Python code
+    _known: dict[str, str] = field(default_factory=dict)  # by 32 hexadecimal digits
 
-    def texts(self, record_ids: Iterable[UUID]) -> list[str | None]:
+    def texts(self, ids: Iterable[str]) -> list[str | None]:
         """The text form of each id that was seen in the records table; deletions are looked up beside it."""
-        known = self._known
-        return [known.get(record_id.int) for record_id in record_ids]
+        return [*map(self._known.get, ids)]
 
-    def learn(self, record_ids: Iterable[UUID], existing: Callable[[list[UUID]], set[UUID]]) -> None:
+    def learn(self, ids: Iterable[str], existing: Callable[[list[UUID]], set[UUID]]) -> None:
         """Remember those of the ids that ``existing`` knows; old ones go when there are too many."""
         if len(self._known) > _KNOWN_LIMIT:
             self._known.clear()
-        strangers = {record_id.int: record_id for record_id in record_ids if record_id.int not in self._known}
-        self._known.update((record_id.int, str(record_id)) for record_id in existing([*strangers.values()]))
+        strangers = [UUID(one) for one in {*ids}.difference(self._known)]
+        self._known.update((record_id.hex, str(record_id)) for record_id in existing(strangers))
 
     def covers(self, batch: EntryBatch) -> bool:
         """Whether every record of the batch is known to be of :attr:`lane`."""
-        return self.lane is not None and all(map(self._known.__contains__, [key.int for key in batch.record_ids]))
+        return self.lane is not None and all(map(self._known.__contains__, batch.ids))
 
 
 class LaneTable:
@@ -157,27 +156,27 @@ class LaneTable:
         """
         with translated(), self._lock.hold():
             self._check_current()
-            ids = self._ids(batch.record_ids, cache)
+            texts = self._texts(batch.ids, cache)
             alive, strangers = batch, None
-            if None in ids:
-                alive, strangers = batch.pick(ids), batch.pick([text is None for text in ids])
+            if None in texts:
+                alive, strangers = batch.pick(texts), batch.pick([text is None for text in texts])
             fresh = alive.once()
             self._check_fence(cache.token)
-            applied = self._merge(fresh, ids if fresh is batch else cache.texts(fresh.record_ids)) if fresh else 0
+            applied = self._merge(fresh, texts if fresh is batch else cache.texts(fresh.ids)) if fresh else 0
             if applied < len(alive):
-                self._note_duplicates(zip(alive.keys, alive.producers, alive.seqs, strict=True))
+                self._note_duplicates(zip(alive.keys, alive.givers, alive.seqs, strict=True))
             if strangers:
-                self._left_out.add(Why.UNKNOWN, zip(strangers.producers, strangers.seqs, strict=True))
+                self._left_out.add(Why.UNKNOWN, zip(strangers.givers, strangers.seqs, strict=True))
         return AppendReport(applied, len(alive) - applied, len(batch) - len(alive))
 
-    def _ids(self, record_ids: Sequence[UUID], cache: RecordsCache) -> list[str | None]:
+    def _texts(self, ids: Sequence[str], cache: RecordsCache) -> list[str | None]:
         """Each record id as text, None where there is no such record."""
-        texts = cache.texts(record_ids)
+        texts = cache.texts(ids)
         if None in texts:
-            cache.learn(record_ids, self._existing)
-            texts = cache.texts(record_ids)
-        if gone := self._forgotten.ids():
-            texts = [None if key in gone else text for key, text in zip(record_ids, texts, strict=True)]
+            cache.learn(ids, self._existing)
+            texts = cache.texts(ids)
+        if gone := self._forgotten.hex():
+            texts = [None if one in gone else text for one, text in zip(ids, texts, strict=True)]
         return texts
 
     def adopt(self, rows: pa.Table, *, check: bool = True) -> Adopted:

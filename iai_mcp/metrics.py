@@ -184,7 +184,7 @@ class _Batch(observe.Batch):
 
     def claimed(self, parcels: Sequence[object]) -> None:
         known = [parcel for parcel in parcels if isinstance(parcel, Parcel)]
-        self._entries = sum(len(parcel.entries) for parcel in known)
+        self._entries = sum(len(parcel.seqs) for parcel in known)
         self._oldest = min((parcel.pushed for parcel in known), default=None)
 
     def acknowledged(self) -> None:

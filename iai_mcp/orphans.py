@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -98,7 +99,7 @@ def _file(path: Path) -> SpillFile:
         store=good[0].store if good else None,
         producer=good[0].producer if good else name["producer"] if name else None,
         lines=len(lines),
-        entries=sum(len(line.entries) for line in good),
+        entries=sum(len(line.seqs) for line in good),
         unreadable=len(lines) - len(good),
         bytes=size,
         oldest=min((line.pushed for line in good), default=None),
@@ -184,12 +185,16 @@ def forget(folder: Path, store_id: str, record_id: UUID, left_out: LeftOut) -> N
 
 
 def _scrub(segment: Segment, record_id: UUID, left_out: LeftOut) -> None:
-    text = str(record_id)
+    names = record_id.hex.encode(), str(record_id).encode()
+
+    def concerned(line: bytes) -> bool:
+        return any(name in line for name in names)
+
     try:
         lines = segment.path.read_bytes().splitlines()
-        if keys := [key for line in lines if text.encode() in line for key in _keys_of(line, record_id)]:
+        if keys := [key for line in lines if concerned(line) for key in _keys_of(line, record_id)]:
             left_out.add(Why.FORGOTTEN, keys)
-        segment.rewrite(lambda line: _without(line, text) if text.encode() in line else line)
+        segment.rewrite(lambda line: _without(line, record_id) if concerned(line) else line)
     except OSError as error:
         emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=quiet_words(error))
     finally:
@@ -197,15 +202,30 @@ def _scrub(segment: Segment, record_id: UUID, left_out: LeftOut) -> None:
 
 
 def _keys_of(line: bytes, record_id: UUID) -> list[Key]:
-    found = outline(line)
-    return [(found.producer, seq) for one, seq, _ in found.entries if one == record_id] if found else []
+    if (found := outline(line)) is None:
+        return []
+    return [(found.producer, seq) for one, seq in zip(found.ids, found.seqs, strict=False) if one == record_id.hex]
 
 
-def _without(line: bytes, record_id: str) -> bytes:
+def _without(line: bytes, record_id: UUID) -> bytes:
     """The line without the record's entries, whatever version wrote it; nothing of a line that is no JSON."""
     try:
         parcel: dict[str, Any] = msgspec.json.decode(line)
-        kept = [entry for entry in parcel["entries"] if entry[0] != record_id]
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError):
+        if "entries" in parcel:
+            parcel["entries"] = [entry for entry in parcel["entries"] if entry[0] != str(record_id)]
+            left = len(parcel["entries"])
+        else:
+            kept = [one != record_id.hex for one in parcel["ids"]]
+            left = sum(kept)
+            for name in ("ids", "seqs", "own"):
+                parcel[name] = _picked(parcel[name], kept)
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError, AttributeError):
         return b""
-    return msgspec.json.encode({**parcel, "entries": kept}) + b"\n" if kept else b""
+    return msgspec.json.encode(parcel) + b"\n" if left else b""
+
+
+def _picked(value: Any, kept: list[bool]) -> Any:
+    """A column without what is not ``kept``; of several columns each."""
+    if isinstance(value, dict):
+        return {name: _picked(column, kept) for name, column in value.items()}
+    return [*compress(value, kept)]

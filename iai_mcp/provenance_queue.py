@@ -181,7 +181,7 @@ class ProvenanceWriteQueue:
             self._spill.append(parcels, folder)
         except SpillUnavailable as error:
             self.counts.refused += entries
-            self._refused += [(self.producer, seq) for p in parcels for _, seq, _ in p.entries]
+            self._refused += [(self.producer, seq) for parcel in parcels for seq in parcel.seqs]
             emit("spill_failed", level=logging.ERROR, entries=entries, folder=str(folder))
             if self._stopped:
                 raise QueueStopped(f"the queue is stopped, and {error}") from error
@@ -260,13 +260,13 @@ class ProvenanceWriteQueue:
     def _give_back(self) -> None:
         left = self._broker.take_back()
         if left:
-            entries = sum(len(parcel.entries) for parcel in left)
+            entries = sum(len(parcel.seqs) for parcel in left)
             try:
                 self._spill.prepend(left, overflow_dir(self._settings))
                 self.counts.spilled += entries
             except SpillUnavailable as error:
                 self.counts.refused += entries
-                self._refused += [(parcel.producer, seq) for parcel in left for _, seq, _ in parcel.entries]
+                self._refused += [(parcel.producer, seq) for parcel in left for seq in parcel.seqs]
                 emit("spill_failed", level=logging.ERROR, entries=entries, error=quiet_words(error))
         elif not self._spill.unread and (self._broker.held_here or self._broker.safe(self._broker.mark())):
             self._spill.commit()  # all of it has been applied, or is safe elsewhere

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iai_mcp.broker.protocol import Pushed, QueueBroker
-from iai_mcp.entry import Parcel, lane_of, route
+from iai_mcp.entry import Parcel, lane_of_hex, route
 from iai_mcp.spill import Chain
 
 __all__ = ["replay"]
@@ -36,7 +36,7 @@ def replay(chain: Chain, broker: QueueBroker, lanes: int) -> bool:
 
 def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:
     """The parcel, or its entries sorted anew where it was spilled under another number of lanes."""
-    if all(lane_of(record_id, lanes) == parcel.lane for record_id, _, _ in parcel.entries):
+    if all(lane_of_hex(one, lanes) == parcel.lane for one in parcel.ids):
         return [parcel]
     return [
         part

@@ -71,7 +71,7 @@ class Chain:
                 return []
             self._last = self._segments[0]
             parcels = self._last.read(self._store_id, limit)
-            self._last_entries = sum(len(parcel.entries) for parcel in parcels)
+            self._last_entries = sum(len(parcel.seqs) for parcel in parcels)
             self._entries += self._last_entries
             self._total += self._last_entries
             self._uncommitted += self._last_entries
@@ -205,7 +205,7 @@ class Spill(Chain):
             except OSError as error:
                 raise SpillUnavailable(f"cannot spill to {folder}: {error.strerror or error}") from error
         if fresh:
-            entries = sum(len(parcel.entries) for parcel in parcels)
+            entries = sum(len(parcel.seqs) for parcel in parcels)
             emit("spill_started", level=self._level, folder=str(folder), entries=entries)
 
     def tail(self) -> Tail:
@@ -331,7 +331,7 @@ def waiting(settings: Settings, store_id: str) -> Waiting:
             files += 1
             for line in path.read_bytes().splitlines():
                 with suppress(MalformedParcel):
-                    entries += len(decode(line).entries)
+                    entries += len(decode(line).seqs)
                 lines += 1
     return Waiting(str(folder), files, lines, entries, aside)
 

@@ -200,7 +200,7 @@ class _Enqueue(_Current, observe.Enqueue):
         context = self._span.get_span_context()
         if not context.trace_flags.sampled:
             return parcels
-        self._span.set_attribute("iai_mcp.entries", sum(len(parcel.entries) for parcel in parcels))
+        self._span.set_attribute("iai_mcp.entries", sum(len(parcel.seqs) for parcel in parcels))
         self._span.set_attribute("iai_mcp.lanes", sorted(parcel.lane for parcel in parcels))
         told = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
         return [msgspec.structs.replace(parcel, trace=told) for parcel in parcels]
@@ -236,8 +236,8 @@ class _Batch(observe.Batch):
         traced: dict[str, int] = {}
         for parcel in self._parcels:
             if isinstance(parcel.trace, str):
-                traced[parcel.trace] = traced.get(parcel.trace, 0) + len(parcel.entries)
-        size = sum(len(parcel.entries) for parcel in self._parcels)
+                traced[parcel.trace] = traced.get(parcel.trace, 0) + len(parcel.seqs)
+        size = sum(len(parcel.seqs) for parcel in self._parcels)
         for told in [*traced][:MOST_TRACES]:
             counts = {"iai_mcp.lane": self._lane, "iai_mcp.entries": traced[told], "iai_mcp.batch": size}
             self._tracing.follow(told, self._marks, counts)

@@ -150,7 +150,7 @@ def test_entries_that_leave_the_spill_meanwhile_are_there_once(
     spill = Spill(store.store_id, producer, folder)
     for seq in range(1, 4):
         lane = lane_of(record_id, store.lanes)
-        spill.append([Parcel(store.store_id, lane, producer, 1.0, [(record_id, seq, entry(seq))])], folder)
+        spill.append([Parcel.of(store.store_id, lane, producer, 1.0, [(record_id, seq, entry(seq))])], folder)
     spill.close()
     real = backup.elsewhere
 
@@ -251,7 +251,7 @@ def test_a_copy_takes_nothing_from_its_original(store: MemoryStore, home: Path, 
     record_id, folder, producer = store.insert(_make()), home / ".iai-mcp" / ".provenance-overflow", "ab" * 8
     spill = Spill(store.store_id, producer, folder)
     lane = lane_of(record_id, store.lanes)
-    spill.append([Parcel(store.store_id, lane, producer, 1.0, [(record_id, 1, entry("spilled"))])], folder)
+    spill.append([Parcel.of(store.store_id, lane, producer, 1.0, [(record_id, 1, entry("spilled"))])], folder)
     run("backup", tmp_path / "b", "--store", store.path)
     told, copy = restored(tmp_path / "b", tmp_path / "r", "--as-copy")
     assert told["store_id"] != store.store_id == read_meta(store.layout).store_id

@@ -71,11 +71,11 @@ def broker(make: Make) -> QueueBroker:
 
 def parcel(lane: int, *numbers: int, producer: str = "p") -> Parcel:
     items = [(uuid4(), number, entry(number)) for number in numbers]
-    return Parcel("ab" * 16, lane, producer, time.time(), items)
+    return Parcel.of("ab" * 16, lane, producer, time.time(), items)
 
 
 def numbers(claimed: Any) -> list[int]:
-    return [number for item in claimed for _, number, _ in item.entries]
+    return [number for item in claimed for number in item.seqs]
 
 
 # -- the contract
@@ -214,7 +214,7 @@ def record_id(store: MemoryStore) -> UUID:
 
 def for_store(store: MemoryStore, record_id: UUID, *numbers: int) -> Parcel:
     items = [(record_id, number, entry(number)) for number in numbers]
-    return Parcel(store.store_id, lane_of(record_id, LANES), "p", time.time(), items)
+    return Parcel.of(store.store_id, lane_of(record_id, LANES), "p", time.time(), items)
 
 
 def seen(store: MemoryStore, record_id: UUID) -> list[str]:

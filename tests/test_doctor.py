@@ -209,7 +209,7 @@ def test_versions_that_pile_up_are_a_warning_and_the_repair_compacts(
 
 def a_spill(store: MemoryStore, overflow: Path, *, open_: bool = False) -> Spill:
     spill = Spill(store.store_id, "ab" * 8, overflow)
-    parcel = Parcel(store.store_id, 0, "ab" * 8, time.time() - 90, [(uuid4(), 1, entry("x"))])
+    parcel = Parcel.of(store.store_id, 0, "ab" * 8, time.time() - 90, [(uuid4(), 1, entry("x"))])
     spill.append([parcel], overflow)
     if not open_:
         spill.close()

@@ -91,7 +91,7 @@ def test_parcels_that_share_different_things_make_one_batch(store: MemoryStore) 
     ]
     parcels = []
     for group in said:
-        first = 1 + sum(len(parcel.entries) for parcel in parcels)
+        first = 1 + sum(len(parcel.seqs) for parcel in parcels)
         parcels += route(store.store_id, "p", first, [(record_id, item) for item in group], store.lanes, 0.0)
     assert store.append_provenance_batch(EntryBatch.of(parcels)).applied == 7
     found = store.get(record_id)

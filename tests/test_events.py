@@ -235,8 +235,8 @@ store = MemoryStore(sys.argv[1])
 cue, record_id = sys.argv[2], uuid.UUID(sys.argv[3])
 whole = iai_mcp.lane_table.to_arrow
 def to_arrow(batch, record_ids, first):
-    if any("poison" in str(entry["cue"]) for entry in batch.entries):
-        raise ValueError(f"Could not convert {batch.entries}")
+    if any("poison" in str(entry["cue"]) for _, entry in batch):
+        raise ValueError(f"Could not convert {[*batch]}")
     return whole(batch, record_ids, first)
 iai_mcp.lane_table.to_arrow = to_arrow
 store.enable_provenance_queue()

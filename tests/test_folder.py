@@ -163,7 +163,7 @@ def test_what_waits_elsewhere_is_counted_and_accounted_for(store: MemoryStore, h
     DeadLetters(store.layout).add_entry(0, (record_id, numbered(1)), "it would not go")
     spill = Spill(store.store_id, producer, folder)  # of a client that lives
     lane = lane_of(record_id, store.lanes)
-    spill.append([Parcel(store.store_id, lane, producer, 1.0, [(record_id, 2, entry(2))])], folder)
+    spill.append([Parcel.of(store.store_id, lane, producer, 1.0, [(record_id, 2, entry(2))])], folder)
 
     result = run("export", tmp_path / "out", "--store", store.path, "--json")
     told = json.loads(result.stdout)

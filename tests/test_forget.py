@@ -74,7 +74,7 @@ def a_spill(store: MemoryStore, folder: Path, entries: list[tuple[UUID, str]], p
     """The spill of a client, still open."""
     spill = Spill(store.store_id, producer, folder)
     numbered = [(record_id, seq, entry(cue)) for seq, (record_id, cue) in enumerate(entries, 1)]
-    spill.append([Parcel(store.store_id, 0, producer, 1.0, numbered)], folder)
+    spill.append([Parcel.of(store.store_id, 0, producer, 1.0, numbered)], folder)
     return spill
 
 
@@ -162,7 +162,7 @@ def test_a_spill_that_nobody_holds_is_rewritten_without_it(
     other = store.insert(_make())
     a_spill(store, overflow, [(other, "stays"), (secret, CUE), (other, "stays too")]).close()
     a_spill(store, overflow, [(secret, CUE)], producer="cd" * 8).close()
-    torn = encode(Parcel(store.store_id, 0, "ef" * 8, 1.0, [(secret, 1, entry(CUE))]))[:-5]
+    torn = encode(Parcel.of(store.store_id, 0, "ef" * 8, 1.0, [(secret, 1, entry(CUE))]))[:-5]
     (overflow / "torn.failed-1.jsonl").write_bytes(torn + b"\nsomething else\n")
     assert len(holding(CUE, overflow)) == 3
 

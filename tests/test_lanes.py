@@ -166,7 +166,7 @@ def test_nothing_may_wait_in_the_spill(path: Path, trails: Trails, home: Path) -
     folder, producer, first = home / ".iai-mcp" / ".provenance-overflow", "ab" * 8, next(iter(trails))
     store_id = read_meta(Layout(path)).store_id
     spill = Spill(store_id, producer, folder)
-    spill.append([Parcel(store_id, lane_of(first, 4), producer, 1.0, [(first, 1, entry("spilled"))])], folder)
+    spill.append([Parcel.of(store_id, lane_of(first, 4), producer, 1.0, [(first, 1, entry("spilled"))])], folder)
     spill.close()
     assert "iai-mcp spill replay" in run("lanes", 2, "--store", path, code=2).stderr
     holds(path, trails, 4)

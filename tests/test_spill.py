@@ -55,7 +55,7 @@ def leave(store: MemoryStore, folder: Path, record_id: UUID, what: list[Any], *,
     for seq, cue in enumerate(what, 1):
         one = (record_id, seq, entry(cue) if isinstance(cue, str) else cue)
         lane = lane_of(record_id, store.lanes)
-        left.append([Parcel(store.store_id, lane, "ab" * 8, time.time() - 60, [one])], folder)
+        left.append([Parcel.of(store.store_id, lane, "ab" * 8, time.time() - 60, [one])], folder)
     left.close()
 
 
@@ -83,7 +83,7 @@ def test_the_list_says_whose_each_file_is_and_who_holds_it(
     leave(store, overflow, record_id, ["a", "b"])
     (overflow / "x.failed-1.jsonl").write_text("no entry\n")
     stranger = Spill("ff" * 16, "cd" * 8, overflow)
-    stranger.append([Parcel("ff" * 16, 0, "cd" * 8, time.time(), [(record_id, 1, entry("x"))])], overflow)
+    stranger.append([Parcel.of("ff" * 16, 0, "cd" * 8, time.time(), [(record_id, 1, entry("x"))])], overflow)
     process = python(HOLD, store.path, record_id)
     try:
         assert process.stdout is not None

@@ -136,7 +136,7 @@ def test_nothing_is_imported_and_nothing_carried_while_it_is_off(tmp_path: Path,
     assert "lancedb" in modules
     assert "opentelemetry" not in modules
     assert "prometheus_client" not in modules
-    parcel = Parcel("s", 0, "p", 0.0, [])
+    parcel = Parcel.of("s", 0, "p", 0.0, [])
     assert b"trace" not in encode(parcel)
 
 
@@ -217,7 +217,7 @@ def test_of_an_error_it_tells_the_kind(store: MemoryStore) -> None:
 )
 def test_whatever_a_parcel_says_of_its_trace_its_entries_count(trace: object, store: MemoryStore) -> None:
     exporter = watched()
-    parcel = Parcel(store.store_id, 0, "p", 0.0, [], trace=trace)
+    parcel = Parcel.of(store.store_id, 0, "p", 0.0, [], trace=trace)
     assert decode(encode(parcel)) == parcel
     batch = observe.now.batch(0)
     batch.claimed([decode(encode(parcel))])
@@ -227,7 +227,7 @@ def test_whatever_a_parcel_says_of_its_trace_its_entries_count(trace: object, st
 
 
 def test_a_reader_leaves_fields_of_a_later_version_alone() -> None:
-    raw = encode(Parcel("s", 0, "p", 0.0, []))
+    raw = encode(Parcel.of("s", 0, "p", 0.0, []))
     assert decode(raw[:-1] + b',"colour":"red"}') == decode(raw)
 
 

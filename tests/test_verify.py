@@ -87,7 +87,7 @@ def leave_spill(store: MemoryStore, folder: Path, record_id: UUID, what: list[st
     spill = Spill(store.store_id, producer, folder)
     for seq, cue in enumerate(what, 1):
         lane = lane_of(record_id, store.lanes)
-        spill.append([Parcel(store.store_id, lane, producer, 1.0, [(record_id, seq, entry(cue))])], folder)
+        spill.append([Parcel.of(store.store_id, lane, producer, 1.0, [(record_id, seq, entry(cue))])], folder)
     spill.close()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from iai_mcp.broker.doorbell import Doorbell
-from iai_mcp.broker.items import from_item, item_header
+from iai_mcp.broker.items import from_parts, item_header, item_parts
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease
 from iai_mcp.broker.scripts import Script, translated
@@ -78,7 +78,7 @@ class RedisLanes:
         if self._run("claim", keys, args) == -1:
             raise LeaseLost(f"lane {lease.lane}: the lease with token {lease.token} has passed on")
         self._claims[lease.lane] = head.counts
-        return [from_item(item) for item in head.items]
+        return [from_parts(item, parcel) for item, parcel in zip(head.items, head.parcels, strict=True)]
 
     def _head_of(self, lane: int, max_entries: int) -> _Head:
         """What a claim would take: what is in flight, else as much as it may.
@@ -186,13 +186,14 @@ class _Head:
     def __init__(self, in_flight: int) -> None:
         self.items: list[bytes] = []
         self.counts: list[int] = []
+        self.parcels: list[bytes] = []
         self._in_flight = in_flight
         self._entries = self._bytes = 0
 
     def take(self, items: list[bytes], max_entries: int) -> bool:
         """Take of ``items`` what belongs to the claim; whether there may be more."""
         for item in items:
-            count = item_header(item)[1]
+            _, count, parcel = item_parts(item)
             if self._in_flight:
                 if len(self.items) == self._in_flight:
                     return False
@@ -200,6 +201,7 @@ class _Head:
                 return False
             self.items.append(item)
             self.counts.append(count)
+            self.parcels.append(parcel)
             self._entries += count
             self._bytes += len(item)
         return True

@@ -65,7 +65,7 @@ class MemoryBroker:
                 lane = self._lanes[parcel.lane]
                 wake = wake or not lane.pending
                 lane.pending.append(_Item(parcel, [1] if replay else batch, arrived))
-                lane.entries += len(parcel.entries)
+                lane.entries += len(parcel.seqs)
                 lane.pushed += 1
             self._waiting += len(parcels) if replay else 1
             if wake:  # a lane with work has woken its drain already
@@ -134,10 +134,10 @@ class MemoryBroker:
 
     def _take(self, lane: _Lane, max_entries: int) -> None:
         taken = 0
-        while lane.pending and (not taken or taken + len(lane.pending[0].parcel.entries) <= max_entries):
+        while lane.pending and (not taken or taken + len(lane.pending[0].parcel.seqs) <= max_entries):
             item = lane.pending.popleft()
             lane.in_flight.append(item)
-            taken += len(item.parcel.entries)
+            taken += len(item.parcel.seqs)
         lane.entries -= taken
 
     def ack(self, lease: Lease, count: int) -> None:
@@ -219,7 +219,7 @@ class MemoryBroker:
                 LaneStats(
                     number,
                     lane.entries,
-                    sum(len(item.parcel.entries) for item in lane.in_flight),
+                    sum(len(item.parcel.seqs) for item in lane.in_flight),
                     now - heads[0].arrived if (heads := lane.in_flight or lane.pending) else None,
                 )
                 for number, lane in enumerate(self._lanes)

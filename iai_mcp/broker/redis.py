@@ -153,13 +153,13 @@ class RedisBroker(RedisLanes):
         Others push too, so a lane may pass its ceiling, by one push of each of them: then they know.
         """
         for parcel in parcels:
-            if len(parcel.entries) > self._free[parcel.lane]:
+            if len(parcel.seqs) > self._free[parcel.lane]:
                 break
         else:
             return True
         self.round_trips += 1
         self._look(client)
-        return all(len(parcel.entries) <= self._free[parcel.lane] for parcel in parcels)
+        return all(len(parcel.seqs) <= self._free[parcel.lane] for parcel in parcels)
 
     def _run_script(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> list[int]:
         """The same push as a script, which holds to the ceiling whatever others do."""
@@ -168,8 +168,8 @@ class RedisBroker(RedisLanes):
         args: list[Any] = []
         for parcel, item in zip(parcels, items, strict=True):
             # A parcel above the ceiling fits an empty lane.
-            most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.entries))
-            args += (f"{parcel.lane}:pushed", most, item, len(parcel.entries))
+            most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.seqs))
+            args += (f"{parcel.lane}:pushed", most, item, len(parcel.seqs))
         reply: list[int] = self._scripts["push"](client, keys, args)
         return reply
 

@@ -48,7 +48,7 @@ class Transactions:
         parts = [MULTI]
         for parcel, item in zip(parcels, items, strict=True):
             count, append = self._lanes[parcel.lane]
-            entries = b"%d" % len(parcel.entries)
+            entries = b"%d" % len(parcel.seqs)
             parts.append(
                 b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % (count, len(entries), entries, append, len(item), item)
             )

@@ -27,7 +27,7 @@ LIMIT_S = 60.0
 
 def parcel(number: int) -> Parcel:
     entry = {"ts": "t", "cue": f"cue {number} \u2603", "session_id": "s", "deep": [{"a": None}, 1.5]}
-    return Parcel(STORE, number % 4, "p", 1.0, [(UUID(int=number), number, entry)])
+    return Parcel.of(STORE, number % 4, "p", 1.0, [(UUID(int=number), number, entry)])
 
 
 def mutated(chance: random.Random, good: bytes) -> bytes:
