@@ -73,6 +73,8 @@ class EntryBatch(Sequence[Pair]):
     def of_pairs(cls, pairs: Sequence[Pair]) -> EntryBatch:
         """Pairs whose entries carry ``entry_id``, ``producer`` and ``producer_seq``."""
         entries = [entry for _, entry in pairs]
+        keys = [entry["entry_id"] for entry in entries]
+        usual = [entry_id(entry["producer"], entry["producer_seq"]) for entry in entries]
         return cls(
             [record_id.hex for record_id, _ in pairs],
             [entry["producer_seq"] for entry in entries],
@@ -80,7 +82,7 @@ class EntryBatch(Sequence[Pair]):
             np.arange(len(entries)),
             [entry["producer"] for entry in entries],
             [{}] * len(entries),
-            [entry["entry_id"] for entry in entries],
+            None if keys == usual else keys,
         )
 
     def __len__(self) -> int:

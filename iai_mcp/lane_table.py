@@ -24,6 +24,7 @@ from iai_mcp.entry import entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
+from iai_mcp.highwater import HighWater
 from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated
 from iai_mcp.lane_rows import LANE_SCHEMA, distinct, from_row, to_arrow
 from iai_mcp.leftout import LeftOut, Why
@@ -142,6 +143,7 @@ class LaneTable:
         self._scrub = Scrub(table, "rank", scrub_note, cleanup_age)
         self._seen_version = -1
         self._next_seq = 1
+        self._marks = HighWater(self._highest_of)
         self._due = False
         self._distinct = -1  # rows in the table when it was last seen free of doubles, and ours since
 
@@ -162,7 +164,7 @@ class LaneTable:
                 alive, strangers = batch.pick(texts), batch.pick([text is None for text in texts])
             fresh = alive.once()
             self._check_fence(cache.token)
-            applied = self._merge(fresh, texts if fresh is batch else cache.texts(fresh.ids)) if fresh else 0
+            applied = self._apply(fresh, texts if fresh is batch else cache.texts(fresh.ids)) if fresh else 0
             if applied < len(alive):
                 self._note_duplicates(zip(alive.keys, alive.givers, alive.seqs, strict=True))
             if strangers:
@@ -192,7 +194,8 @@ class LaneTable:
             known = self._known(rows["record_id"]) if check else pa.array([True] * len(rows), pa.bool_())
             kept = rows.filter(known)
             kept = kept.filter(pa.array(~repeated(_codes(kept["entry_id"]))))
-            applied = self._merge_rows(lambda first: _numbered(kept, first), len(kept)) if len(kept) else 0
+            applied = self._write(lambda first: _numbered(kept, first), len(kept)) if len(kept) else 0
+            self._marks.forget()
             strangers = rows.filter(pa.compute.invert(known))
             duplicate, repeats = len(rows) - len(strangers) - applied, 0
             if duplicate:
@@ -205,25 +208,50 @@ class LaneTable:
         there = self._existing(ids) - self._forgotten.ids()
         return pa.compute.is_in(record_ids, value_set=pa.array([str(one) for one in there], pa.string()))
 
-    def _merge(self, batch: EntryBatch, record_ids: Sequence[str | None]) -> int:
-        return self._merge_rows(lambda first: to_arrow(batch, record_ids, first), len(batch))
+    def _apply(self, batch: EntryBatch, record_ids: Sequence[str | None]) -> int:
+        applied = self._write(lambda first: to_arrow(batch, record_ids, first), len(batch), batch)
+        self._marks.written(batch)
+        return applied
 
-    def _merge_rows(self, make: Callable[[int], pa.Table], count: int) -> int:
+    def _write(self, make: Callable[[int], pa.Table], count: int, batch: EntryBatch | None = None) -> int:
+        """Write rows, made from a first ``seq`` on; how many were new. ``batch`` is what they hold, as entries."""
         started = time.time()
         version = self._table.version
         if version != self._seen_version:
-            self._next_seq = self._highest_seq(self._next_seq) + 1
+            self._catch_up()
         rows = make(self._next_seq)
+        append = batch is not None and self._marks.below(batch)
         begun = time.perf_counter()
-        result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
+        if append:
+            written, new = self._table.add(rows).version, count
+        else:
+            result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
+            written, new = result.version, int(result.num_inserted_rows)
         merged = time.perf_counter()
         sync_tree(self._folder, since=started)
         observe.now.committed(merged - begun, time.perf_counter() - merged)
         self._next_seq += count
-        self._distinct += int(result.num_inserted_rows)
-        self._seen_version = result.version
-        self._due = self._due or version // MAINTAIN_EVERY != result.version // MAINTAIN_EVERY
-        return int(result.num_inserted_rows)
+        self._distinct += new
+        # Where somebody came in between, the next write looks what that was.
+        self._seen_version = written if written <= version + 1 else version
+        self._due = self._due or version // MAINTAIN_EVERY != written // MAINTAIN_EVERY
+        return new
+
+    def _catch_up(self) -> None:
+        """Look what others have written: what it is numbered, and whose it is."""
+        columns = ["seq", "producer", "producer_seq"] if self._marks else ["seq"]
+        rows = self._table.search().where(f"seq >= {self._next_seq}").select(columns).to_arrow()
+        if len(rows):
+            self._next_seq = int(pa.compute.max(rows["seq"]).as_py()) + 1
+            if self._marks:
+                self._marks.seen(_highest(rows))
+
+    def _highest_of(self, producer: str) -> int:
+        """The highest number of a producer's rows; its keys are one range of the index."""
+        first, end = quoted(f"{producer}-"), quoted(f"{producer}.")  # "." is what comes after "-"
+        query = self._table.search().where(f"entry_id >= {first} AND entry_id < {end}").select(["producer_seq"])
+        found = query.to_arrow()["producer_seq"]
+        return int(pa.compute.max(found).as_py()) if len(found) else 0
 
     def _note_duplicates(self, entries: Iterable[tuple[str, str, int]]) -> int:
         """Account for entries whose caller gave them an id that an earlier entry has: they never get a row."""
@@ -235,11 +263,6 @@ class LaneTable:
             missing = {(producer, seq) for _, producer, seq in given}.difference(_tuples(rows))
             self._left_out.add(Why.DUPLICATE, missing)
         return len(missing)
-
-    def _highest_seq(self, known: int) -> int:
-        query = self._table.search().where(f"seq >= {known}").select(["seq"])
-        found = query.to_arrow()["seq"]
-        return max(known - 1, int(pa.compute.max(found).as_py()) if len(found) else 0)
 
     def drop_record(self, record_id: str) -> None:
         """Remove a record's rows that are in another lane now."""
@@ -296,9 +319,11 @@ class LaneTable:
         started = time.monotonic()
         with translated(), self._lock.hold():
             self._due = False
+            alone = self._table.version == self._seen_version
             doubled = self._drop_doubled()
             self._scrub.run()
-            self._seen_version = self._table.version
+            if alone:  # else the next write has to look what others have written
+                self._seen_version = self._table.version
         seconds = round(time.monotonic() - started, 3)
         emit("compaction", table=self._folder.stem, rows=self.count(), doubled=doubled, seconds=seconds)
         return True
@@ -387,6 +412,14 @@ def in_order(table: Table, step: int) -> Iterator[pa.Table]:
 def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
     """The rows, in the order of their columns' names in the table."""
     return zip(*(column.to_pylist() for column in rows.columns), strict=True)
+
+
+def _highest(rows: pa.Table) -> Iterator[tuple[str, int]]:
+    """The highest number of each producer."""
+    coded = rows["producer"].combine_chunks().dictionary_encode()
+    highest = np.zeros(len(coded.dictionary), np.int64)
+    np.maximum.at(highest, np.asarray(coded.indices, np.int64), np.asarray(rows["producer_seq"]))
+    return zip(coded.dictionary.to_pylist(), highest.tolist(), strict=True)
 
 
 def _codes(texts: pa.ChunkedArray) -> Any:

@@ -104,7 +104,7 @@ def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) 
         pipeline.produce()
         with monkeypatch.context() as patch:
             if broken:
-                patch.setattr(LaneTable, "_merge", append_blindly)
+                patch.setattr(LaneTable, "_apply", append_blindly)
                 patch.setattr(
                     iai_mcp.lane_table, "distinct", lambda rows: [iai_mcp.lane_table.from_row(r) for r in rows]
                 )

@@ -1,0 +1,86 @@
+"""High-water marks of producers: which entries are certain to be new to a lane's table. Pure.
+
+An entry's key is its producer and that producer's own count. Where every entry of a batch is above the highest
+number of its producer in the table, no row can have its key, and the batch may be appended: LanceDB need not
+look for what is there already, which is most of what a small merge costs. Anything else is merged, so a mark that
+is too high costs time and one that is too low would double a row: marks only ever come from the table, or from
+what was written to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from iai_mcp.batch import EntryBatch
+
+__all__ = ["HighWater"]
+
+MOST_ASKED = 4  # producers in a batch; asking about more would cost what a merge does
+MOST_KNOWN = 100_000
+
+
+class HighWater:
+    """The marks of one table.
+
+    Args:
+        ask: the highest number of a producer's rows in the table; 0 where it has none.
+    """
+
+    def __init__(self, ask: Callable[[str], int]) -> None:
+        self._ask = ask
+        self._marks: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._marks)
+
+    def below(self, batch: EntryBatch) -> bool:
+        """Whether every entry of ``batch`` is above the mark of its producer; asks about some that are unknown."""
+        if batch.given is not None:
+            return False  # keys that say nothing
+        try:
+            spans = _spans(batch)
+        except OverflowError:
+            return False
+        unknown = [producer for producer in spans if producer not in self._marks]
+        if unknown and len(self._marks) > MOST_KNOWN:
+            self._marks.clear()
+        for producer in unknown[:MOST_ASKED]:
+            self._marks[producer] = self._ask(producer)
+        return all(
+            producer in self._marks and lowest > self._marks[producer] for producer, (lowest, _) in spans.items()
+        )
+
+    def written(self, batch: EntryBatch) -> None:
+        """Take note of what is in the table now."""
+        if self._marks:
+            self.seen((producer, highest) for producer, (_, highest) in _spans(batch).items())
+
+    def seen(self, numbers: Iterable[tuple[str, int]]) -> None:
+        """Take note of rows that somebody wrote: ``(producer, number)``."""
+        marks = self._marks
+        for producer, number in numbers:
+            if number > marks.get(producer, number):
+                marks[producer] = number
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self._marks.clear()
+
+
+def _spans(batch: EntryBatch) -> dict[str, tuple[int, int]]:
+    """The lowest and the highest number of each producer.
+
+    Raises:
+        OverflowError: a number that no column holds.
+    """
+    seqs = np.asarray(batch.seqs, np.int64)
+    starts = np.flatnonzero(np.diff(batch.group, prepend=-1))
+    lows, highs = np.minimum.reduceat(seqs, starts).tolist(), np.maximum.reduceat(seqs, starts).tolist()
+    spans: dict[str, tuple[int, int]] = {}
+    for group, low, high in zip(batch.group[starts].tolist(), lows, highs, strict=True):
+        producer = batch.producers[group]
+        lowest, highest = spans.get(producer, (low, high))
+        spans[producer] = min(lowest, low), max(highest, high)
+    return spans

@@ -1,0 +1,145 @@
+"""Appending what is certain to be new: never a row twice, whoever wrote the first one, and never out of order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import lancedb
+import pytest
+
+import iai_mcp.lane_table
+from iai_mcp.entry import Pair, lane_of
+from iai_mcp.errors import StoreUnavailable
+from iai_mcp.record import MemoryRecord
+from iai_mcp.store import MemoryStore, RecordsCache
+from tests.support import cues, entry
+
+
+@pytest.fixture
+def record_id(store: MemoryStore) -> UUID:
+    return store.insert(MemoryRecord(text="the spare key is under the blue flowerpot"))
+
+
+def numbered(record_id: UUID, *seqs: int, producer: str = "p") -> list[Pair]:
+    """Entries as a producer hands them out; each one's cue is its number."""
+    return [
+        (
+            record_id,
+            {**entry(str(seq)), "entry_id": f"{producer}-{seq}", "producer": producer, "producer_seq": seq},
+        )
+        for seq in seqs
+    ]
+
+
+def trace(store: MemoryStore, record_id: UUID) -> list[str]:
+    """The record's entries; every row is there once."""
+    found = store.get(record_id)
+    assert found is not None
+    assert store.lane(lane_of(record_id, store.lanes)).count() == len(found.provenance)
+    return cues(found.provenance)
+
+
+Before = Callable[[MemoryStore, UUID, pytest.MonkeyPatch], None]
+
+
+def we_wrote_it(store: MemoryStore, record_id: UUID, _: pytest.MonkeyPatch) -> None:
+    store.append_provenance_batch(numbered(record_id, 1))
+    store.append_provenance_batch(numbered(record_id, 2, 3))
+
+
+def somebody_wrote_it_before_we_came(store: MemoryStore, record_id: UUID, _: pytest.MonkeyPatch) -> None:
+    MemoryStore(store.path).append_provenance_batch(numbered(record_id, 1, 2, 3))
+
+
+def somebody_wrote_it_since_we_last_looked(store: MemoryStore, record_id: UUID, _: pytest.MonkeyPatch) -> None:
+    store.append_provenance_batch(numbered(record_id, 1))
+    other = MemoryStore(store.path)
+    other.append_provenance_batch(numbered(record_id, 2))
+    other.append_provenance_batch(numbered(record_id, 3))
+
+
+def the_disk_failed_after_the_commit(store: MemoryStore, record_id: UUID, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    store.append_provenance_batch(numbered(record_id, 1))
+    with patch.context() as broken:
+        broken.setattr(iai_mcp.lane_table, "sync_tree", fail)
+        with pytest.raises(StoreUnavailable):
+            store.append_provenance_batch(numbered(record_id, 2, 3))
+
+
+def it_was_adopted(store: MemoryStore, record_id: UUID, _: pytest.MonkeyPatch) -> None:
+    store.append_provenance_batch(numbered(record_id, 1))
+    lane = store.lane(lane_of(record_id, store.lanes))
+    rows = lane.rows([], None)
+    moved = [{**rows.to_pylist()[0], "entry_id": f"p-{n}", "producer_seq": n, "cue": str(n)} for n in (2, 3)]
+    lane.adopt(type(rows).from_pylist(moved, schema=rows.schema))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        we_wrote_it,
+        somebody_wrote_it_before_we_came,
+        somebody_wrote_it_since_we_last_looked,
+        the_disk_failed_after_the_commit,
+        it_was_adopted,
+    ],
+)
+def test_what_comes_again_adds_nothing(
+    store: MemoryStore, record_id: UUID, before: Before, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before(store, record_id, monkeypatch)
+    report = store.append_provenance_batch(numbered(record_id, 2, 3, 4))
+    assert (report.applied, report.duplicate) == (1, 2)
+    assert trace(store, record_id) == ["1", "2", "3", "4"]
+
+
+def test_what_comes_late_is_there_all_the_same(store: MemoryStore, record_id: UUID) -> None:
+    store.append_provenance_batch(numbered(record_id, 5))
+    assert store.append_provenance_batch(numbered(record_id, 3)).applied == 1
+    assert store.append_provenance_batch(numbered(record_id, 3, 5)).duplicate == 2
+    assert trace(store, record_id) == ["5", "3"]
+
+
+def test_a_key_of_somebody_s_own_counts_once(store: MemoryStore, record_id: UUID) -> None:
+    for seq in (1, 2):
+        (pair,) = numbered(record_id, seq)
+        store.append_provenance_batch([(record_id, {**pair[1], "entry_id": "mine"})])
+    assert trace(store, record_id) == ["1"]
+
+
+def test_producers_beyond_counting_at_once(store: MemoryStore, record_id: UUID) -> None:
+    """More than are asked about in one batch: nobody takes those for new that were not asked about."""
+    names = [f"{number:016x}" for number in range(20)]
+    for done in range(3):
+        seqs = range(1, done + 2)
+        pairs = [pair for seq in seqs for name in names for pair in numbered(record_id, seq, producer=name)]
+        report = store.append_provenance_batch(pairs)
+        assert (report.applied, report.duplicate) == (20, 20 * done)
+    assert trace(store, record_id) == ["1"] * 20 + ["2"] * 20 + ["3"] * 20
+
+
+def test_what_is_certain_to_be_new_is_not_looked_for(
+    store: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Any:
+        raise AssertionError("merged")
+
+    monkeypatch.setattr(lancedb.table.LanceTable, "merge_insert", refuse)
+    cache = RecordsCache()
+    for seq in (1, 2):
+        assert store.append_provenance_batch(numbered(record_id, seq), cache).applied == 1
+
+
+def test_upkeep_does_not_hide_what_somebody_else_has_written(store: MemoryStore, record_id: UUID) -> None:
+    other, lane = MemoryStore(store.path), store.lane(lane_of(record_id, store.lanes))
+    store.append_provenance_batch(numbered(record_id, 1))
+    other.append_provenance_batch(numbered(record_id, 2, 3))
+    lane.maintain(force=True)
+    assert store.append_provenance_batch(numbered(record_id, 3, 4)).duplicate == 1
+    assert trace(store, record_id) == ["1", "2", "3", "4"]
+    assert len({*lane.rows([], ["seq"])["seq"].to_pylist()}) == 4  # no place in the order twice
