@@ -95,7 +95,7 @@ def drain(
         if lease is None:
             report.outcome = Outcome.LEASED
             return report
-        cache.token, cache.lane = lease.token, lane
+        cache.token, cache.lane, cache.lanes = lease.token, lane, store.lanes
         if lease.token is not None:
             store.lane(lane).raise_fence(lease.token)
         while True:

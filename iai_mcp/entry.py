@@ -24,6 +24,7 @@ __all__ = [
     "Parcel",
     "Said",
     "columns_of",
+    "dashed",
     "decode",
     "encode",
     "entry_id",
@@ -199,6 +200,11 @@ def outline(raw: bytes) -> Outline | None:
 def entry_id(producer: str, producer_seq: int) -> str:
     """The idempotency key of an entry: it names the producer and orders its stream, and costs no UUID."""
     return f"{producer}-{producer_seq}"
+
+
+def dashed(digits: str) -> str:
+    """A record id's 32 hexadecimal digits as the text that everybody knows."""
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def lane_of(record_id: UUID, lanes: int) -> int:

@@ -76,11 +76,13 @@ def _spans(batch: EntryBatch) -> dict[str, tuple[int, int]]:
         OverflowError: a number that no column holds.
     """
     seqs = np.asarray(batch.seqs, np.int64)
-    starts = np.flatnonzero(np.diff(batch.group, prepend=-1))
-    lows, highs = np.minimum.reduceat(seqs, starts).tolist(), np.maximum.reduceat(seqs, starts).tolist()
-    spans: dict[str, tuple[int, int]] = {}
-    for group, low, high in zip(batch.group[starts].tolist(), lows, highs, strict=True):
-        producer = batch.producers[group]
-        lowest, highest = spans.get(producer, (low, high))
-        spans[producer] = min(lowest, low), max(highest, high)
-    return spans
+    places = {producer: place for place, producer in enumerate(dict.fromkeys(batch.producers))}
+    if len(places) == 1:
+        return {producer: (int(seqs.min()), int(seqs.max())) for producer in places}
+    of_group = np.fromiter(map(places.__getitem__, batch.producers), np.int64, len(batch.producers))
+    whose = of_group[batch.group]
+    lows, highs = np.full(len(places), seqs.max()), np.full(len(places), seqs.min())
+    np.minimum.at(lows, whose, seqs)
+    np.maximum.at(highs, whose, seqs)
+    found = zip(places, np.bincount(whose, minlength=len(places)), lows.tolist(), highs.tolist(), strict=True)
+    return {producer: (low, high) for producer, count, low, high in found if count}

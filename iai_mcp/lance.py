@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -65,7 +65,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def quoted_list(texts: list[str]) -> str:
+def quoted_list(texts: Sequence[str]) -> str:
     """``texts`` as what stands between the brackets of an SQL ``IN``."""
     return ", ".join(quoted(text) for text in texts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -88,24 +89,28 @@ def _columns(batch: EntryBatch) -> dict[str, pa.Array] | None:
     own, said = batch.own, set().union(*batch.shared)
     if not isinstance(own, dict) or not said.isdisjoint(own) or not (own.keys() | said) <= _GIVEN:
         return None
-    group = pa.array(batch.group)
+    group, shared = pa.array(batch.group), _by_name(batch.shared, said)
     found = {}
     for field in _TYPED:
         if field.name in own:
             found[field.name] = pa.array(own[field.name], field.type)
         elif field.name in said:
-            found[field.name] = pa.array([one.get(field.name) for one in batch.shared], field.type).take(group)
+            found[field.name] = pa.array(shared[field.name], field.type).take(group)
     return found
+
+
+def _by_name(entries: Sequence[Mapping[str, Any]], names: set[str]) -> dict[str, Sequence[Any]]:
+    """What they say under each name; mostly they say the same, and are then looked into once each."""
+    if len(names) > 1:
+        with suppress(KeyError):
+            return dict(zip(names, zip(*map(itemgetter(*names), entries), strict=True), strict=True))
+    return {name: [entry.get(name) for entry in entries] for name in names}
 
 
 def _values(entries: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
     """The typed columns of entries of any kind."""
-    said = set().union(*entries)
-    return {
-        field.name: pa.array([entry.get(field.name) for entry in entries], field.type)
-        for field in _TYPED
-        if field.name in said
-    }
+    said = _by_name(entries, set().union(*entries))
+    return {field.name: pa.array(said[field.name], field.type) for field in _TYPED if field.name in said}
 
 
 def _table(

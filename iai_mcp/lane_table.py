@@ -20,7 +20,7 @@ from iai_mcp import observe
 from iai_mcp.account import repeated
 from iai_mcp.batch import EntryBatch
 from iai_mcp.durable import replace_file, sync_tree
-from iai_mcp.entry import entry_id
+from iai_mcp.entry import dashed, entry_id, lane_of_hex
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
@@ -93,23 +93,28 @@ class RecordsCache:
 
     Attributes:
         token: the fencing token under which the drain writes; None for writers without a lease.
-        lane: the lane that it belongs to, where it never leaves one.
+        lane: the lane that it belongs to, where it never leaves one, and ``lanes`` how many there are.
     """
 
     token: int | None = None
     lane: int | None = None
+    lanes: int = 0
     _known: dict[str, str] = field(default_factory=dict)  # by 32 hexadecimal digits
 
     def texts(self, ids: Iterable[str]) -> list[str | None]:
         """The text form of each id that was seen in the records table; deletions are looked up beside it."""
         return [*map(self._known.get, ids)]
 
-    def learn(self, ids: Iterable[str], existing: Callable[[list[UUID]], set[UUID]]) -> None:
-        """Remember those of the ids that ``existing`` knows; old ones go when there are too many."""
+    def learn(self, ids: Iterable[str], some_ids: Callable[[Sequence[str]], list[str]]) -> None:
+        """Remember those of the ids that ``some_ids`` knows, and what else of the lane it tells; old ones go when
+        there are too many."""
         if len(self._known) > _KNOWN_LIMIT:
             self._known.clear()
-        strangers = [UUID(one) for one in {*ids}.difference(self._known)]
-        self._known.update((record_id.hex, str(record_id)) for record_id in existing(strangers))
+        strangers = {*ids}.difference(self._known)
+        for text in some_ids([*map(dashed, strangers)]):
+            digits = text.replace("-", "")
+            if digits in strangers or (self.lanes and lane_of_hex(digits, self.lanes) == self.lane):
+                self._known[digits] = text
 
     def covers(self, batch: EntryBatch) -> bool:
         """Whether every record of the batch is known to be of :attr:`lane`."""
@@ -128,7 +133,7 @@ class LaneTable:
         scrub_note: Path,
         forgotten: Forgotten,
         left_out: LeftOut,
-        existing: Callable[[list[UUID]], set[UUID]],
+        some_ids: Callable[[Sequence[str]], list[str]],
         cleanup_age: float,
         check_current: Callable[[], None] = lambda: None,
     ) -> None:
@@ -138,7 +143,7 @@ class LaneTable:
         self._token_file = token_file
         self._forgotten = forgotten
         self._left_out = left_out
-        self._existing = existing
+        self._some_ids = some_ids
         self._check_current = check_current  # raises where this is no lane of the store any more
         self._scrub = Scrub(table, "rank", scrub_note, cleanup_age)
         self._seen_version = -1
@@ -175,7 +180,7 @@ class LaneTable:
         """Each record id as text, None where there is no such record."""
         texts = cache.texts(ids)
         if None in texts:
-            cache.learn(ids, self._existing)
+            cache.learn(ids, self._some_ids)
             texts = cache.texts(ids)
         if gone := self._forgotten.hex():
             texts = [None if one in gone else text for one, text in zip(ids, texts, strict=True)]
@@ -204,9 +209,8 @@ class LaneTable:
 
     def _known(self, record_ids: pa.ChunkedArray) -> pa.Array:
         """Which of these ids have a memory that was not forgotten."""
-        ids = [UUID(text) for text in record_ids.unique().to_pylist()]
-        there = self._existing(ids) - self._forgotten.ids()
-        return pa.compute.is_in(record_ids, value_set=pa.array([str(one) for one in there], pa.string()))
+        there = {*self._some_ids(record_ids.unique().to_pylist())}.difference(map(str, self._forgotten.ids()))
+        return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
 
     def _apply(self, batch: EntryBatch, record_ids: Sequence[str | None]) -> int:
         applied = self._write(lambda first: to_arrow(batch, record_ids, first), len(batch), batch)

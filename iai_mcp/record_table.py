@@ -223,15 +223,19 @@ class RecordTable:
     def existing(self, ids: list[UUID]) -> set[UUID]:
         """Which of ``ids`` are in the table."""
         texts = {str(record_id): record_id for record_id in ids}
-        if len(ids) * LOOK_UP > self._table.count_rows():
-            every = self._table.search().select(["id"]).to_arrow()["id"]
-            found = every.filter(pa.compute.is_in(every, value_set=pa.array(texts, pa.string()))).to_pylist()
-            return {texts[text] for text in found}
-        there: set[UUID] = set()
-        for start in range(0, len(ids), 4096):
-            part = [*texts][start : start + 4096]
+        return {texts[text] for text in self.some_ids([*texts]) if text in texts}
+
+    @retry_vanished
+    def some_ids(self, wanted: Sequence[str]) -> list[str]:
+        """Those of ``wanted`` that are in the table; and all others, where it is cheaper to read them too."""
+        if len(wanted) * LOOK_UP > self._table.count_rows():
+            every: list[str] = self._table.search().select(["id"]).to_arrow()["id"].to_pylist()
+            return every
+        there: list[str] = []
+        for start in range(0, len(wanted), 4096):
+            part = wanted[start : start + 4096]
             rows = self._table.search().where(f"id IN ({quoted_list(part)})").select(["id"]).to_arrow()
-            there.update(texts[text] for text in rows["id"].to_pylist())
+            there += rows["id"].to_pylist()
         return there
 
     @retry_vanished

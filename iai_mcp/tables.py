@@ -74,7 +74,7 @@ class Tables:
                 self._layout.lane_scrub(number, generation),
                 self._forgotten,
                 self._left_out,
-                self.records.existing,
+                self.records.some_ids,
                 self._settings.cleanup_age,
                 check,
             )
