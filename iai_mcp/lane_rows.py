@@ -15,7 +15,7 @@ from iai_mcp.account import repeated
 from iai_mcp.batch import EntryBatch
 from iai_mcp.entry import parse_ts
 
-__all__ = ["LANE_SCHEMA", "distinct", "distinct_rows", "from_row", "to_arrow"]
+__all__ = ["LANE_SCHEMA", "TABLE_SCHEMA", "distinct", "distinct_rows", "from_row", "to_arrow"]
 
 LANE_SCHEMA = pa.schema(
     [
@@ -33,6 +33,15 @@ LANE_SCHEMA = pa.schema(
         pa.field("rank", pa.int64()),
         pa.field("score", pa.float64()),
         pa.field("rest", pa.string()),  # further keys, as a JSON object
+    ]
+)
+
+# Ids are noise: to try and compress them takes 40 % of an append, and makes a table a quarter smaller.
+_AS_IT_IS = {b"lance-encoding:compression": b"none"}
+TABLE_SCHEMA = pa.schema(
+    [
+        field.with_metadata(_AS_IT_IS) if field.name in ("entry_id", "record_id", "recall_id") else field
+        for field in LANE_SCHEMA
     ]
 )
 

@@ -22,7 +22,8 @@ from iai_mcp.entry import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import Table, translated
-from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, LaneTable
+from iai_mcp.lane_rows import TABLE_SCHEMA
+from iai_mcp.lane_table import INDEXED, LaneTable
 from iai_mcp.leftout import LeftOut
 from iai_mcp.locks import WriterLock
 from iai_mcp.meta import Layout, StoreMeta, lane_table
@@ -67,7 +68,7 @@ class Tables:
         name = lane_table(number, generation)
         with translated():
             return LaneTable(
-                self._open(name, LANE_SCHEMA, INDEXED),
+                self._open(name, TABLE_SCHEMA, INDEXED),
                 self._layout.root / f"{name}.lance",
                 WriterLock(self._layout.lane_lock(number), self._settings.lock_timeout),
                 self._layout.lane_token(number),
