@@ -41,7 +41,7 @@ class HighWater:
             return False  # keys that say nothing
         try:
             spans = _spans(batch)
-        except OverflowError:
+        except TypeError:
             return False
         unknown = [producer for producer in spans if producer not in self._marks]
         if unknown and len(self._marks) > MOST_KNOWN:
@@ -73,9 +73,11 @@ def _spans(batch: EntryBatch) -> dict[str, tuple[int, int]]:
     """The lowest and the highest number of each producer.
 
     Raises:
-        OverflowError: a number that no column holds.
+        TypeError: a number that no column holds.
     """
-    seqs = np.asarray(batch.seqs, np.int64)
+    seqs = np.asarray(batch.seqs)
+    if seqs.dtype != np.int64:
+        raise TypeError("a producer's number is an integer of 64 bits")
     places = {producer: place for place, producer in enumerate(dict.fromkeys(batch.producers))}
     if len(places) == 1:
         return {producer: (int(seqs.min()), int(seqs.max())) for producer in places}

@@ -449,7 +449,9 @@ def test_32_a_later_wire_version_is_refused_whole(make: Make) -> None:
     rig.produce(5)
     broker = rig.queue._broker
     key = broker.keys.lane(0, "pending")  # type: ignore[attr-defined]
-    rig.server.client().rpush(key, b'1:1:{"store":"x","lane":0,"producer":"n","pushed":1,"entries":[],"v":3}')
+    rig.server.client().rpush(
+        key, b'1:1:{"store":"x","lane":0,"producer":"n","pushed":1,"ids":[],"seqs":[],"own":{},"v":4}'
+    )
     rig.produce(5)
     rig.start_worker()
     clean(rig)
