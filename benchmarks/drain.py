@@ -220,7 +220,7 @@ def _arrow(producer: str, pairs: Sequence[Pair]) -> Any:
 
 
 def _rows(batch: EntryBatch, first_seq: int) -> Any:
-    return to_arrow(batch, [str(uuid.UUID(one)) for one in batch.ids], first_seq)
+    return to_arrow(batch, first_seq)
 
 
 def _ready(work: Sequence[Parcel], batch: int) -> list[Any]:

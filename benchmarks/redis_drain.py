@@ -162,7 +162,7 @@ def _preloaded() -> Any:
 
 def _rows(parcels: list[Parcel]) -> Any:
     batch = EntryBatch.of(parcels)
-    return to_arrow(batch, [str(uuid.UUID(one)) for one in batch.ids], 1)
+    return to_arrow(batch, 1)
 
 
 def _save(path: Path, rows: Any) -> None:

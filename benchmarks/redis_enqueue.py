@@ -24,9 +24,8 @@ import redis_common as common
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from iai_mcp.broker.items import to_item
 from iai_mcp.broker.redis import RedisBroker
-from iai_mcp.entry import Pair
+from iai_mcp.entry import Pair, encode
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 
@@ -40,7 +39,7 @@ class Work:
 
     def __init__(self, store: MemoryStore, recalls: list[list[Pair]]) -> None:
         parcels = common.parcels(store, "0123456789abcdef", recalls)
-        self._packed = [b"".join(map(to_item, each)) for each in parcels]
+        self._packed = [b"".join(map(encode, each)) for each in parcels]
         self._recalls = recalls
         self._turn = itertools.cycle(range(len(recalls)))
 

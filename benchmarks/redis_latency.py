@@ -82,7 +82,7 @@ def _merger(folder: Path, store: MemoryStore) -> Callable[[], None]:
     def merge() -> None:
         (work,) = common.recalls(ids, 1)
         batch = EntryBatch.of(common.parcels(store, uuid.uuid4().hex[:16], [work])[0])
-        rows = to_arrow(batch, [str(uuid.UUID(one)) for one in batch.ids], 1)
+        rows = to_arrow(batch, 1)
         table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
 
     return merge

@@ -7,6 +7,7 @@ builds neither a pair nor a dict for any of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, compress
 from typing import Any, overload
 from uuid import UUID
@@ -176,7 +177,8 @@ class EntryBatch(Sequence[Pair]):
 
 def _together(parcels: Sequence[Parcel]) -> Said:
     """What the entries of all ``parcels`` say for themselves."""
-    owns = [parcel.own for parcel in parcels if isinstance(parcel.own, dict)]
-    if len(owns) == len(parcels) and all(own.keys() == owns[0].keys() for own in owns):
-        return {name: [*chain.from_iterable([own[name] for own in owns])] for name in (owns[0] if owns else ())}
+    owns: list[Any] = [parcel.own for parcel in parcels]
+    if {*map(type, owns)} == {dict} and len({*map(len, owns)}) == 1:
+        with suppress(KeyError):
+            return {name: [*chain.from_iterable([own[name] for own in owns])] for name in owns[0]}
     return [*chain.from_iterable([parcel.rows() for parcel in parcels])]

@@ -186,7 +186,7 @@ def _trouble(parcel: Parcel) -> str | None:
 
 
 def outline(raw: bytes) -> Outline | None:
-    """What can be told of a parcel (a line of a spill, or an item of a lane with its header); None if nothing."""
+    """What can be told of a parcel (a line of a spill, or an item of a lane); None if nothing."""
     raw = raw[max(0, raw.find(b"{")) :]
     with suppress(*_NO_JSON):
         return _outliner.decode(raw)

@@ -77,20 +77,20 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**msgspec.json.decode(row["rest"]), **entry} if row.get("rest") else entry
 
 
-def to_arrow(batch: EntryBatch, record_ids: Sequence[str | None], first_seq: int) -> pa.Table:
-    """Rows for a batch with these record ids, numbered from ``first_seq``; columns are built, not rows."""
+def to_arrow(batch: EntryBatch, first_seq: int) -> pa.Table:
+    """Rows for a batch, numbered from ``first_seq``; columns are built, not rows."""
     with suppress(*_NO_COLUMN):
         if (values := _columns(batch)) is not None:
-            return _table(batch, batch.given, record_ids, values, None, first_seq)
+            return _table(batch, batch.given, values, None, first_seq)
     entries = batch.entries()
     try:
         rests = None if batch.names <= _GIVEN else [_rest(entry) for entry in entries]
-        return _table(batch, batch.given, record_ids, _values(entries), rests, first_seq)
+        return _table(batch, batch.given, _values(entries), rests, first_seq)
     except _NO_COLUMN:
         split = [_split(entry) for entry in entries]
         keys = [str(_plain(key)) for key in batch.keys]
         rests = [rest for _, rest in split]
-        return _table(batch, keys, record_ids, _values([typed for typed, _ in split]), rests, first_seq)
+        return _table(batch, keys, _values([typed for typed, _ in split]), rests, first_seq)
 
 
 def _columns(batch: EntryBatch) -> dict[str, pa.Array] | None:
@@ -125,7 +125,6 @@ def _values(entries: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
 def _table(
     batch: EntryBatch,
     keys: Sequence[str] | None,
-    record_ids: Sequence[str | None],
     values: Mapping[str, pa.Array],
     rests: list[str | None] | None,
     first_seq: int,
@@ -137,7 +136,7 @@ def _table(
     columns = {
         **given,
         "entry_id": _keys(producers, seqs) if keys is None else pa.array(keys, pa.string()),
-        "record_id": pa.array(record_ids, pa.string()),
+        "record_id": _dashed(batch.ids),
         "producer": producers,
         "producer_seq": seqs,
         "seq": pa.array(np.arange(first_seq, first_seq + count)),
@@ -150,6 +149,16 @@ def _table(
 def _keys(producers: pa.Array, seqs: pa.Array) -> pa.Array:
     """:func:`iai_mcp.entry.entry_id` of each."""
     return pa.compute.binary_join_element_wise(producers, seqs.cast(pa.string()), "-")
+
+
+def _dashed(ids: Sequence[str]) -> pa.Array:
+    """:func:`iai_mcp.entry.dashed` of each."""
+    digits = np.frombuffer("".join(ids).encode("ascii"), np.uint8).reshape(len(ids), 32)
+    texts = np.full((len(ids), 36), ord("-"), np.uint8)
+    for start, end, dashes in ((0, 8, 0), (8, 12, 1), (12, 16, 2), (16, 20, 3), (20, 32, 4)):
+        texts[:, start + dashes : end + dashes] = digits[:, start:end]
+    offsets = np.arange(0, 36 * len(ids) + 1, 36, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(texts))
 
 
 def _times(texts: pa.Array) -> pa.Array:

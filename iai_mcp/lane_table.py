@@ -99,26 +99,25 @@ class RecordsCache:
     token: int | None = None
     lane: int | None = None
     lanes: int = 0
-    _known: dict[str, str] = field(default_factory=dict)  # by 32 hexadecimal digits
+    _known: set[str] = field(default_factory=set)  # ids that were seen in the records table
 
-    def texts(self, ids: Iterable[str]) -> list[str | None]:
-        """The text form of each id that was seen in the records table; deletions are looked up beside it."""
-        return [*map(self._known.get, ids)]
+    def strangers(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that were not seen in the records table; deletions are looked up beside it."""
+        return set() if self._known.issuperset(ids) else {*ids} - self._known
 
-    def learn(self, ids: Iterable[str], some_ids: Callable[[Sequence[str]], list[str]]) -> None:
+    def learn(self, strangers: set[str], some_ids: Callable[[Sequence[str]], list[str]]) -> None:
         """Remember those of the ids that ``some_ids`` knows, and what else of the lane it tells; old ones go when
         there are too many."""
         if len(self._known) > _KNOWN_LIMIT:
             self._known.clear()
-        strangers = {*ids}.difference(self._known)
-        for text in some_ids([*map(dashed, strangers)]):
-            digits = text.replace("-", "")
-            if digits in strangers or (self.lanes and lane_of_hex(digits, self.lanes) == self.lane):
-                self._known[digits] = text
+        found = [text.replace("-", "") for text in some_ids([*map(dashed, strangers)])]
+        self._known.update(strangers.intersection(found))
+        if self.lanes:
+            self._known.update(one for one in found if lane_of_hex(one, self.lanes) == self.lane)
 
     def covers(self, batch: EntryBatch) -> bool:
         """Whether every record of the batch is known to be of :attr:`lane`."""
-        return self.lane is not None and all(map(self._known.__contains__, batch.ids))
+        return self.lane is not None and self._known.issuperset(batch.ids)
 
 
 class LaneTable:
@@ -163,28 +162,26 @@ class LaneTable:
         """
         with translated(), self._lock.hold():
             self._check_current()
-            texts = self._texts(batch.ids, cache)
             alive, strangers = batch, None
-            if None in texts:
-                alive, strangers = batch.pick(texts), batch.pick([text is None for text in texts])
+            if nobody := self._nobody(batch.ids, cache):
+                alive = batch.pick([one not in nobody for one in batch.ids])
+                strangers = batch.pick([one in nobody for one in batch.ids])
             fresh = alive.once()
             self._check_fence(cache.token)
-            applied = self._apply(fresh, texts if fresh is batch else cache.texts(fresh.ids)) if fresh else 0
+            applied = self._apply(fresh) if fresh else 0
             if applied < len(alive):
                 self._note_duplicates(zip(alive.keys, alive.givers, alive.seqs, strict=True))
             if strangers:
                 self._left_out.add(Why.UNKNOWN, zip(strangers.givers, strangers.seqs, strict=True))
         return AppendReport(applied, len(alive) - applied, len(batch) - len(alive))
 
-    def _texts(self, ids: Sequence[str], cache: RecordsCache) -> list[str | None]:
-        """Each record id as text, None where there is no such record."""
-        texts = cache.texts(ids)
-        if None in texts:
-            cache.learn(ids, self._some_ids)
-            texts = cache.texts(ids)
-        if gone := self._forgotten.hex():
-            texts = [None if one in gone else text for one, text in zip(ids, texts, strict=True)]
-        return texts
+    def _nobody(self, ids: Sequence[str], cache: RecordsCache) -> set[str]:
+        """The ids of which there is no record."""
+        if strangers := cache.strangers(ids):
+            cache.learn(strangers, self._some_ids)
+            strangers = cache.strangers([*strangers])
+        gone = self._forgotten.hex()
+        return strangers if gone.isdisjoint(ids) else strangers.union(gone.intersection(ids))
 
     def adopt(self, rows: pa.Table, *, check: bool = True) -> Adopted:
         """Merge rows of another lane as they are, in their order, under numbers (``seq``) of this one.
@@ -212,8 +209,8 @@ class LaneTable:
         there = {*self._some_ids(record_ids.unique().to_pylist())}.difference(map(str, self._forgotten.ids()))
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
 
-    def _apply(self, batch: EntryBatch, record_ids: Sequence[str | None]) -> int:
-        applied = self._write(lambda first: to_arrow(batch, record_ids, first), len(batch), batch)
+    def _apply(self, batch: EntryBatch) -> int:
+        applied = self._write(lambda first: to_arrow(batch, first), len(batch), batch)
         self._marks.written(batch)
         return applied
 

@@ -234,10 +234,10 @@ events.configure(settings.log_level, as_json=settings.log_format == "json")
 store = MemoryStore(sys.argv[1])
 cue, record_id = sys.argv[2], uuid.UUID(sys.argv[3])
 whole = iai_mcp.lane_table.to_arrow
-def to_arrow(batch, record_ids, first):
+def to_arrow(batch, first):
     if any("poison" in str(entry["cue"]) for _, entry in batch):
         raise ValueError(f"Could not convert {[*batch]}")
-    return whole(batch, record_ids, first)
+    return whole(batch, first)
 iai_mcp.lane_table.to_arrow = to_arrow
 store.enable_provenance_queue()
 queue = store._provenance_queue

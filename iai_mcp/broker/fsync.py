@@ -17,10 +17,9 @@ from redis.exceptions import RedisError
 
 from iai_mcp.broker.client import failure
 from iai_mcp.broker.disk import SETTING, Pace, confirmed, on_disk, pace, waitaof
-from iai_mcp.broker.items import to_item
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis import PROBE_S, RedisBroker, RedisOptions
-from iai_mcp.entry import Parcel
+from iai_mcp.entry import Parcel, encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.events import emit
 
@@ -63,7 +62,7 @@ class DurableRedisBroker(RedisBroker):
             outcome = super().push(parcels, replay=replay, waited=waited)
             self._unconfirmed |= isinstance(outcome, Pushed)
             return outcome
-        items = [to_item(parcel) for parcel in parcels]
+        items = [encode(parcel) for parcel in parcels]
         self._deadline.within(self.options.push_s - waited)
         try:
             reply, *told = self._transact(client, parcels, items, self._waitaof)

@@ -18,9 +18,9 @@ from typing import Any
 import redis
 
 from iai_mcp.broker.doorbell import Doorbell
-from iai_mcp.broker.items import from_parts, item_header, item_parts
+from iai_mcp.broker.items import from_item, pushed_at
 from iai_mcp.broker.keys import Keys
-from iai_mcp.broker.protocol import Claimed, LaneStats, Lease
+from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Poison
 from iai_mcp.broker.scripts import Script, translated
 from iai_mcp.errors import LeaseLost
 
@@ -74,11 +74,11 @@ class RedisLanes:
                 time.sleep(wait)
                 head = self._head_of(lease.lane, max_entries)
         keys = [self.keys.lane(lease.lane, "lease"), self.keys.counts]
-        args = [lease.holder, self._lease_ms, lease.lane, len(head.items), sum(head.counts)]
+        args = [lease.holder, self._lease_ms, lease.lane, len(head.claimed), sum(head.counts)]
         if self._run("claim", keys, args) == -1:
             raise LeaseLost(f"lane {lease.lane}: the lease with token {lease.token} has passed on")
         self._claims[lease.lane] = head.counts
-        return [from_parts(item, parcel) for item, parcel in zip(head.items, head.parcels, strict=True)]
+        return head.claimed
 
     def _head_of(self, lane: int, max_entries: int) -> _Head:
         """What a claim would take: what is in flight, else as much as it may.
@@ -96,7 +96,7 @@ class RedisLanes:
             at += step
             step = head.next_step()
             items = self.control.lrange(pending, at, at + step - 1)
-        self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.items)))
+        self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.claimed)))
         return head
 
     def ack(self, lease: Lease, count: int) -> None:
@@ -174,7 +174,7 @@ class RedisLanes:
             lane,
             max(0, pushed - drained - in_flight),
             in_flight,
-            max(0.0, time.time() - item_header(head)[0] / 1000) if head else None,
+            max(0.0, time.time() - pushed_at(head)) if head else None,
             lease.decode().split(":", 1)[1] if lease else None,
             max(0.0, self._lease_s - ttl / 1000) if lease else None,
         )
@@ -184,36 +184,35 @@ class _Head:
     """The items at the head of a lane that a claim takes: ``in_flight`` of them where that is not 0."""
 
     def __init__(self, in_flight: int) -> None:
-        self.items: list[bytes] = []
-        self.counts: list[int] = []
-        self.parcels: list[bytes] = []
+        self.claimed: list[Claimed] = []
+        self.counts: list[int] = []  # entries in each
         self._in_flight = in_flight
         self._entries = self._bytes = 0
 
     def take(self, items: list[bytes], max_entries: int) -> bool:
         """Take of ``items`` what belongs to the claim; whether there may be more."""
         for item in items:
-            _, count, parcel = item_parts(item)
-            if self._in_flight:
-                if len(self.items) == self._in_flight:
-                    return False
-            elif self.items and (self._entries + count > max_entries or self._bytes + len(item) > MAX_CLAIM_BYTES):
+            if self._in_flight and len(self.claimed) == self._in_flight:
                 return False
-            self.items.append(item)
+            found = from_item(item)
+            count = 1 if isinstance(found, Poison) else len(found.seqs)
+            entries, size = self._entries + count, self._bytes + len(item)
+            if self.claimed and not self._in_flight and (entries > max_entries or size > MAX_CLAIM_BYTES):
+                return False
+            self.claimed.append(found)
             self.counts.append(count)
-            self.parcels.append(parcel)
-            self._entries += count
-            self._bytes += len(item)
+            self._entries, self._bytes = entries, size
         return True
 
     def next_step(self) -> int:
         """How many more to read: never far more bytes than a claim may have."""
-        room = max(0, MAX_CLAIM_BYTES - self._bytes) * len(self.items)
+        room = max(0, MAX_CLAIM_BYTES - self._bytes) * len(self.claimed)
         return max(1, min(LOOK[1], room // max(1, self._bytes)))
 
     def wait(self, max_entries: int, linger: float) -> float:
         """For how many seconds the oldest item should wait for company."""
-        if not self.items or self._in_flight or self._entries >= max_entries:
+        if not self.claimed or self._in_flight or self._entries >= max_entries:
             return 0.0
-        pushed = item_header(self.items[0])[0] / 1000
+        oldest = self.claimed[0]
+        pushed = 0.0 if isinstance(oldest, Poison) else oldest.pushed
         return min(linger, pushed + linger - time.time())

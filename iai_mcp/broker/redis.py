@@ -23,13 +23,12 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from iai_mcp.broker.client import Deadline, ask, control_client, failure, push_client, transacts
-from iai_mcp.broker.items import to_item
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.lanes import RedisLanes
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.transaction import Answer, Transactions
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel
+from iai_mcp.entry import Parcel, encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.events import emit, log
 
@@ -116,7 +115,7 @@ class RedisBroker(RedisLanes):
         client = self._push
         if client is None:
             return Refused(self.trouble or "not connected yet")
-        items = [to_item(parcel) for parcel in parcels]
+        items = [encode(parcel) for parcel in parcels]
         self._deadline.within(self.options.push_s - waited)
         try:
             (reply,) = self._transact(client, parcels, items)

@@ -96,8 +96,8 @@ def test_ack_before_commit_loses(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
 
 
 def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def append_blindly(self: LaneTable, batch: Any, record_ids: Any) -> int:
-        self._table.add(iai_mcp.lane_table.to_arrow(batch, record_ids, 1))
+    def append_blindly(self: LaneTable, batch: Any) -> int:
+        self._table.add(iai_mcp.lane_table.to_arrow(batch, 1))
         return len(batch)
 
     for broken in (False, True):
