@@ -15,7 +15,10 @@ import numpy as np
 
 from iai_mcp.batch import EntryBatch
 
-__all__ = ["HighWater"]
+__all__ = ["HighWater", "Spans", "spans_of"]
+
+Spans = dict[str, tuple[int, int]]
+"""By producer, the lowest and the highest number of its entries in a batch."""
 
 MOST_ASKED = 4  # producers in a batch; asking about more would cost what a merge does
 MOST_KNOWN = 100_000
@@ -35,14 +38,8 @@ class HighWater:
     def __bool__(self) -> bool:
         return bool(self._marks)
 
-    def below(self, batch: EntryBatch) -> bool:
-        """Whether every entry of ``batch`` is above the mark of its producer; asks about some that are unknown."""
-        if batch.given is not None:
-            return False  # keys that say nothing
-        try:
-            spans = _spans(batch)
-        except TypeError:
-            return False
+    def below(self, spans: Spans) -> bool:
+        """Whether all of these numbers are above the mark of their producer; asks about some that are unknown."""
         unknown = [producer for producer in spans if producer not in self._marks]
         if unknown and len(self._marks) > MOST_KNOWN:
             self._marks.clear()
@@ -51,11 +48,6 @@ class HighWater:
         return all(
             producer in self._marks and lowest > self._marks[producer] for producer, (lowest, _) in spans.items()
         )
-
-    def written(self, batch: EntryBatch) -> None:
-        """Take note of what is in the table now."""
-        if self._marks:
-            self.seen((producer, highest) for producer, (_, highest) in _spans(batch).items())
 
     def seen(self, numbers: Iterable[tuple[str, int]]) -> None:
         """Take note of rows that somebody wrote: ``(producer, number)``."""
@@ -69,15 +61,11 @@ class HighWater:
         self._marks.clear()
 
 
-def _spans(batch: EntryBatch) -> dict[str, tuple[int, int]]:
-    """The lowest and the highest number of each producer.
-
-    Raises:
-        TypeError: a number that no column holds.
-    """
+def spans_of(batch: EntryBatch) -> Spans | None:
+    """The lowest and the highest number of each producer; None where the keys are others, and say nothing."""
     seqs = np.asarray(batch.seqs)
-    if seqs.dtype != np.int64:
-        raise TypeError("a producer's number is an integer of 64 bits")
+    if batch.given is not None or seqs.dtype != np.int64:
+        return None
     places = {producer: place for place, producer in enumerate(dict.fromkeys(batch.producers))}
     if len(places) == 1:
         return {producer: (int(seqs.min()), int(seqs.max())) for producer in places}

@@ -24,7 +24,7 @@ from iai_mcp.entry import dashed, entry_id, lane_of_hex
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
-from iai_mcp.highwater import HighWater
+from iai_mcp.highwater import HighWater, Spans, spans_of
 from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated
 from iai_mcp.lane_rows import LANE_SCHEMA, distinct, from_row, to_arrow
 from iai_mcp.leftout import LeftOut, Why
@@ -210,18 +210,20 @@ class LaneTable:
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
 
     def _apply(self, batch: EntryBatch) -> int:
-        applied = self._write(lambda first: to_arrow(batch, first), len(batch), batch)
-        self._marks.written(batch)
+        spans = spans_of(batch)
+        applied = self._write(lambda first: to_arrow(batch, first), len(batch), spans)
+        if spans:
+            self._marks.seen((producer, highest) for producer, (_, highest) in spans.items())
         return applied
 
-    def _write(self, make: Callable[[int], pa.Table], count: int, batch: EntryBatch | None = None) -> int:
-        """Write rows, made from a first ``seq`` on; how many were new. ``batch`` is what they hold, as entries."""
+    def _write(self, make: Callable[[int], pa.Table], count: int, spans: Spans | None = None) -> int:
+        """Write rows, made from a first ``seq`` on; how many were new. ``spans``: of what their keys say."""
         started = time.time()
         version = self._table.version
         if version != self._seen_version:
             self._catch_up()
         rows = make(self._next_seq)
-        append = batch is not None and self._marks.below(batch)
+        append = spans is not None and self._marks.below(spans)
         begun = time.perf_counter()
         if append:
             written, new = self._table.add(rows).version, count

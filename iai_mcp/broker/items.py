@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from iai_mcp.broker.protocol import Claimed, Poison
-from iai_mcp.entry import decode, outline
+from iai_mcp.entry import decode, decode_all, outline
 from iai_mcp.errors import MalformedParcel
 
-__all__ = ["from_item", "pushed_at"]
+__all__ = ["from_items", "pushed_at"]
 
 _HEADER = re.compile(rb"\d+:\d+:")  # what items of the wire versions 1 and 2 began with
 
 
-def from_item(item: bytes) -> Claimed:
-    """The parcel in an item, or the item as poison."""
-    try:
+def from_items(items: Sequence[bytes]) -> list[Claimed]:
+    """The parcel in each item, or the item as poison."""
+    return [
+        _behind_header(item, found) if isinstance(found, MalformedParcel) else found
+        for item, found in zip(items, decode_all(items), strict=True)
+    ]
+
+
+def _behind_header(item: bytes, error: MalformedParcel) -> Claimed:
+    if header := _HEADER.match(item):
         try:
-            return decode(item)
-        except MalformedParcel:
-            if (header := _HEADER.match(item)) is None:
-                raise
             return decode(item[header.end() :])
-    except MalformedParcel as error:
-        return Poison(item, str(error))
+        except MalformedParcel as behind:
+            error = behind
+    return Poison(item, str(error))
 
 
 def pushed_at(item: bytes) -> float:

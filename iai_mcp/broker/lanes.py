@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from iai_mcp.broker.doorbell import Doorbell
-from iai_mcp.broker.items import from_item, pushed_at
+from iai_mcp.broker.items import from_items, pushed_at
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Poison
 from iai_mcp.broker.scripts import Script, translated
@@ -94,7 +94,7 @@ class RedisLanes:
         at = 0
         while head.take(items, max_entries) and len(items) == step:
             at += step
-            step = head.next_step()
+            step = head.next_step(max_entries)
             items = self.control.lrange(pending, at, at + step - 1)
         self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.claimed)))
         return head
@@ -191,10 +191,9 @@ class _Head:
 
     def take(self, items: list[bytes], max_entries: int) -> bool:
         """Take of ``items`` what belongs to the claim; whether there may be more."""
-        for item in items:
+        for item, found in zip(items, from_items(items), strict=True):
             if self._in_flight and len(self.claimed) == self._in_flight:
                 return False
-            found = from_item(item)
             count = 1 if isinstance(found, Poison) else len(found.seqs)
             entries, size = self._entries + count, self._bytes + len(item)
             if self.claimed and not self._in_flight and (entries > max_entries or size > MAX_CLAIM_BYTES):
@@ -204,10 +203,14 @@ class _Head:
             self._entries, self._bytes = entries, size
         return True
 
-    def next_step(self) -> int:
-        """How many more to read: never far more bytes than a claim may have."""
-        room = max(0, MAX_CLAIM_BYTES - self._bytes) * len(self.claimed)
-        return max(1, min(LOOK[1], room // max(1, self._bytes)))
+    def next_step(self, max_entries: int) -> int:
+        """How many more to read: hardly more than a claim may have, in bytes and in entries."""
+        items, bytes_left = len(self.claimed), max(0, MAX_CLAIM_BYTES - self._bytes)
+        fitting = bytes_left * items // max(1, self._bytes)
+        if not self._in_flight:
+            entries_left = max(0, max_entries - self._entries)
+            fitting = min(fitting, 1 + entries_left * items // max(1, self._entries))
+        return max(1, min(LOOK[1], fitting))
 
     def wait(self, max_entries: int, linger: float) -> float:
         """For how many seconds the oldest item should wait for company."""

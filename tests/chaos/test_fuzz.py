@@ -13,9 +13,9 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from iai_mcp.broker.items import from_item, pushed_at
+from iai_mcp.broker.items import from_items, pushed_at
 from iai_mcp.broker.protocol import Poison
-from iai_mcp.entry import Parcel, decode, encode
+from iai_mcp.entry import Parcel, decode, decode_all, encode, route
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.importer import BadLine, Passage, read_paths
 from iai_mcp.segment import Segment
@@ -62,11 +62,32 @@ def chance() -> Iterator[random.Random]:
 def test_lane_payloads(chance: random.Random) -> None:
     for number in range(40_000):
         raw = mutated(chance, encode(parcel(number)))
-        found = from_item(raw)
+        (found,) = from_items([raw])
         assert isinstance(found, Parcel | Poison)
         assert isinstance(pushed_at(raw), float)
         if isinstance(found, Poison):
             assert found.raw == raw
+
+
+def alone(line: bytes) -> Parcel | str:
+    """The parcel in a line, or what is wrong with it."""
+    try:
+        return decode(line)
+    except MalformedParcel as error:
+        return str(error)
+
+
+def test_many_at_once(chance: random.Random) -> None:
+    """Sound parcels between mutilated ones come out as they do one by one."""
+    recall = [(UUID(int=n), {"ts": "t", "cue": "c", "rank": n, "score": n / 7}) for n in range(1, 9)]
+    sound = [encode(part) for part in route(STORE, "p", 1, recall, 4, 1.0)]
+    for _ in range(10_000):
+        lines = [*sound]
+        lines.insert(chance.randrange(len(lines) + 1), mutated(chance, chance.choice(sound)))
+        found = [str(one) if isinstance(one, MalformedParcel) else one for one in decode_all(lines)]
+        assert found == [*map(alone, lines)]
+    assert decode_all(sound) == [decode(line) for line in sound]
+    assert decode_all([]) == []
 
 
 def test_parcels(chance: random.Random) -> None:
