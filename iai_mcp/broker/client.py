@@ -127,7 +127,7 @@ def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> l
 def transacts(client: redis.Redis) -> bool:
     """Whether a :func:`push_client` can push in transactions: no stand-in, and no user who may not use them."""
     connection: Any = client.connection
-    if not hasattr(connection, "bounded"):
+    if getattr(connection, "bounded", None) is None:
         return False
     try:
         client.execute_command("MULTI")  # type: ignore[no-untyped-call]
@@ -166,10 +166,22 @@ def is_fake(connection: redis.Redis) -> bool:
     return not connection.connection_pool.connection_class.__module__.startswith("redis.")
 
 
+def _bounded(kind: type[AbstractConnection], deadline: Deadline) -> type[AbstractConnection]:
+    """Connections of this kind whose socket is a :class:`_Socket`, at hand as ``bounded``."""
+
+    def connect(self: Any) -> Any:
+        self.bounded = _Socket(kind._connect(self), deadline)  # type: ignore[no-untyped-call]
+        return self.bounded
+
+    members = {"_connect": connect, "bounded": None}
+    return cast("type[AbstractConnection]", type(f"Bounded{kind.__name__}", (kind,), members))
+
+
 def control_client(connection: redis.Redis, timeout: float = CONTROL_TIMEOUT_S) -> redis.Redis:
     """A client of our own to the same server: RQ changes the timeouts of a pool that it shares."""
     kind, kept = _settings(connection)
     if not is_fake(connection):
+        kind = _bounded(kind, Deadline())
         kept.update(
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
@@ -189,13 +201,6 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
     if is_fake(connection):
         return redis.Redis(connection_pool=ConnectionPool(connection_class=kind, **kept))
 
-    def bounded_connect(self: Any) -> Any:
-        self.bounded = _Socket(kind._connect(self), deadline)  # type: ignore[no-untyped-call]
-        return self.bounded
-
-    bounded = cast(
-        "type[AbstractConnection]", type(f"Bounded{kind.__name__}", (kind,), {"_connect": bounded_connect})
-    )
     kept.update(
         socket_timeout=CONTROL_TIMEOUT_S,
         socket_connect_timeout=1.0,
@@ -203,7 +208,7 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
         health_check_interval=0,
         protocol=2,
     )
-    pool = ConnectionPool(connection_class=bounded, **kept)
+    pool = ConnectionPool(connection_class=_bounded(kind, deadline), **kept)
     return redis.Redis(connection_pool=pool, single_connection_client=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import redis
 
+from iai_mcp.broker.bulk import fetch
 from iai_mcp.broker.doorbell import Doorbell
 from iai_mcp.broker.items import from_items, pushed_at
 from iai_mcp.broker.keys import Keys
@@ -85,17 +86,15 @@ class RedisLanes:
 
         Only a lease's holder takes anything off a lane, and the claim that follows is refused to anybody else.
         """
-        pending, step = self.keys.lane(lane, "pending"), self._looks[lane]
-        pipe = self.control.pipeline(transaction=False)
-        pipe.hget(self.keys.counts, f"{lane}:claimed")
-        pipe.lrange(pending, 0, step - 1)
-        claimed, items = pipe.execute()
+        pending, step = self.keys.lane(lane, "pending").encode(), self._looks[lane]
+        counted = b"HGET", self.keys.counts.encode(), b"%d:claimed" % lane
+        claimed, items = fetch(self.control, counted, _range(pending, 0, step))
         head = _Head(in_flight=int(claimed or 0))
         at = 0
         while head.take(items, max_entries) and len(items) == step:
             at += step
             step = head.next_step(max_entries)
-            items = self.control.lrange(pending, at, at + step - 1)
+            (items,) = fetch(self.control, _range(pending, at, step))
         self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.claimed)))
         return head
 
@@ -178,6 +177,10 @@ class RedisLanes:
             lease.decode().split(":", 1)[1] if lease else None,
             max(0.0, self._lease_s - ttl / 1000) if lease else None,
         )
+
+
+def _range(key: bytes, first: int, count: int) -> tuple[bytes, ...]:
+    return b"LRANGE", key, b"%d" % first, b"%d" % (first + count - 1)
 
 
 class _Head:
