@@ -1,7 +1,8 @@
 """One lane's table of provenance rows: one row per entry, keyed, numbered, durable, kept small.
 
 Every write happens under the lane's lock, checks the writer's fencing token right before the commit, and is
-on the disk when it returns. Every read sees the latest commit of any process and one row per ``entry_id``.
+on the disk when it returns. What is certain to be new is appended, anything else merged on its key. Every read
+sees the latest commit of any process and one row per ``entry_id``.
 """
 
 from __future__ import annotations

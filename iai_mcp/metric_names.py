@@ -73,8 +73,8 @@ CATALOGUE = (
     Spec("iai_mcp_drained_batches_total", "counter", "both", "Batches that were acknowledged."),
     Spec("iai_mcp_drained_entries_total", "counter", "both", "Entries that left the lanes.", "outcome", DRAINED),
     Spec("iai_mcp_batch_entries", "histogram", "both", "Entries in a batch.", buckets=_ENTRIES),
-    Spec("iai_mcp_merge_seconds", "histogram", "both", "LanceDB's merge of a batch.", buckets=_DISK),
-    Spec("iai_mcp_sync_seconds", "histogram", "both", "Making a merge durable.", buckets=_DISK),
+    Spec("iai_mcp_merge_seconds", "histogram", "both", "LanceDB's merge or append of a batch.", buckets=_DISK),
+    Spec("iai_mcp_sync_seconds", "histogram", "both", "Making that durable.", buckets=_DISK),
     Spec(
         "iai_mcp_entry_delay_seconds",
         "histogram",

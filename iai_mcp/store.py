@@ -1,7 +1,7 @@
 """The store: memories and who recalled them, for any number of processes.
 
 What a method wrote is durable and readable by every process when it returns. Provenance is rows in lane
-tables, merged on the entry's key by one writer at a time, so that an entry is never there twice.
+tables, keyed and written by one writer at a time, so that an entry is never there twice.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ class MemoryStore:
     def append_provenance_batch(
         self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]], records_cache: RecordsCache | None = None
     ) -> AppendReport:
-        """Write provenance entries now, in order, one merge for each lane touched.
+        """Write provenance entries now, in order, one commit for each lane touched.
 
         Args:
             pairs: ``(record_id, entry)``. An entry with an ``entry_id`` that is in the store already adds

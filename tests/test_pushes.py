@@ -265,9 +265,10 @@ def test_an_interrupted_push_leaves_no_answer_to_the_next_and_loses_nothing(
 
     def interrupted(self: Any, *args: Any) -> Any:
         if interrupts and threading.current_thread() is threading.main_thread():
+            interrupt = interrupts.pop()
             if moment == "recv":
                 wait_until(lambda: lanes_now(queue)[0] == 2)
-            raise interrupts.pop()
+            raise interrupt
         return whole(self, *args)
 
     monkeypatch.setattr(client._Socket, moment, interrupted)

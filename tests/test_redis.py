@@ -577,15 +577,13 @@ def test_an_old_server_and_a_cluster_are_refused(tmp_path: Path, store: MemorySt
         RedisBroker(cluster.client(), store.store_id, 4).check_server()
 
 
-def test_items_carry_what_the_scripts_need(
+def test_items_say_whose_they_are_and_how_old(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
     queue = start(server.client("producer"), patient(store))
     queue.enqueue(pairs(record_id, "abc"))
     key = broker_of(queue).keys.lane(lane_of(record_id, store.lanes), "pending")
-    item = server.client().lindex(key, 0)
-    assert isinstance(item, bytes)
-    pushed, entries, body = item.split(b":", 2)
-    assert abs(int(pushed) / 1000 - time.time()) < 60
-    assert int(entries) == 3
-    assert json.loads(body)["store"] == store.store_id
+    item: Any = server.client().lindex(key, 0)
+    said = json.loads(item)
+    assert (said["store"], said["producer"], said["seqs"]) == (store.store_id, queue.producer, [1, 2, 3])
+    assert abs(said["pushed"] - time.time()) < 60

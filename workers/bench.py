@@ -41,11 +41,18 @@ class Bench:
         self.connection = connection
         self.broker = redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
         self.broker.check_server()
+        self._open_lanes()
         self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]
         self._not_before = [0.0] * store.lanes
         self._threads = ThreadPoolExecutor(store.lanes, "iai-mcp-lane")
         self._beside: dict[int, Future[DrainReport]] = {}
+
+    def _open_lanes(self) -> None:
+        """Open every lane's table now, and not while somebody waits for what is to be written to it."""
+        with suppress(OSError):  # said once there is something to drain
+            for lane in range(self.store.lanes):
+                self.store.lane(lane)
 
     def drain(self, lane: int, *, deadline: float | None = None) -> DrainReport:
         """Drain one lane, unless its place has just failed."""

@@ -162,7 +162,7 @@ class Rig:
         client = self.server.client()
         keys = RedisBroker(client, self.store.store_id, self.store.lanes).keys
         for lane in range(self.store.lanes):
-            items += [raw.split(b":", 2)[2] for raw in client.lrange(keys.lane(lane, "pending"), 0, -1)]
+            items += client.lrange(keys.lane(lane, "pending"), 0, -1)
         folder = overflow_dir(self.settings)
         if folder.exists():
             for path in folder.glob("*.jsonl"):
