@@ -68,7 +68,7 @@ sys.stdin.readline()
 
 def main() -> None:
     quick = harness.options("the drain through Redis").quick
-    entries, rounds = (ENTRIES // 5, 1) if quick else (ENTRIES, 3)
+    entries, rounds = (ENTRIES // 5, 1) if quick else (ENTRIES, 5)
     spent: dict[tuple[str, int], list[Spent]] = {}
     for turn in range(rounds):
         for count in WORKERS if turn % 2 == 0 else reversed(WORKERS):

@@ -273,8 +273,9 @@ def route(
             said.append(entry)
         else:
             by_lane[lane] = [raw.hex()], [seq], [entry]
+    names = _names(entries, shared)
     return [
-        Parcel(store, lane, producer, pushed, ids, seqs, columns_of(said, shared), shared=shared)
+        Parcel(store, lane, producer, pushed, ids, seqs, _own(said, shared, names), shared=shared)
         for lane, (ids, seqs, said) in by_lane.items()
     ]
 
@@ -283,23 +284,41 @@ def _shared(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The texts that all ``entries`` say; only texts, since 1, 1.0 and True are equal and not the same."""
     shared = {key: value for key, value in entries[0].items() if type(value) is str}
     if len(shared) > 1:
-        with suppress(KeyError):  # the hits of one recall share all of their texts, which is soon seen
-            texts = itemgetter(*shared)
-            said = texts(entries[0])
-            if all(texts(entry) == said for entry in entries):
+        texts = itemgetter(*shared)
+        said = texts(entries[0])
+        try:
+            for entry in entries:
+                if texts(entry) != said:
+                    break
+            else:  # the hits of one recall share all of their texts, which is soon seen
                 return shared
+        except KeyError:
+            pass
     for entry in entries[1:]:
         shared = {key: value for key, value in shared.items() if entry.get(key) == value}
     return shared
 
 
-def columns_of(entries: Sequence[Mapping[str, Any]], but: Collection[str] = ()) -> Said:
-    """What ``entries`` say, but for some keys; copied, since whoever gave them may go on using them."""
-    names = [name for name in entries[0] if name not in but] if entries else []
-    count = len(names) + len(but)
-    if count and all(len(entry) == count for entry in entries):
-        with suppress(KeyError):
+def columns_of(entries: Sequence[Mapping[str, Any]]) -> Said:
+    """What ``entries`` say; copied, since whoever gave them may go on using them."""
+    return _own(entries, (), _names(entries, ()))
+
+
+def _names(entries: Sequence[Mapping[str, Any]], but: Collection[str]) -> list[str] | None:
+    """The keys of all ``entries`` but for some; None where they may have different ones."""
+    count = len(entries[0]) if entries else 0
+    for entry in entries:
+        if len(entry) != count:
+            return None
+    return [name for name in entries[0] if name not in but] if count else None
+
+
+def _own(entries: Sequence[Mapping[str, Any]], but: Collection[str], names: list[str] | None) -> Said:
+    if names is not None:
+        try:
             return {name: [entry[name] for entry in entries] for name in names}
+        except KeyError:
+            pass
     return [{key: value for key, value in entry.items() if key not in but} for entry in entries]
 
 

@@ -32,6 +32,7 @@ __all__ = [
 
 CONTROL_TIMEOUT_S = 5.0
 REPLY_BYTES = 4096
+SLACK = 0.1  # of the time that is left: a socket that is armed for about as long stays so
 
 
 class Deadline:
@@ -51,10 +52,10 @@ class _Socket:
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
         self._deadline = deadline
-        self._asked = sock.gettimeout()
+        self._asked = self._armed = sock.gettimeout()
 
     def settimeout(self, seconds: float | None) -> None:
-        self._asked = seconds
+        self._asked = self._armed = seconds
         self._sock.settimeout(seconds)
 
     def _arm(self) -> None:
@@ -63,7 +64,10 @@ class _Socket:
         left = self._deadline.at - time.monotonic()
         if left <= 0:
             raise TimeoutError("the time budget of a Redis call is spent")
-        self._sock.settimeout(left if self._asked is None else min(left, self._asked))
+        wanted = left if self._asked is None else min(left, self._asked)
+        if self._armed is None or abs(self._armed - wanted) > wanted * SLACK:  # arming costs a system call
+            self._armed = wanted
+            self._sock.settimeout(wanted)
 
     def recv(self, *args: Any) -> bytes:
         self._arm()
