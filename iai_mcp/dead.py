@@ -111,7 +111,7 @@ class DeadLetters:
     def forget(self, record_id: UUID) -> None:
         """Drop the letters of a deleted record, and those of which nobody can say that they are not its."""
         text = str(record_id)
-        self._take(lambda letter: letter.record_id == text or _mentions(letter, text.encode()), Why.FORGOTTEN)
+        self._take(lambda letter: letter.record_id == text or _mentions(letter, record_id), Why.FORGOTTEN)
 
     def _take(self, wanted: Callable[[DeadLetter], bool], why: Why | None) -> int:
         with self._lock():
@@ -135,8 +135,9 @@ def _line(letter: DeadLetter) -> bytes:
     return msgspec.json.encode(letter, enc_hook=repr) + b"\n"
 
 
-def _mentions(letter: DeadLetter, record_id: bytes) -> bool:
-    return letter.raw is not None and record_id in base64.b64decode(letter.raw)
+def _mentions(letter: DeadLetter, record_id: UUID) -> bool:
+    raw = base64.b64decode(letter.raw or "")
+    return str(record_id).encode() in raw or record_id.hex.encode() in raw
 
 
 def _decode(line: bytes) -> DeadLetter | None:

@@ -119,6 +119,12 @@ class _Early(msgspec.Struct, frozen=True):
     shared: dict[str, Any] = {}
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """Of a parcel of whatever wire version, just that."""
+
+    v: int = 0
+
+
 class Outline(msgspec.Struct, frozen=True):
     """Whose entries a parcel holds, of whatever wire version; what they say is left undecoded."""
 
@@ -139,6 +145,7 @@ class _EarlyOutline(msgspec.Struct, frozen=True):
 _NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decoder = msgspec.json.Decoder(Parcel)
 _early_decoder = msgspec.json.Decoder(_Early)
+_version_decoder = msgspec.json.Decoder(_Version)
 _outliner = msgspec.json.Decoder(Outline)
 _early_outliner = msgspec.json.Decoder(_EarlyOutline)
 _encoder = msgspec.json.Encoder(enc_hook=repr)  # an entry may hold anything; what JSON lacks is kept as text
@@ -158,6 +165,7 @@ def decode(raw: bytes) -> Parcel:
     try:
         parcel = _decoder.decode(raw)
     except _NO_JSON as error:
+        _refuse_later(raw)
         with suppress(*_NO_JSON):
             early = _early_decoder.decode(raw)
             return Parcel.of(
@@ -165,10 +173,16 @@ def decode(raw: bytes) -> Parcel:
             )
         raise MalformedParcel(f"not a provenance parcel: {error}") from None
     if parcel.v > WIRE_VERSION:
-        raise MalformedParcel(f"written by a later version (wire version {parcel.v}); upgrade this process")
+        _refuse_later(raw)
     if trouble := _trouble(parcel):
         raise MalformedParcel(f"not a provenance parcel: {trouble}")
     return parcel
+
+
+def _refuse_later(raw: bytes) -> None:
+    with suppress(*_NO_JSON):
+        if (version := _version_decoder.decode(raw).v) > WIRE_VERSION:
+            raise MalformedParcel(f"written by a later version (wire version {version}); upgrade this process")
 
 
 def decode_all(raws: Sequence[bytes]) -> list[Parcel | MalformedParcel]:

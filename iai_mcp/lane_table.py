@@ -147,6 +147,7 @@ class LaneTable:
         self._check_current = check_current  # raises where this is no lane of the store any more
         self._scrub = Scrub(table, "rank", scrub_note, cleanup_age)
         self._seen_version = -1
+        self._rows = 0  # in the table when it was last seen, and ours since
         self._next_seq = 1
         self._marks = HighWater(self._highest_of)
         self._due = False
@@ -155,13 +156,13 @@ class LaneTable:
     # -- writing
 
     def append(self, batch: EntryBatch, cache: RecordsCache) -> AppendReport:
-        """Merge a batch in order; on return it is durable and readable by any process.
+        """Write a batch in order; on return it is durable and readable by any process.
 
         Raises:
             LeaseLost: a later fencing token than ``cache.token`` has been seen here.
             StoreUnavailable: the place fails; nothing was acknowledged, the same call may be repeated.
         """
-        with translated(), self._lock.hold():
+        with translated(), self._lock.hold() as alone:
             self._check_current()
             alive, strangers = batch, None
             if nobody := self._nobody(batch.ids, cache):
@@ -169,7 +170,7 @@ class LaneTable:
                 strangers = batch.pick([one in nobody for one in batch.ids])
             fresh = alive.once()
             self._check_fence(cache.token)
-            applied = self._apply(fresh) if fresh else 0
+            applied = self._apply(fresh, cache.token, alone=alone) if fresh else 0
             if applied < len(alive):
                 self._note_duplicates(zip(alive.keys, alive.givers, alive.seqs, strict=True))
             if strangers:
@@ -210,21 +211,39 @@ class LaneTable:
         there = {*self._some_ids(record_ids.unique().to_pylist())}.difference(map(str, self._forgotten.ids()))
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
 
-    def _apply(self, batch: EntryBatch) -> int:
+    def _apply(self, batch: EntryBatch, token: int | None, *, alone: bool) -> int:
         spans = spans_of(batch)
-        applied = self._write(lambda first: to_arrow(batch, first), len(batch), spans)
+        applied = self._write(
+            lambda first: to_arrow(batch, first),
+            len(batch),
+            spans if alone else None,
+            lambda: self._check_fence(token),
+        )
         if spans:
             self._marks.seen((producer, highest) for producer, (_, highest) in spans.items())
+        else:
+            self._marks.forget()
         return applied
 
-    def _write(self, make: Callable[[int], pa.Table], count: int, spans: Spans | None = None) -> int:
-        """Write rows, made from a first ``seq`` on; how many were new. ``spans``: of what their keys say."""
+    def _write(
+        self,
+        make: Callable[[int], pa.Table],
+        count: int,
+        spans: Spans | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Write rows, made from a first ``seq`` on; how many were new.
+
+        ``spans``: by their numbers they may be appended, where the marks say so. ``check`` is called right before
+        the commit.
+        """
         started = time.time()
         version = self._table.version
         if version != self._seen_version:
             self._catch_up()
         rows = make(self._next_seq)
-        append = spans is not None and self._marks.below(spans)
+        append = spans is not None and self._marks.below(spans) and self._table.version == version
+        check()
         begun = time.perf_counter()
         if append:
             written, new = self._table.add(rows).version, count
@@ -236,9 +255,12 @@ class LaneTable:
         observe.now.committed(merged - begun, time.perf_counter() - merged)
         self._next_seq += count
         self._distinct += new
-        # Where somebody came in between, the next write looks what that was.
-        self._seen_version = written if written <= version + 1 else version
+        self._rows += new
         self._due = self._due or version // MAINTAIN_EVERY != written // MAINTAIN_EVERY
+        self._seen_version = written
+        if written > version + 1:  # somebody came in between, who does not heed the lock
+            self._seen_version, self._due = -1, True
+            self._marks.forget()
         return new
 
     def _catch_up(self) -> None:
@@ -247,8 +269,12 @@ class LaneTable:
         rows = self._table.search().where(f"seq >= {self._next_seq}").select(columns).to_arrow()
         if len(rows):
             self._next_seq = int(pa.compute.max(rows["seq"]).as_py()) + 1
-            if self._marks:
-                self._marks.seen(_highest(rows))
+        there = self._table.count_rows()
+        if self._marks and there == self._rows + len(rows):
+            self._marks.seen(_highest(rows))
+        else:  # rows have gone, or come under numbers that we had passed
+            self._marks.forget()
+        self._rows = there
 
     def _highest_of(self, producer: str) -> int:
         """The highest number of a producer's rows; its keys are one range of the index."""
@@ -323,11 +349,8 @@ class LaneTable:
         started = time.monotonic()
         with translated(), self._lock.hold():
             self._due = False
-            alone = self._table.version == self._seen_version
             doubled = self._drop_doubled()
             self._scrub.run()
-            if alone:  # else the next write has to look what others have written
-                self._seen_version = self._table.version
         seconds = round(time.monotonic() - started, 3)
         emit("compaction", table=self._folder.stem, rows=self.count(), doubled=doubled, seconds=seconds)
         return True

@@ -2,7 +2,7 @@
 
 It keeps commits of several writers from colliding, which costs LanceDB retries and can double a new key.
 It is not the guarantee: a writer that could not get the lock in time goes on, and stays correct, only
-slower (the merge is keyed, readers keep one row per entry, compaction removes the rest).
+slower (it merges on keys, readers keep one row per entry, compaction removes the rest).
 """
 
 from __future__ import annotations

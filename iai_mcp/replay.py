@@ -20,8 +20,8 @@ def replay(chain: Chain, broker: QueueBroker, lanes: int) -> bool:
     pushed = False
     try:
         if parcels:
-            fitting = [part for parcel in parcels for part in _fitted(parcel, lanes)]
-            pushed = isinstance(broker.push(fitting, replay=True), Pushed)
+            fitting = [part for parcel in parcels if parcel.seqs for part in _fitted(parcel, lanes)]
+            pushed = not fitting or isinstance(broker.push(fitting, replay=True), Pushed)
     finally:
         if pushed:
             chain.mark = broker.mark()

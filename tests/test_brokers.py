@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import fakeredis
+import msgspec
 import pytest
 import redis
 
@@ -347,6 +348,22 @@ def test_poison_is_buried_and_its_lane_goes_on(store: MemoryStore, client: redis
     assert DeadLetters(store.layout).count() == len(poison)
     assert all(isinstance(letter.raw, str) for letter in DeadLetters(store.layout).all())
     assert isinstance(Poison(b"", ""), Poison)
+
+
+def test_what_cannot_be_read_counts_as_much_as_was_pushed(client: redis.Redis) -> None:
+    """A parcel of a later version: everything after it is found settled when it is."""
+    broker = RedisBroker(client, "ef" * 16, LANES, RedisOptions(push_s=1.0))
+    broker.open()
+    broker.push([msgspec.structs.replace(parcel(0, *range(10)), v=99)])
+    broker.push([parcel(0, 11)])
+    mark = broker.mark()
+    broker.push([parcel(0, 12)])
+    lease = broker.lease(0)
+    assert lease is not None
+    assert isinstance(broker.claim(lease, 11, 0.0)[0], Poison)
+    broker.ack(lease, 2)
+    assert broker.wait_settled(mark, 1.0)
+    assert broker.stats()[0].pending == 1
 
 
 def test_a_connection_that_decodes_is_fine(client: redis.Redis) -> None:

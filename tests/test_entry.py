@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from iai_mcp.batch import EntryBatch
 from iai_mcp.entry import Parcel, decode, encode, lane_of, route
+from iai_mcp.errors import MalformedParcel
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.support import cues, entry
@@ -57,6 +58,16 @@ def test_a_parcel_of_the_first_wire_version_is_read() -> None:
         "v": 1,
     }
     assert [*decode(msgspec.json.encode(old)).handed_out()] == [(UUID(int=5), 3, said)]
+
+
+SHAPES = [{"entries": []}, {"ids": [], "seqs": [], "own": {}}, {"rows": "of a kind to come"}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_parcel_of_a_later_version_says_so(shape: dict[str, Any]) -> None:
+    later = {"store": "s", "lane": 0, "producer": "p", "pushed": 1.0, **shape, "v": 99}
+    with pytest.raises(MalformedParcel, match="upgrade"):
+        decode(msgspec.json.encode(later))
 
 
 def test_a_batch_is_the_pairs_that_were_handed_out() -> None:

@@ -199,12 +199,13 @@ def test_dead_letters_go_and_none_comes_back(store: MemoryStore, secret: UUID) -
     own = {**entry(CUE), "producer": "p", "entry_id": "x"}
     letters.add_entry(0, (secret, {**own, "producer_seq": 1}), f"it said {CUE}")
     letters.add_raw(0, b'{"of a later version": "' + str(secret).encode() + CUE.encode() + b'"}', "?")
+    letters.add_raw(0, encode(Parcel.of("s", 0, "p", 1.0, [(secret, 3, entry(CUE))])), "?")
     letters.add_raw(0, b"nothing to do with it", "?")
     store.delete(secret)
     letters.add_entry(0, (secret, {**own, "producer_seq": 2}), "a drain that was late")
     assert [letter.record_id for letter in letters.all()] == [None]
     assert holding(CUE, store.path) == []
-    assert why(store, Why.FORGOTTEN) >= {("p", 1), ("p", 2)}
+    assert why(store, Why.FORGOTTEN) >= {("p", 1), ("p", 2), ("p", 3)}
 
 
 def test_what_waits_in_redis_never_arrives(store: MemoryStore, secret: UUID, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import lancedb
 import pytest
 
 import iai_mcp.lane_table
+from iai_mcp.config import Settings
 from iai_mcp.entry import Pair, lane_of
-from iai_mcp.errors import StoreUnavailable
+from iai_mcp.errors import LeaseLost, StoreUnavailable
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.support import cues, entry
@@ -112,6 +113,14 @@ def test_a_key_of_somebody_s_own_counts_once(store: MemoryStore, record_id: UUID
     assert trace(store, record_id) == ["1"]
 
 
+def test_a_repeat_of_what_came_with_such_a_key_adds_nothing(store: MemoryStore, record_id: UUID) -> None:
+    store.append_provenance_batch(numbered(record_id, 1))
+    mine, *others = numbered(record_id, 2, 3)
+    assert store.append_provenance_batch([(record_id, {**mine[1], "entry_id": "mine"}), *others]).applied == 2
+    assert store.append_provenance_batch(numbered(record_id, 3, 4)).duplicate == 1
+    assert trace(store, record_id) == ["1", "2", "3", "4"]
+
+
 def test_producers_beyond_counting_at_once(store: MemoryStore, record_id: UUID) -> None:
     """More than are asked about in one batch: nobody takes those for new that were not asked about."""
     names = [f"{number:016x}" for number in range(20)]
@@ -143,3 +152,86 @@ def test_upkeep_does_not_hide_what_somebody_else_has_written(store: MemoryStore,
     assert store.append_provenance_batch(numbered(record_id, 3, 4)).duplicate == 1
     assert trace(store, record_id) == ["1", "2", "3", "4"]
     assert len({*lane.rows([], ["seq"])["seq"].to_pylist()}) == 4  # no place in the order twice
+
+
+# -- somebody who could not get the lock, and writes all the same
+
+
+@pytest.fixture
+def rude(store: MemoryStore) -> MemoryStore:
+    """A second process, as it were, that does not wait for the lane's lock."""
+    return MemoryStore(store.path, settings=Settings(lock_timeout=0.0))
+
+
+def amid(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
+    """Do something once, in the midst of the next write: its rows are made, and not yet in the table."""
+    whole, todo = iai_mcp.lane_table.to_arrow, [what]
+
+    def to_arrow(*args: Any) -> Any:
+        if todo:
+            todo.pop()()
+        return whole(*args)
+
+    monkeypatch.setattr(iai_mcp.lane_table, "to_arrow", to_arrow)
+
+
+def test_what_they_write_amid_a_write_is_not_written_again(
+    store: MemoryStore, rude: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append_provenance_batch(numbered(record_id, 1))
+    amid(monkeypatch, lambda: rude.append_provenance_batch(numbered(record_id, 2, 3)))
+    assert store.append_provenance_batch(numbered(record_id, 3, 4)).duplicate == 1
+    assert sorted(trace(store, record_id)) == ["1", "2", "3", "4"]
+
+
+def test_what_they_write_under_numbers_of_ours_is_known_afterwards(
+    store: MemoryStore, rude: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append_provenance_batch(numbered(record_id, 1))
+    amid(monkeypatch, lambda: rude.append_provenance_batch(numbered(record_id, 2, 3)))
+    store.append_provenance_batch(numbered(record_id, 2, 3, 4, producer="q"))
+    assert store.append_provenance_batch(numbered(record_id, 2, 3, 4)).duplicate == 2
+    assert len(trace(store, record_id)) == 7
+
+
+def test_a_writer_that_was_paused_amid_a_write_is_refused(
+    store: MemoryStore, rude: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_over() -> None:
+        rude.lane(lane_of(record_id, store.lanes)).raise_fence(2)
+        rude.append_provenance_batch(numbered(record_id, 2, 3), RecordsCache(token=2))
+
+    store.append_provenance_batch(numbered(record_id, 1), RecordsCache(token=1))
+    amid(monkeypatch, take_over)
+    with pytest.raises(LeaseLost):
+        store.append_provenance_batch(numbered(record_id, 2, 3), RecordsCache(token=1))
+    assert trace(store, record_id) == ["1", "2", "3"]
+
+
+def test_who_has_no_lock_appends_nothing_unseen(
+    store: MemoryStore, rude: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Any:
+        raise AssertionError("appended")
+
+    number = lane_of(record_id, store.lanes)
+    with store.lane(number)._lock.hold(), monkeypatch.context() as patch:
+        patch.setattr(lancedb.table.LanceTable, "add", refuse)
+        assert rude.append_provenance_batch(numbered(record_id, 1)).applied == 1
+
+
+def test_what_they_write_amid_upkeep_stays_in_order(
+    store: MemoryStore, rude: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = store.lane(lane_of(record_id, store.lanes))
+    store.append_provenance_batch(numbered(record_id, 1))
+    whole = lane._scrub.run
+
+    def run() -> None:
+        whole()
+        rude.append_provenance_batch(numbered(record_id, 2, 3, 4))
+
+    monkeypatch.setattr(lane._scrub, "run", run)
+    lane.maintain(force=True)
+    assert store.append_provenance_batch(numbered(record_id, 4, 5)).duplicate == 1
+    assert trace(store, record_id) == ["1", "2", "3", "4", "5"]

@@ -77,6 +77,16 @@ sys.stdin.readline()
 """
 
 
+def test_a_parcel_without_entries_stops_nothing(store: MemoryStore, record_id: UUID, overflow: Path) -> None:
+    left = Spill(store.store_id, "ab" * 8, overflow)
+    left.append([Parcel.of(store.store_id, 999, "ab" * 8, time.time(), [])], overflow)
+    left.close()
+    leave(store, overflow, record_id, ["a"])
+    store.enable_provenance_queue()
+    wait_until(lambda: seen(store, record_id) == ["a"] and not [*overflow.glob("*.jsonl")])
+    store.disable_provenance_queue()
+
+
 def test_the_list_says_whose_each_file_is_and_who_holds_it(
     store: MemoryStore, record_id: UUID, overflow: Path
 ) -> None:

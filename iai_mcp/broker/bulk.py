@@ -15,13 +15,14 @@ from iai_mcp.broker.transaction import packed
 __all__ = ["Reply", "Unusual", "fetch", "replies"]
 
 READ_BYTES = 2**18
+MOST_BYTES = 16 * READ_BYTES  # of replies that are taken apart as a whole: each look begins at their beginning
 
 Reply = bytes | list[bytes] | None
 """A text, a list of texts, or nothing."""
 
 
 class Unusual(ValueError):
-    """Replies of other kinds; or a text with a line break in it."""
+    """Replies of other kinds, or very long ones; or a text with a line break in it."""
 
 
 def fetch(client: redis.Redis, *commands: tuple[bytes, ...]) -> list[Any]:
@@ -59,6 +60,8 @@ def _asked(sock: Any, commands: tuple[tuple[bytes, ...], ...]) -> list[Reply]:
         if not more:
             raise ConnectionError("Redis closed the connection")
         data = data + more if data else more
+        if len(data) > MOST_BYTES:
+            raise Unusual
         if more.endswith(b"\n") and (found := replies(data, len(commands))) is not None:
             return found
 

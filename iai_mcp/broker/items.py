@@ -9,7 +9,7 @@ from iai_mcp.broker.protocol import Claimed, Poison
 from iai_mcp.entry import decode, decode_all, outline
 from iai_mcp.errors import MalformedParcel
 
-__all__ = ["from_items", "pushed_at"]
+__all__ = ["entries_in", "from_items", "pushed_at"]
 
 _HEADER = re.compile(rb"\d+:\d+:")  # what items of the wire versions 1 and 2 began with
 
@@ -29,6 +29,14 @@ def _behind_header(item: bytes, error: MalformedParcel) -> Claimed:
         except MalformedParcel as behind:
             error = behind
     return Poison(item, str(error))
+
+
+def entries_in(claimed: Claimed) -> int:
+    """How many entries were counted when this was pushed."""
+    if isinstance(claimed, Poison):
+        found = outline(claimed.raw)
+        return len(found.seqs) if found else 1
+    return len(claimed.seqs)
 
 
 def pushed_at(item: bytes) -> float:

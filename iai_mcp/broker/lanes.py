@@ -19,7 +19,7 @@ import redis
 
 from iai_mcp.broker.bulk import fetch
 from iai_mcp.broker.doorbell import Doorbell
-from iai_mcp.broker.items import from_items, pushed_at
+from iai_mcp.broker.items import entries_in, from_items, pushed_at
 from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Poison
 from iai_mcp.broker.scripts import Script, translated
@@ -197,7 +197,7 @@ class _Head:
         for item, found in zip(items, from_items(items), strict=True):
             if self._in_flight and len(self.claimed) == self._in_flight:
                 return False
-            count = 1 if isinstance(found, Poison) else len(found.seqs)
+            count = entries_in(found)
             entries, size = self._entries + count, self._bytes + len(item)
             if self.claimed and not self._in_flight and (entries > max_entries or size > MAX_CLAIM_BYTES):
                 return False
