@@ -191,7 +191,7 @@ def _push(lanes: Lanes, parcels: Iterator[Parcel] | Sequence[Parcel]) -> None:
 
 def _warm(lanes: Lanes, lane: int) -> None:
     """A drain that has been at work for a while knows the records of its lane."""
-    lanes.caches[lane].learn({one.hex for one in lanes.ids[lane]}, list)
+    lanes.caches[lane].learn({one.hex for one in lanes.ids[lane]}, lambda ids, _: [*ids])
     lanes.store.lane(lane)._seen_version = -1
 
 

@@ -51,6 +51,7 @@ MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that 
 PILED_UP = 8 * MAINTAIN_EVERY
 
 _KNOWN_LIMIT = 200_000
+_FEW = 10_000  # memories of which a drain learns the ids at once
 _ACCOUNTED = ("entry_id", "producer", "producer_seq")
 
 
@@ -106,12 +107,13 @@ class RecordsCache:
         """Those of the ids that were not seen in the records table; deletions are looked up beside it."""
         return set() if self._known.issuperset(ids) else {*ids} - self._known
 
-    def learn(self, strangers: set[str], some_ids: Callable[[Sequence[str]], list[str]]) -> None:
+    def learn(self, strangers: set[str], some_ids: Callable[[Sequence[str], int], list[str]]) -> None:
         """Remember those of the ids that ``some_ids`` knows, and what else of the lane it tells; old ones go when
         there are too many."""
         if len(self._known) > _KNOWN_LIMIT:
             self._known.clear()
-        found = [text.replace("-", "") for text in some_ids([*map(dashed, strangers)])]
+        few = _FEW if self.lanes else 0
+        found = [text.replace("-", "") for text in some_ids([*map(dashed, strangers)], few)]
         self._known.update(strangers.intersection(found))
         if self.lanes:
             self._known.update(one for one in found if lane_of_hex(one, self.lanes) == self.lane)
@@ -133,7 +135,7 @@ class LaneTable:
         scrub_note: Path,
         forgotten: Forgotten,
         left_out: LeftOut,
-        some_ids: Callable[[Sequence[str]], list[str]],
+        some_ids: Callable[[Sequence[str], int], list[str]],
         cleanup_age: float,
         check_current: Callable[[], None] = lambda: None,
     ) -> None:
@@ -208,7 +210,7 @@ class LaneTable:
 
     def _known(self, record_ids: pa.ChunkedArray) -> pa.Array:
         """Which of these ids have a memory that was not forgotten."""
-        there = {*self._some_ids(record_ids.unique().to_pylist())}.difference(map(str, self._forgotten.ids()))
+        there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._forgotten.ids()))
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
 
     def _apply(self, batch: EntryBatch, token: int | None, *, alone: bool) -> int:

@@ -226,9 +226,12 @@ class RecordTable:
         return {texts[text] for text in self.some_ids([*texts]) if text in texts}
 
     @retry_vanished
-    def some_ids(self, wanted: Sequence[str]) -> list[str]:
-        """Those of ``wanted`` that are in the table; and all others, where it is cheaper to read them too."""
-        if len(wanted) * LOOK_UP > self._table.count_rows():
+    def some_ids(self, wanted: Sequence[str], few: int = 0) -> list[str]:
+        """Those of ``wanted`` that are in the table; and all others, where it is cheaper to read them too.
+
+        So it is for whoever comes again for others soon, where the table has but a ``few`` rows.
+        """
+        if max(few, len(wanted) * LOOK_UP) > self._table.count_rows():
             every: list[str] = self._table.search().select(["id"]).to_arrow()["id"].to_pylist()
             return every
         there: list[str] = []

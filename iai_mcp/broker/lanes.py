@@ -28,7 +28,8 @@ from iai_mcp.errors import LeaseLost
 __all__ = ["RedisLanes"]
 
 MAX_CLAIM_BYTES = 16 * 2**20
-LOOK = (16, 256)  # items read at a time: at first, and at most
+LOOK = (16, 512)  # items read at a time: at first, and at most
+LOOK_BYTES = 2 * 2**20  # hardly more than so many bytes of them
 
 
 @cache
@@ -95,7 +96,7 @@ class RedisLanes:
             at += step
             step = head.next_step(max_entries)
             (items,) = fetch(self.control, _range(pending, at, step))
-        self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.claimed)))
+        self._looks[lane] = max(LOOK[0], min(LOOK[1], len(head.claimed), head.per_look()))
         return head
 
     def ack(self, lease: Lease, count: int) -> None:
@@ -206,10 +207,14 @@ class _Head:
             self._entries, self._bytes = entries, size
         return True
 
+    def per_look(self, most_bytes: int = LOOK_BYTES) -> int:
+        """How many items of the size of these are so many bytes."""
+        return most_bytes * len(self.claimed) // max(1, self._bytes)
+
     def next_step(self, max_entries: int) -> int:
         """How many more to read: hardly more than a claim may have, in bytes and in entries."""
-        items, bytes_left = len(self.claimed), max(0, MAX_CLAIM_BYTES - self._bytes)
-        fitting = bytes_left * items // max(1, self._bytes)
+        items = len(self.claimed)
+        fitting = self.per_look(min(LOOK_BYTES, max(0, MAX_CLAIM_BYTES - self._bytes)))
         if not self._in_flight:
             entries_left = max(0, max_entries - self._entries)
             fitting = min(fitting, 1 + entries_left * items // max(1, self._entries))
