@@ -66,6 +66,9 @@ def test_what_a_server_holds_is_what_is_read(server: Server) -> None:
     for key, items in ((b"usual", ours), (b"odd", [*ours, b"a line\r\nbreak"]), (b"nothing", [])):
         read = fetch(client, (b"GET", b"nobody"), (b"LRANGE", key, b"0", b"-1"))
         assert read == [None, items]
+    long = [b"l" * 5_000_000, b"x"]
+    client.rpush("long", *long)
+    assert fetch(client, (b"LRANGE", b"long", b"0", b"-1")) == [long]
     client.set("text", "no list")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         fetch(client, (b"LRANGE", b"text", b"0", b"-1"))
