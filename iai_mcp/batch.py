@@ -6,9 +6,10 @@ builds neither a pair nor a dict for any of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, compress
+from operator import itemgetter
 from typing import Any, overload
 from uuid import UUID
 
@@ -102,13 +103,17 @@ class EntryBatch(Sequence[Pair]):
                 raise IndexError(at)
             ours = {"entry_id": one.keys[0], "producer": one.producers[0], "producer_seq": one.seqs[0]}
             return UUID(one.ids[0]), {**one.entries()[0], **ours}
+        return self._part(itemgetter(at), self.group[at])
+
+    def _part(self, take: Callable[[Any], list[Any]], group: npt.NDArray[np.int64]) -> EntryBatch:
+        """What ``take`` takes of each column; ``group`` is what is left of that one."""
         own = self.own
         return EntryBatch(
-            self.ids[at],
-            self.seqs[at],
-            own[at] if isinstance(own, list) else {name: column[at] for name, column in own.items()},
-            *self._groups(self.group[at]),
-            None if self.given is None else self.given[at],
+            take(self.ids),
+            take(self.seqs),
+            take(own) if isinstance(own, list) else {name: take(column) for name, column in own.items()},
+            *self._groups(group),
+            None if self.given is None else take(self.given),
         )
 
     def _groups(self, group: npt.NDArray[np.int64]) -> tuple[Any, Sequence[str], Sequence[Mapping[str, Any]]]:
@@ -121,12 +126,8 @@ class EntryBatch(Sequence[Pair]):
     @property
     def names(self) -> set[str]:
         """The keys that any entry has."""
-        return self.own_names.union(*self.shared)
-
-    @property
-    def own_names(self) -> set[str]:
-        """The keys that any entry has for itself."""
-        return set(self.own) if isinstance(self.own, dict) else set().union(*self.own)
+        own = [self.own] if isinstance(self.own, dict) else self.own
+        return set().union(*own, *self.shared)
 
     @property
     def keys(self) -> Sequence[str]:
@@ -145,16 +146,8 @@ class EntryBatch(Sequence[Pair]):
 
     def pick(self, chosen: Sequence[object]) -> EntryBatch:
         """The entries at whose place ``chosen`` is true."""
-        own = self.own
-        return EntryBatch(
-            [*compress(self.ids, chosen)],
-            [*compress(self.seqs, chosen)],
-            [*compress(own, chosen)]
-            if isinstance(own, list)
-            else {name: [*compress(column, chosen)] for name, column in own.items()},
-            *self._groups(self.group[np.fromiter(map(bool, chosen), np.bool_, len(self))]),
-            None if self.given is None else [*compress(self.given, chosen)],
-        )
+        group = self.group[np.fromiter(map(bool, chosen), np.bool_, len(self))]
+        return self._part(lambda column: [*compress(column, chosen)], group)
 
     def once(self) -> EntryBatch:
         """The first entry of each key."""

@@ -60,7 +60,7 @@ class Parcel(msgspec.Struct, frozen=True):
         seqs: the producer's number of each, ascending.
         own: what each says beside ``shared``.
         shared: what every entry says. The hits of one recall differ in their rank and score only: for ten
-            hits Redis, its disk and the spill have half the bytes to hold.
+            hits Redis, its disk and the spill have two fifths fewer bytes to hold.
         v: version of this wire form. Fields that a reader does not know it leaves alone; what it must know
             comes with a new version.
         trace: W3C ``traceparent`` of whoever handed them out; left out of the wire form where nobody traces.
@@ -174,8 +174,8 @@ def decode(raw: bytes) -> Parcel:
         raise MalformedParcel(f"not a provenance parcel: {error}") from None
     if parcel.v > WIRE_VERSION:
         _refuse_later(raw)
-    if trouble := _trouble(parcel):
-        raise MalformedParcel(f"not a provenance parcel: {trouble}")
+    if not _fit([parcel]):
+        raise MalformedParcel("not a provenance parcel: its columns differ in length, or an id is no UUID")
     return parcel
 
 
@@ -189,7 +189,7 @@ def decode_all(raws: Sequence[bytes]) -> list[Parcel | MalformedParcel]:
     """What :func:`decode` makes of each, or why it makes nothing of it; many at once take half as long."""
     with suppress(*_NO_JSON):
         parcels = [*map(_decoder.decode, raws)]
-        if _sound(parcels):
+        if all(parcel.v <= WIRE_VERSION for parcel in parcels) and _fit(parcels):
             return [*parcels]
     return [*map(_tried, raws)]
 
@@ -201,29 +201,17 @@ def _tried(raw: bytes) -> Parcel | MalformedParcel:
         return error
 
 
-def _sound(parcels: Sequence[Parcel]) -> bool:
-    """Whether :func:`decode` has nothing against any of these; where they are usual, else False."""
+def _fit(parcels: Sequence[Parcel]) -> bool:
+    """Whether in each of these all columns are of one length, and the ids are ids."""
+    ids, owns = [parcel.ids for parcel in parcels], [parcel.own for parcel in parcels]
+    columns = [[*own.values()] if isinstance(own, dict) else [own] for own in owns]
     counts = [len(parcel.seqs) for parcel in parcels]
-    owns: list[Any] = [parcel.own for parcel in parcels]
-    if [len(parcel.ids) for parcel in parcels] != counts or {*map(type, owns)} != {dict}:
-        return False
-    lengths = [*map(len, chain.from_iterable([own.values() for own in owns]))]
-    if lengths != [count for count, own in zip(counts, owns, strict=True) for _ in own]:
-        return False
-    if max([parcel.v for parcel in parcels]) > WIRE_VERSION:
-        return False
-    return are_ids([*chain.from_iterable([parcel.ids for parcel in parcels])])
-
-
-def _trouble(parcel: Parcel) -> str | None:
-    """What does not fit together in a parcel, if anything."""
-    count, own = len(parcel.seqs), parcel.own
-    if not are_ids(parcel.ids):
-        return "a record id is no UUID"
-    for column in own.values() if isinstance(own, dict) else (own,):
-        if len(column) != count:
-            return "its columns differ in length"
-    return None if len(parcel.ids) == count else "its columns differ in length"
+    lengths = [*map(len, chain.from_iterable(columns))]
+    return (
+        [*map(len, ids)] == counts
+        and lengths == [count for count, some in zip(counts, columns, strict=True) for _ in some]
+        and are_ids([*chain.from_iterable(ids)])
+    )
 
 
 def outline(raw: bytes) -> Outline | None:

@@ -130,7 +130,8 @@ def _table(
     first_seq: int,
 ) -> pa.Table:
     count = len(batch)
-    given = {field.name: values.get(field.name, pa.nulls(count, field.type)) for field in _TYPED}
+    none = {field.name: pa.nulls(count, field.type) for field in _TYPED if field.name not in values}
+    given = {**values, **none}
     producers = pa.array(batch.producers, pa.string()).take(pa.array(batch.group))
     seqs = pa.array(batch.seqs, pa.int64())
     columns = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,7 +21,7 @@ from iai_mcp import observe
 from iai_mcp.account import repeated
 from iai_mcp.batch import EntryBatch
 from iai_mcp.durable import replace_file, sync_tree
-from iai_mcp.entry import dashed, entry_id, lane_of_hex
+from iai_mcp.entry import entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
@@ -30,6 +30,7 @@ from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated
 from iai_mcp.lane_rows import LANE_SCHEMA, distinct, from_row, to_arrow
 from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.locks import WriterLock
+from iai_mcp.records_cache import RecordsCache
 from iai_mcp.scrub import Scrub
 
 __all__ = [
@@ -50,8 +51,6 @@ INDEXED = ("entry_id", "record_id")
 MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that the index does not cover
 PILED_UP = 8 * MAINTAIN_EVERY
 
-_KNOWN_LIMIT = 200_000
-_FEW = 10_000  # memories of which a drain learns the ids at once
 _ACCOUNTED = ("entry_id", "producer", "producer_seq")
 
 
@@ -87,40 +86,6 @@ class Adopted:
     report: AppendReport
     strangers: pa.Table
     repeats: int
-
-
-@dataclass(slots=True)
-class RecordsCache:
-    """What one drain of a lane remembers from batch to batch.
-
-    Attributes:
-        token: the fencing token under which the drain writes; None for writers without a lease.
-        lane: the lane that it belongs to, where it never leaves one, and ``lanes`` how many there are.
-    """
-
-    token: int | None = None
-    lane: int | None = None
-    lanes: int = 0
-    _known: set[str] = field(default_factory=set)  # ids that were seen in the records table
-
-    def strangers(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that were not seen in the records table; deletions are looked up beside it."""
-        return set() if self._known.issuperset(ids) else {*ids} - self._known
-
-    def learn(self, strangers: set[str], some_ids: Callable[[Sequence[str], int], list[str]]) -> None:
-        """Remember those of the ids that ``some_ids`` knows, and what else of the lane it tells; old ones go when
-        there are too many."""
-        if len(self._known) > _KNOWN_LIMIT:
-            self._known.clear()
-        few = _FEW if self.lanes else 0
-        found = [text.replace("-", "") for text in some_ids([*map(dashed, strangers)], few)]
-        self._known.update(strangers.intersection(found))
-        if self.lanes:
-            self._known.update(one for one in found if lane_of_hex(one, self.lanes) == self.lane)
-
-    def covers(self, batch: EntryBatch) -> bool:
-        """Whether every record of the batch is known to be of :attr:`lane`."""
-        return self.lane is not None and self._known.issuperset(batch.ids)
 
 
 class LaneTable:
