@@ -39,7 +39,6 @@ __all__ = [
     "Adopted",
     "AppendReport",
     "LaneTable",
-    "RecordsCache",
     "distinct",
     "from_row",
     "in_order",

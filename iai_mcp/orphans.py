@@ -24,8 +24,8 @@ from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
 from iai_mcp.entry import Outline, outline
 from iai_mcp.events import emit, quiet_words
-from iai_mcp.lane_table import RecordsCache
 from iai_mcp.leftout import Key, LeftOut, Why
+from iai_mcp.records_cache import RecordsCache
 from iai_mcp.replay import STEP, replay
 from iai_mcp.segment import Segment, is_held
 from iai_mcp.spill import adopt, orphans

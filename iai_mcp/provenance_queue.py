@@ -27,9 +27,9 @@ from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entry import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.events import emit, log, quiet_words
-from iai_mcp.lane_table import RecordsCache
 from iai_mcp.leftout import Key, Why
 from iai_mcp.living import Living
+from iai_mcp.records_cache import RecordsCache
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
 from iai_mcp.turns import Turns

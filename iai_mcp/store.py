@@ -26,7 +26,7 @@ from iai_mcp.entry import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten
-from iai_mcp.lane_table import AppendReport, LaneTable, RecordsCache
+from iai_mcp.lane_table import AppendReport, LaneTable
 from iai_mcp.leftout import LeftOut
 from iai_mcp.meta import (
     DEFAULT_DIMS,
@@ -41,6 +41,7 @@ from iai_mcp.meta import (
 from iai_mcp.openers import Opener
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.record_table import AdoptReport, Filters, Hit
+from iai_mcp.records_cache import RecordsCache
 from iai_mcp.scratch import sweep
 from iai_mcp.tables import Tables, by_lane
 
