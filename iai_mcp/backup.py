@@ -13,8 +13,8 @@ from pathlib import Path
 from uuid import UUID
 
 from iai_mcp import __version__, manifest, orphans
+from iai_mcp.common.files import sync_tree
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.durable import sync_tree
 from iai_mcp.elsewhere import Elsewhere, elsewhere
 from iai_mcp.manifest import Copied, Listed
 from iai_mcp.meta import EmbedderMeta, Layout, read_meta

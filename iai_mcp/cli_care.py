@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iai_mcp.cli_common import Json, Store, note, opened, print_json, settled
-from iai_mcp.wording import many
+from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.doctor import Check

@@ -13,9 +13,9 @@ import typer
 
 from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json, progress
 from iai_mcp.cli_data import import_export, is_export
+from iai_mcp.common.wording import many
 from iai_mcp.errors import UsageError
 from iai_mcp.ingest import BATCH, BATCH_EMBEDDED, ImportReport, ingest
-from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.importer import BadLine

@@ -26,8 +26,8 @@ from iai_mcp.cli_common import (
     screen,
     traced,
 )
+from iai_mcp.common.wording import many
 from iai_mcp.errors import BadParams, RecordNotFound, UsageError
-from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iai_mcp.cli_text import one_line, plain, when
-from iai_mcp.wording import many
+from iai_mcp.common.wording import many
 
 __all__ = [
     "hits",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iai_mcp.cli_common import Store, error_line, note, settled
+from iai_mcp.common.wording import many
 from iai_mcp.errors import BrokerUnavailable
-from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings

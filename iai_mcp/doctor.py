@@ -18,10 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, exposed, overflow_dir
 from iai_mcp.errors import ConfigError
 from iai_mcp.meta import Layout
-from iai_mcp.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.broker.inspect import RedisLook

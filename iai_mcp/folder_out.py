@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from iai_mcp import __version__, manifest
 from iai_mcp.account import Book, Place
-from iai_mcp.durable import sync_tree
+from iai_mcp.common.files import sync_tree
 from iai_mcp.elsewhere import Elsewhere, elsewhere
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lane_table import LANE_SCHEMA, in_order

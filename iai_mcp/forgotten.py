@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from uuid import UUID
 
-from iai_mcp.durable import append_lines
+from iai_mcp.common.files import append_lines
 
 __all__ = ["Forgotten"]
 

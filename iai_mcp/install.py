@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from iai_mcp.common.files import replace_file
 from iai_mcp.config import Settings, home
-from iai_mcp.durable import replace_file
 from iai_mcp.errors import UsageError
 
 __all__ = ["NAME", "Done", "Place", "entry_for", "install", "place_of", "printed", "uninstall"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from iai_mcp.durable import append_lines
+from iai_mcp.common.files import append_lines
 
 __all__ = ["Key", "LeftOut", "Span", "Why", "ranges", "uncovered"]
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from iai_mcp.durable import replace_file
+from iai_mcp.common.files import replace_file
 from iai_mcp.errors import BrokenCopy, UsageError
 
 __all__ = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 import msgspec
 
-from iai_mcp.durable import replace_file
+from iai_mcp.common.files import replace_file
 from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
 from iai_mcp.record import utcnow
 

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from iai_mcp.durable import sync_tree
+from iai_mcp.common.files import sync_tree
 from iai_mcp.errors import EmbeddingMismatch, RecordExists
 from iai_mcp.events import emit
 from iai_mcp.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated

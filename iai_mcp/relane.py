@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import msgspec
 
+from iai_mcp.common.files import replace_file
+from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.durable import replace_file
 from iai_mcp.elsewhere import elsewhere
 from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUse
 from iai_mcp.lane_table import LaneTable
 from iai_mcp.meta import MAX_LANES, SCHEMA_VERSION, StoreMeta, save_meta
 from iai_mcp.store import MemoryStore
-from iai_mcp.wording import many
 
 __all__ = ["Relaned", "relane"]
 

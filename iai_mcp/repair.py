@@ -10,6 +10,7 @@ from contextlib import suppress
 from uuid import UUID
 
 from iai_mcp import orphans
+from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
 from iai_mcp.lane_table import distinct, piled_up
 from iai_mcp.leftout import Span, Why
@@ -19,7 +20,6 @@ from iai_mcp.records_cache import RecordsCache
 from iai_mcp.sighting import old_strays
 from iai_mcp.store import MemoryStore
 from iai_mcp.verify import LaneLook, Report, said_ranges, verify
-from iai_mcp.wording import many
 
 __all__ = ["move_spill", "repair"]
 

@@ -19,8 +19,8 @@ import msgspec
 
 from iai_mcp import manifest
 from iai_mcp.backup import VERSION, BackupManifest
+from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.durable import replace_file, sync_tree
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.leftout import Span, Why

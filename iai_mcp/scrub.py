@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from iai_mcp.durable import replace_file
+from iai_mcp.common.files import replace_file
 from iai_mcp.lance import Table, upkeep
 
 __all__ = ["Scrub"]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from iai_mcp import orphans
 from iai_mcp.account import Account, Book, Ints, Place, repeated
+from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.entry import Outline
@@ -31,7 +32,6 @@ from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.living import living
 from iai_mcp.meta import Layout, StoreMeta, read_meta
 from iai_mcp.tables import scan
-from iai_mcp.wording import many
 
 __all__ = ["Finding", "LaneRows", "Sighting", "look", "old_strays"]
 

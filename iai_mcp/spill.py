@@ -18,8 +18,8 @@ from itertools import groupby
 from pathlib import Path
 
 from iai_mcp.broker.protocol import Mark
+from iai_mcp.common.files import sync_path
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.durable import sync_path
 from iai_mcp.entry import Parcel, decode, encode
 from iai_mcp.errors import MalformedParcel, SpillUnavailable
 from iai_mcp.events import emit

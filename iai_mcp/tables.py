@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree
 
+from iai_mcp.common.files import sync_path, sync_tree
 from iai_mcp.config import Settings
-from iai_mcp.durable import sync_path, sync_tree
 from iai_mcp.entry import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.forgotten import Forgotten

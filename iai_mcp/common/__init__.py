@@ -1,0 +1,1 @@
+"""Helpers that know nothing of memories: files, times, arrays, words."""
