@@ -25,10 +25,10 @@ import harness
 import lancedb
 from lancedb.index import BTree
 
-from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.drain import DrainPolicy, drain
-from iai_mcp.entry import Pair, Parcel, lane_of, route
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Pair, Parcel, lane_of, route
 from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, MAINTAIN_EVERY, to_arrow
 from iai_mcp.records_cache import RecordsCache
 from iai_mcp.store import MemoryStore

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import harness
 
-from iai_mcp.entry import Pair
+from iai_mcp.entries.parcel import Pair
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill import waiting
 from iai_mcp.store import AppendReport, MemoryStore, RecordsCache

@@ -33,7 +33,7 @@ import redis_common as common
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from iai_mcp.entry import Pair
+from iai_mcp.entries.parcel import Pair
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving

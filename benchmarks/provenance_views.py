@@ -19,8 +19,8 @@ from typing import Any
 
 import harness
 
-from iai_mcp.batch import EntryBatch
-from iai_mcp.entry import entry_id, lane_of
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import entry_id, lane_of
 from iai_mcp.lane_table import MAINTAIN_EVERY, LaneTable
 from iai_mcp.store import MemoryStore, RecordsCache
 

@@ -27,10 +27,10 @@ import harness
 import pyarrow as pa
 import redis_common as common
 
-from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Lease
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
-from iai_mcp.entry import Parcel, route
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Parcel, route
 from iai_mcp.lane_table import to_arrow
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving

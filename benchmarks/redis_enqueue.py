@@ -25,7 +25,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from iai_mcp.broker.redis import RedisBroker
-from iai_mcp.entry import Pair, encode
+from iai_mcp.entries.parcel import Pair, encode
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 

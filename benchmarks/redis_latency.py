@@ -21,8 +21,8 @@ import lancedb
 import redis_common as common
 from lancedb.index import BTree
 
-from iai_mcp.batch import EntryBatch
-from iai_mcp.entry import Pair, lane_of
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.lane_table import INDEXED, LANE_SCHEMA, to_arrow
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import msgspec
 
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import parse_ts
+from iai_mcp.entries.parcel import parse_ts
 from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord, index_text, utcnow

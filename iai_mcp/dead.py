@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
-from iai_mcp.entry import Pair, outline
+from iai_mcp.entries.parcel import Pair, outline
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.leftout import Key, LeftOut, Why
 from iai_mcp.locks import WriterLock

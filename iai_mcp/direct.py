@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TypeVar
 from uuid import UUID
 
-from iai_mcp.entry import Pair, entry_id
+from iai_mcp.entries.parcel import Pair, entry_id
 from iai_mcp.errors import BadParams
 from iai_mcp.leftout import Key, LeftOut, Why
 from iai_mcp.record import as_uuid

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from iai_mcp.batch import EntryBatch
+from iai_mcp.entries.batch import EntryBatch
 
 __all__ = ["HighWater", "Spans", "spans_of"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from iai_mcp.account import repeated
-from iai_mcp.batch import EntryBatch
-from iai_mcp.entry import parse_ts
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import parse_ts
 
 __all__ = ["LANE_SCHEMA", "TABLE_SCHEMA", "distinct", "distinct_rows", "from_row", "to_arrow"]
 
@@ -148,12 +148,12 @@ def _table(
 
 
 def _keys(producers: pa.Array, seqs: pa.Array) -> pa.Array:
-    """:func:`iai_mcp.entry.entry_id` of each."""
+    """:func:`iai_mcp.entries.parcel.entry_id` of each."""
     return pa.compute.binary_join_element_wise(producers, seqs.cast(pa.string()), "-")
 
 
 def _dashed(ids: Sequence[str]) -> pa.Array:
-    """:func:`iai_mcp.entry.dashed` of each."""
+    """:func:`iai_mcp.entries.parcel.dashed` of each."""
     digits = np.frombuffer("".join(ids).encode("ascii"), np.uint8).reshape(len(ids), 32)
     texts = np.full((len(ids), 36), ord("-"), np.uint8)
     for start, end, dashes in ((0, 8, 0), (8, 12, 1), (12, 16, 2), (16, 20, 3), (20, 32, 4)):

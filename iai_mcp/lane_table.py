@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from iai_mcp import observe
 from iai_mcp.account import repeated
-from iai_mcp.batch import EntryBatch
 from iai_mcp.common.files import replace_file, sync_tree
-from iai_mcp.entry import entry_id
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from iai_mcp import events
 
 if TYPE_CHECKING:
-    from iai_mcp.entry import Parcel
+    from iai_mcp.entries.parcel import Parcel
 
 __all__ = ["Batch", "Enqueue", "Observer", "Recalled", "now", "unwatch", "watch"]
 

@@ -18,11 +18,11 @@ from uuid import UUID
 
 import msgspec
 
-from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Mark, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
-from iai_mcp.entry import Outline, outline
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Outline, outline
 from iai_mcp.events import emit, quiet_words
 from iai_mcp.leftout import Key, LeftOut, Why
 from iai_mcp.records_cache import RecordsCache

@@ -24,7 +24,7 @@ from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Mark, Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
-from iai_mcp.entry import Pair, Parcel, route
+from iai_mcp.entries.parcel import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.events import emit, log, quiet_words
 from iai_mcp.leftout import Key, Why

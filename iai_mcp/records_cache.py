@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from iai_mcp.batch import EntryBatch
-from iai_mcp.entry import dashed, lane_of_hex
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import dashed, lane_of_hex
 
 __all__ = ["RecordsCache"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from iai_mcp.entry import Parcel, decode
+from iai_mcp.entries.parcel import Parcel, decode
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.events import emit
 

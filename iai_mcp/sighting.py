@@ -24,7 +24,7 @@ from iai_mcp.account import Account, Book, Ints, Place, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import Outline
+from iai_mcp.entries.parcel import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import retry_vanished

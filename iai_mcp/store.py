@@ -18,11 +18,11 @@ import msgspec
 import pyarrow as pa
 
 from iai_mcp import embed, orphans, traces
-from iai_mcp.batch import EntryBatch
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
-from iai_mcp.entry import Pair, lane_of
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten

@@ -18,7 +18,7 @@ from lancedb.index import FTS, BTree
 
 from iai_mcp.common.files import sync_path, sync_tree
 from iai_mcp.config import Settings
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lance import Table, translated

@@ -17,7 +17,7 @@ import msgspec
 
 from iai_mcp import observe
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -239,5 +239,5 @@ class _Batch(observe.Batch):
                 traced[parcel.trace] = traced.get(parcel.trace, 0) + len(parcel.seqs)
         size = sum(len(parcel.seqs) for parcel in self._parcels)
         for told in [*traced][:MOST_TRACES]:
-            counts = {"iai_mcp.lane": self._lane, "iai_mcp.entries": traced[told], "iai_mcp.batch": size}
+            counts = {"iai_mcp.lane": self._lane, "iai_mcp.entries": traced[told], "iai_mcp.entries.batch": size}
             self._tracing.follow(told, self._marks, counts)

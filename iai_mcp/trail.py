@@ -14,7 +14,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.lance import matches, quoted, quoted_list, sql_time
 from iai_mcp.lane_rows import LANE_SCHEMA, distinct_rows, from_row
 from iai_mcp.lane_table import LaneTable

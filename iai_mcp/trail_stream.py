@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iai_mcp.account import repeated
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.lance import retry_vanished
 from iai_mcp.lane_table import LANE_SCHEMA, LaneTable
 from iai_mcp.store import MemoryStore

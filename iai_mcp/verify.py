@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from iai_mcp.account import Account, Place, out_of_turn, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.meta import Layout
 from iai_mcp.sighting import Finding, LaneRows, Sighting, look

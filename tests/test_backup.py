@@ -19,7 +19,7 @@ from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
-from iai_mcp.entry import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
 from iai_mcp.meta import Layout, read_meta
 from iai_mcp.restore import TOKEN_STEP

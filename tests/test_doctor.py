@@ -19,7 +19,7 @@ from iai_mcp.broker import peek
 from iai_mcp.cli import app
 from iai_mcp.dead import DeadLetters
 from iai_mcp.doctor import Check, State, examine
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
 from iai_mcp.spill import Spill

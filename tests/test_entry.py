@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iai_mcp.batch import EntryBatch
-from iai_mcp.entry import Parcel, decode, encode, lane_of, route
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Parcel, decode, encode, lane_of, route
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore, RecordsCache

@@ -18,7 +18,7 @@ import pytest
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.events import configure, emit, log, quiet_words
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

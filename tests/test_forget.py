@@ -14,7 +14,7 @@ import pytest
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import Parcel, encode
+from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.lane_table import LaneTable
 from iai_mcp.leftout import Why
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

@@ -11,7 +11,7 @@ import pytest
 
 import iai_mcp.lane_table
 from iai_mcp.config import Settings
-from iai_mcp.entry import Pair, lane_of
+from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import LeaseLost, StoreUnavailable
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore, RecordsCache

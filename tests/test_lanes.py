@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from iai_mcp import relane
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LanesChanged, StoreUnavailable
 from iai_mcp.meta import Layout, read_meta
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp import cli_common, trail, trail_stream
 from iai_mcp.cli import app
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import BadParams
 from iai_mcp.lane_rows import LANE_SCHEMA, from_row
 from iai_mcp.lane_table import LaneTable

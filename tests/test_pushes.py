@@ -17,7 +17,7 @@ from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.broker.transaction import Transactions, answers
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.store import MemoryStore
 from tests.chaos.proxy import Proxy
 from tests.servers import Server, serving

@@ -15,7 +15,7 @@ import pytest
 from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis import RedisBroker
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.segment import Segment
 from iai_mcp.store import MemoryStore

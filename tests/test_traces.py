@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 
 from iai_mcp import observe, traces
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel, decode, encode
+from iai_mcp.entries.parcel import Parcel, decode, encode
 from iai_mcp.errors import BadParams, ConfigError
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord

@@ -21,7 +21,7 @@ from iai_mcp.account import Book, Place, out_of_turn, repeated
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
 from iai_mcp.lane_table import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
@@ -386,7 +386,7 @@ def test_a_half_written_line_of_the_log_hides_no_later_one(store: MemoryStore) -
 
 HOLDING = """
 import sys, time, uuid
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.lane_table import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

@@ -19,7 +19,7 @@ from iai_mcp.broker.client import failure
 from iai_mcp.broker.disk import SETTING, Pace, confirmed, on_disk, pace, waitaof
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis import PROBE_S, RedisBroker, RedisOptions
-from iai_mcp.entry import Parcel, encode
+from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.events import emit
 

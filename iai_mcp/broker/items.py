@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from iai_mcp.broker.protocol import Claimed, Poison
-from iai_mcp.entry import decode, decode_all, outline
+from iai_mcp.entries.parcel import decode, decode_all, outline
 from iai_mcp.errors import MalformedParcel
 
 __all__ = ["entries_in", "from_items", "pushed_at"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Mark, Pushed, Refused
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import LeaseLost
 
 __all__ = ["MemoryBroker"]

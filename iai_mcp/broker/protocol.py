@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.parcel import Parcel
 
 __all__ = ["Broker", "Claimed", "LaneStats", "Lease", "Mark", "Poison", "Pushed", "QueueBroker", "Refused"]
 

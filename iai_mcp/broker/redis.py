@@ -28,7 +28,7 @@ from iai_mcp.broker.lanes import RedisLanes
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.transaction import Answer, Transactions
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel, encode
+from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.events import emit, log
 

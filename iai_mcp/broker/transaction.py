@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iai_mcp.broker.keys import Keys
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.parcel import Parcel
 
 __all__ = ["Answer", "Transactions", "answers", "packed"]
 

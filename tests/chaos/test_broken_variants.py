@@ -11,10 +11,10 @@ import fakeredis
 import pytest
 
 import iai_mcp.lane_table
-from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
+from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.errors import LeaseLost
 from iai_mcp.lane_table import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iai_mcp.dead import DeadLetters
-from iai_mcp.entry import lane_of
+from iai_mcp.entries.parcel import lane_of
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 from tests.chaos.control import Beside

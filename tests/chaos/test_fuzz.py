@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 from iai_mcp.broker.items import from_items, pushed_at
 from iai_mcp.broker.protocol import Poison
-from iai_mcp.entry import Parcel, decode, decode_all, encode, route
+from iai_mcp.entries.parcel import Parcel, decode, decode_all, encode, route
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.importer import BadLine, Passage, read_paths
 from iai_mcp.segment import Segment

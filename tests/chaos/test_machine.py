@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.strategies import integers, sampled_from
 
-from iai_mcp.batch import EntryBatch
 from iai_mcp.broker.protocol import Claimed, Lease
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
-from iai_mcp.entry import Parcel
+from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import LeaseLost
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord

@@ -16,7 +16,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from iai_mcp.entry import Pair, Parcel, Said, columns_of, entry_id, lane_of_hex, rows_of
+from iai_mcp.entries.parcel import Pair, Parcel, Said, columns_of, entry_id, lane_of_hex, rows_of
 
 __all__ = ["EntryBatch"]
 
@@ -30,8 +30,8 @@ class EntryBatch(Sequence[Pair]):
         own: what each entry says beside what its group shares, as in a parcel.
         group: which of the groups each belongs to, ascending.
         producers: of each group, who handed its entries out, and ``shared`` what all of them say.
-        given: the idempotency keys; None where they are what :func:`iai_mcp.entry.entry_id` makes of producer and
-            number, which is so unless somebody gave an entry a key of their own.
+        given: the idempotency keys; None where they are what :func:`iai_mcp.entries.parcel.entry_id` makes of
+            producer and number, which is so unless somebody gave an entry a key of their own.
     """
 
     __slots__ = ("given", "group", "ids", "own", "producers", "seqs", "shared")
