@@ -11,11 +11,11 @@ import timeit
 import harness
 from prometheus_client import CollectorRegistry
 
-from iai_mcp import observe, traces
 from iai_mcp.config import Settings
 from iai_mcp.metrics import Metrics
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
+from iai_mcp.telemetry import observer, tracing
 
 ENTRY = {"ts": "2026-11-23T12:00:00+00:00", "cue": "which pier?", "session_id": "trip"}
 
@@ -30,19 +30,19 @@ def main() -> None:
         watchers = {
             "nobody": None,
             "metrics": Metrics(CollectorRegistry()),
-            "traces": traces.Tracing(traces._tracer(str(folder / "spans.jsonl"))),
+            "traces": tracing.Tracing(tracing._tracer(str(folder / "spans.jsonl"))),
         }
         turn = 0
 
-        def enqueue(watcher: observe.Observer | None) -> None:
+        def enqueue(watcher: observer.Observer | None) -> None:
             nonlocal turn
             turn += 1
             if watcher is not None:
-                observe.watch(watcher)
+                observer.watch(watcher)
             pairs = [(record_id, ENTRY) for record_id in ids[turn % 45 : turn % 45 + 5]]
             took.append(timeit.timeit(lambda: store.queue_provenance_batch(pairs), number=1))
             if watcher is not None:
-                observe.unwatch(watcher)
+                observer.unwatch(watcher)
 
         times: dict[str, list[float]] = {}
         store.enable_provenance_queue()
@@ -63,7 +63,7 @@ def _at(times: list[float], share: float) -> float:
 
 def _hooks() -> float:
     def hooks() -> None:
-        with observe.now.enqueuing(5) as watched:
+        with observer.now.enqueuing(5) as watched:
             watched.carrying([])
 
     return min(timeit.repeat(hooks, number=50_000, repeat=10)) / 50_000

@@ -91,8 +91,8 @@ def loaded(*also: str, token_file: Path | None = None) -> Settings:
     Raises:
         ConfigError: a setting cannot be used.
     """
-    from iai_mcp import events
     from iai_mcp.config import Settings, exposed
+    from iai_mcp.telemetry import events
 
     settings = Settings.load()
     events.configure(settings.log_level, as_json=settings.log_format == "json", also=also)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from iai_mcp import observe
 from iai_mcp.broker.protocol import Broker, Lease, Poison
 from iai_mcp.dead import DeadLetters
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
-from iai_mcp.events import emit
+from iai_mcp.telemetry import observer
+from iai_mcp.telemetry.events import emit
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore, RecordsCache
@@ -99,7 +99,7 @@ def drain(
         if lease.token is not None:
             store.lane(lane).raise_fence(lease.token)
         while True:
-            watched = observe.now.batch(lane)
+            watched = observer.now.batch(lane)
             claimed = broker.claim(lease, policy.max_pairs, policy.linger)
             if not claimed:
                 if broker.release(lease, if_empty=True):
@@ -133,7 +133,7 @@ def drain(
     finally:
         if lease is not None:
             _release(broker, lease)
-        observe.now.drained(report.applied, report.duplicate, report.unknown, report.dead)
+        observer.now.drained(report.applied, report.duplicate, report.unknown, report.dead)
     return report
 
 

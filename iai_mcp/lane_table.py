@@ -17,13 +17,11 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
-from iai_mcp import observe
 from iai_mcp.account import repeated
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import entry_id
 from iai_mcp.errors import LeaseLost
-from iai_mcp.events import emit
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.highwater import HighWater, Spans, spans_of
 from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated
@@ -32,6 +30,8 @@ from iai_mcp.leftout import LeftOut, Why
 from iai_mcp.locks import WriterLock
 from iai_mcp.records_cache import RecordsCache
 from iai_mcp.scrub import Scrub
+from iai_mcp.telemetry import observer
+from iai_mcp.telemetry.events import emit
 
 __all__ = [
     "INDEXED",
@@ -218,7 +218,7 @@ class LaneTable:
             written, new = result.version, int(result.num_inserted_rows)
         merged = time.perf_counter()
         sync_tree(self._folder, since=started)
-        observe.now.committed(merged - begun, time.perf_counter() - merged)
+        observer.now.committed(merged - begun, time.perf_counter() - merged)
         self._next_seq += count
         self._distinct += new
         self._rows += new

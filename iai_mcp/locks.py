@@ -15,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from iai_mcp.events import emit
+from iai_mcp.telemetry.events import emit
 
 __all__ = ["WriterLock"]
 

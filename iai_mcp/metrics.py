@@ -22,12 +22,12 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from iai_mcp import observe
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import BadParams, IaiMcpError
 from iai_mcp.metric_names import CATALOGUE, EVENTS, Spec
 from iai_mcp.metrics_look import Look, Looks, files, queued, redis, stored
+from iai_mcp.telemetry import observer
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore
@@ -52,7 +52,7 @@ _FILE_BYTES = 1 << 18  # four times what our metrics take
 # -- what is counted
 
 
-class WorkerMetrics(observe.Observer):
+class WorkerMetrics(observer.Observer):
     """Counters and histograms of a process that drains, in a registry."""
 
     roles: tuple[str, ...] = ("both",)
@@ -70,7 +70,7 @@ class WorkerMetrics(observe.Observer):
         self._takeovers = made["iai_mcp_takeovers_total"].inc
         self._events = _by_label(made["iai_mcp_events_total"])
 
-    def batch(self, lane: int) -> observe.Batch:
+    def batch(self, lane: int) -> observer.Batch:
         return _Batch(self)
 
     def acknowledged(self, entries: int, delay: float | None) -> None:
@@ -111,7 +111,7 @@ class Metrics(WorkerMetrics):
         self._enqueue = _by_label(self._made["iai_mcp_enqueue_total"])
         self._enqueued = _by_label(self._made["iai_mcp_enqueue_entries_total"])
 
-    def recalling(self) -> observe.Recalled:
+    def recalling(self) -> observer.Recalled:
         return _Recalled(self)
 
     def recalled(self, seconds: Mapping[str, float]) -> None:
@@ -120,7 +120,7 @@ class Metrics(WorkerMetrics):
             if stage in self._recall:
                 self._recall[stage].observe(took)
 
-    def enqueuing(self, entries: int) -> observe.Enqueue:
+    def enqueuing(self, entries: int) -> observer.Enqueue:
         return _Enqueue(self, entries)
 
     def enqueued(self, seconds: float, entries: int, outcome: str) -> None:
@@ -146,7 +146,7 @@ def _by_label(made: Any) -> dict[str, Any]:
     return {value: made.labels(value) for value in made.known}
 
 
-class _Recalled(observe.Recalled):
+class _Recalled(observer.Recalled):
     __slots__ = ("_metrics",)
 
     def __init__(self, metrics: Metrics) -> None:
@@ -156,7 +156,7 @@ class _Recalled(observe.Recalled):
         self._metrics.recalled(seconds)
 
 
-class _Enqueue(observe.Enqueue):
+class _Enqueue(observer.Enqueue):
     __slots__ = ("_began", "_entries", "_metrics", "_outcome")
 
     def __init__(self, metrics: Metrics, entries: int) -> None:
@@ -174,7 +174,7 @@ class _Enqueue(observe.Enqueue):
             self._metrics.enqueued(time.perf_counter() - self._began, self._entries, outcome)
 
 
-class _Batch(observe.Batch):
+class _Batch(observer.Batch):
     __slots__ = ("_entries", "_metrics", "_oldest")
 
     def __init__(self, metrics: WorkerMetrics) -> None:
@@ -202,7 +202,7 @@ def for_server(settings: Settings, store: Callable[[], MemoryStore]) -> Collecto
     """
     registry = CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    observe.watch(Metrics(registry))
+    observer.watch(Metrics(registry))
     looks = [Look("files", lambda: files(settings)), Look("store", lambda: stored(store())), _queue_look(store)]
     if settings.redis_url:
         looks.append(Look("redis", lambda: redis(settings)))
@@ -222,7 +222,7 @@ def for_worker(settings: Settings, store: MemoryStore) -> CollectorRegistry:
     """Watch this process, which is a worker on its own; what a scrape of it shows."""
     registry = CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    observe.watch(WorkerMetrics(registry))
+    observer.watch(WorkerMetrics(registry))
     looks = [Look("files", lambda: files(settings)), Look("store", lambda: stored(store))]
     registry.register(Looks([*looks, Look("redis", lambda: redis(settings))]))
     return registry
@@ -263,7 +263,7 @@ class Shared:
         """Watch this process, which is worker ``number``."""
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
         values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-        observe.watch(WorkerMetrics(CollectorRegistry()))
+        observer.watch(WorkerMetrics(CollectorRegistry()))
         if number == 1:  # it measures the store for all of them: the supervisor does not load LanceDB
             threading.Thread(target=_measure, args=(store,), name="iai-mcp-measure", daemon=True).start()
 

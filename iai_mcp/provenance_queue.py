@@ -19,19 +19,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from iai_mcp import observe
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Mark, Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entries.parcel import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
-from iai_mcp.events import emit, log, quiet_words
 from iai_mcp.leftout import Key, Why
 from iai_mcp.living import Living
 from iai_mcp.records_cache import RecordsCache
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
+from iai_mcp.telemetry import observer
+from iai_mcp.telemetry.events import emit, log, quiet_words
 from iai_mcp.turns import Turns
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class ProvenanceWriteQueue:
         if not pairs:
             return
         self._store.check_lanes()
-        with observe.now.enqueuing(len(pairs)) as watched, self._order:
+        with observer.now.enqueuing(len(pairs)) as watched, self._order:
             try:
                 parcels = route(
                     self._store.store_id,

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from iai_mcp import observe
 from iai_mcp.errors import BadParams
-from iai_mcp.events import log, quiet_words
 from iai_mcp.record import MemoryRecord, utcnow
 from iai_mcp.store import Filters, Hit, MemoryStore
+from iai_mcp.telemetry import observer
+from iai_mcp.telemetry.events import log, quiet_words
 
 __all__ = ["Recall", "fuse", "recall"]
 
@@ -58,7 +58,7 @@ def recall(
     """
     if not cue.strip() and cue_embedding is None:
         raise BadParams("the cue is empty; say what to look for")
-    with observe.now.recalling() as watched:
+    with observer.now.recalling() as watched:
         started = time.perf_counter()
         vector = cue_embedding if cue_embedding is not None else _embedded(store, cue)
         embedded = time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from iai_mcp.entries.parcel import Parcel, decode
 from iai_mcp.errors import MalformedParcel
-from iai_mcp.events import emit
+from iai_mcp.telemetry.events import emit
 
 __all__ = ["Segment", "failed_name", "is_held"]
 

@@ -17,14 +17,13 @@ from uuid import UUID
 import msgspec
 import pyarrow as pa
 
-from iai_mcp import embed, orphans, traces
+from iai_mcp import embed, orphans
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
-from iai_mcp.events import log
 from iai_mcp.forgotten import Forgotten
 from iai_mcp.lane_table import AppendReport, LaneTable
 from iai_mcp.leftout import LeftOut
@@ -44,6 +43,8 @@ from iai_mcp.record_table import AdoptReport, Filters, Hit
 from iai_mcp.records_cache import RecordsCache
 from iai_mcp.scratch import sweep
 from iai_mcp.tables import Tables, by_lane
+from iai_mcp.telemetry import tracing
+from iai_mcp.telemetry.events import log
 
 if TYPE_CHECKING:
     import redis
@@ -71,7 +72,7 @@ class MemoryStore:
         self, path: str | Path | None = None, *, lanes: int | None = None, settings: Settings | None = None
     ) -> None:
         self.settings = settings or Settings.load()
-        traces.start(self.settings)
+        tracing.start(self.settings)
         self.path = Path(path).expanduser() if path is not None else self.settings.store_path
         self.layout = Layout(self.path.absolute())
         open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from iai_mcp.errors import BrokerUnavailable, ConfigError
-from iai_mcp.events import log
+from iai_mcp.telemetry.events import log
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings

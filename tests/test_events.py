@@ -20,9 +20,9 @@ from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
-from iai_mcp.events import configure, emit, log, quiet_words
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore, RecordsCache
+from iai_mcp.telemetry.events import configure, emit, log, quiet_words
 from tests.servers import Server, serving, worker
 from tests.support import ROOT, pairs, wait_until
 from tests.test_queue import Gate
@@ -224,7 +224,7 @@ def _with_redis(store: MemoryStore, record_id: UUID, said: Path, server: Server,
 
 FAILING = """
 import sys, uuid
-from iai_mcp import events
+from iai_mcp.telemetry import events
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.store import MemoryStore

@@ -17,13 +17,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from iai_mcp import metrics, metrics_look, observe
+from iai_mcp import metrics, metrics_look
 from iai_mcp.errors import IaiMcpError, SpillUnavailable
 from iai_mcp.metric_names import CATALOGUE, EVENTS, series
 from iai_mcp.metrics_look import Look, Looks, Reading
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
+from iai_mcp.telemetry import observer
 from tests.servers import Server, serving
 from tests.support import ROOT, entry, pairs, wait_until
 from tests.test_server import TOKEN, http
@@ -36,8 +37,8 @@ PATIENCE = 30
 def _unwatched() -> Iterator[None]:
     """Nobody watches after a test."""
     yield
-    for one in observe._watching:
-        observe.unwatch(one)
+    for one in observer._watching:
+        observer.unwatch(one)
 
 
 Shown = dict[tuple[str, str], float]
@@ -61,7 +62,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        observe.watch(metrics.Metrics(self.registry))
+        observer.watch(metrics.Metrics(self.registry))
 
     def __call__(self, name: str, label: str = "") -> float:
         return parsed(metrics.exposition(self.registry).decode())[name, label]
@@ -78,11 +79,11 @@ def remembered(store: MemoryStore, text: str = "the ferry leaves from pier nine"
 
 def test_nobody_watching_costs_less_than_a_microsecond() -> None:
     def hooks() -> None:
-        with observe.now.enqueuing(5) as watched:
+        with observer.now.enqueuing(5) as watched:
             watched.carrying([])
 
     best = min(timeit.repeat(hooks, number=20_000, repeat=10)) / 20_000
-    assert type(observe.now) is observe.Observer
+    assert type(observer.now) is observer.Observer
     assert best < 1e-6
 
 

@@ -16,13 +16,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 
-from iai_mcp import observe, traces
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, decode, encode
 from iai_mcp.errors import BadParams, ConfigError
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
+from iai_mcp.telemetry import observer, tracing
 from tests.servers import serving, worker
 from tests.support import finished, python, wait_until
 from tests.test_server import HELLO, call_line, process
@@ -33,8 +33,8 @@ SECRET = "zanzibar"
 @pytest.fixture(autouse=True)
 def _unwatched() -> Iterator[None]:
     yield
-    for one in observe._watching:
-        observe.unwatch(one)
+    for one in observer._watching:
+        observer.unwatch(one)
 
 
 def watched(sampler: Sampler | None = None) -> InMemorySpanExporter:
@@ -42,7 +42,7 @@ def watched(sampler: Sampler | None = None) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=sampler) if sampler else TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    observe.watch(traces.Tracing(provider.get_tracer("test")))
+    observer.watch(tracing.Tracing(provider.get_tracer("test")))
     return exporter
 
 
@@ -57,7 +57,7 @@ def asked(store: MemoryStore, times: int = 1) -> None:
 
 
 def told(exporter: InMemorySpanExporter) -> list[dict[str, Any]]:
-    return [traces._told(span) for span in exporter.get_finished_spans()]
+    return [tracing._told(span) for span in exporter.get_finished_spans()]
 
 
 def tree(spans: list[dict[str, Any]]) -> dict[str, str | None]:
@@ -172,7 +172,7 @@ def test_it_goes_through_the_spill(store: MemoryStore) -> None:
 
 
 def test_of_a_large_batch_some_traces_are_followed(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "MOST_TRACES", 2)
+    monkeypatch.setattr(tracing, "MOST_TRACES", 2)
     exporter = watched()
     record = MemoryRecord(text="x", embedding=[0.0] * store.meta.embedder.dims)
     store.insert(record)
@@ -188,15 +188,15 @@ def test_what_is_not_sampled_travels_light(store: MemoryStore) -> None:
     exporter = watched(ALWAYS_OFF)
     seen: list[Parcel] = []
 
-    class Peek(observe.Observer):
-        def batch(self, lane: int) -> observe.Batch:
-            class Mine(observe.Batch):
+    class Peek(observer.Observer):
+        def batch(self, lane: int) -> observer.Batch:
+            class Mine(observer.Batch):
                 def claimed(self, parcels: Any) -> None:
                     seen.extend(parcels)
 
             return Mine()
 
-    observe.watch(Peek())
+    observer.watch(Peek())
     asked(store)
     assert [parcel.trace for parcel in seen] == [msgspec.UNSET]
     assert told(exporter) == []
@@ -219,7 +219,7 @@ def test_whatever_a_parcel_says_of_its_trace_its_entries_count(trace: object, st
     exporter = watched()
     parcel = Parcel.of(store.store_id, 0, "p", 0.0, [], trace=trace)
     assert decode(encode(parcel)) == parcel
-    batch = observe.now.batch(0)
+    batch = observer.now.batch(0)
     batch.claimed([decode(encode(parcel))])
     batch.written()
     batch.acknowledged()
@@ -243,11 +243,11 @@ def test_a_reader_leaves_fields_of_a_later_version_alone() -> None:
 )
 def test_a_setting_that_cannot_work_is_one_line(setting: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        traces.start(Settings(traces=setting))
-    assert type(observe.now) is observe.Observer
+        tracing.start(Settings(traces=setting))
+    assert type(observer.now) is observer.Observer
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigError, match=r"pip install 'iai-mcp\[otel\]'"):
-        traces.start(Settings(traces="otlp"))
+        tracing.start(Settings(traces="otlp"))

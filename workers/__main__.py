@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, IaiMcpError, UsageError
-from iai_mcp.events import configure, log
+from iai_mcp.telemetry.events import configure, log
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore

@@ -15,10 +15,10 @@ from iai_mcp.broker.fsync import redis_broker
 from iai_mcp.broker.redis import RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
-from iai_mcp.events import emit, quiet_words
 from iai_mcp.orphans import Moved, push
 from iai_mcp.provenance_queue import open_stores
 from iai_mcp.store import MemoryStore, RecordsCache
+from iai_mcp.telemetry.events import emit, quiet_words
 from workers.jobs import TURN_S, WrongStore
 
 if TYPE_CHECKING:

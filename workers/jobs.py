@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from iai_mcp.drain import DrainReport, Outcome
 from iai_mcp.errors import UsageError
-from iai_mcp.events import emit, quiet_words
+from iai_mcp.telemetry.events import emit, quiet_words
 
 if TYPE_CHECKING:
     from workers.bench import Bench

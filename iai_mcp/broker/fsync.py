@@ -21,7 +21,7 @@ from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis import PROBE_S, RedisBroker, RedisOptions
 from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.errors import ConfigError
-from iai_mcp.events import emit
+from iai_mcp.telemetry.events import emit
 
 __all__ = ["DurableRedisBroker", "redis_broker"]
 

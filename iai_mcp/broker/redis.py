@@ -30,7 +30,7 @@ from iai_mcp.broker.transaction import Answer, Transactions
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.errors import ConfigError
-from iai_mcp.events import emit, log
+from iai_mcp.telemetry.events import emit, log
 
 __all__ = ["OLDEST_DURABLE", "OLDEST_SERVER", "RedisBroker", "RedisOptions"]
 

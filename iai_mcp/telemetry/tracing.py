@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from iai_mcp import observe
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import ConfigError
+from iai_mcp.telemetry import observer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanKind, Tracer
@@ -43,7 +43,7 @@ def start(settings: Settings) -> None:
     with _starting:
         if _started is None and settings.traces not in ("", "off"):
             _started = Tracing(_tracer(settings.traces))
-            observe.watch(_started)
+            observer.watch(_started)
 
 
 def _tracer(where: str) -> Tracer:
@@ -121,7 +121,7 @@ def _told(span: Any) -> dict[str, Any]:
 # -- the watcher
 
 
-class Tracing(observe.Observer):
+class Tracing(observer.Observer):
     """Makes spans of what the pipeline tells."""
 
     def __init__(self, tracer: Tracer) -> None:
@@ -134,13 +134,13 @@ class Tracing(observe.Observer):
         self._nothing = Context()
         self._propagator = TraceContextTextMapPropagator()
 
-    def recalling(self) -> observe.Recalled:
+    def recalling(self) -> observer.Recalled:
         return _Recalled(self._tracer, self._trace.SpanKind.INTERNAL, "recall")
 
-    def enqueuing(self, entries: int) -> observe.Enqueue:
+    def enqueuing(self, entries: int) -> observer.Enqueue:
         return _Enqueue(self._tracer, self._trace.SpanKind.PRODUCER, "push")
 
-    def batch(self, lane: int) -> observe.Batch:
+    def batch(self, lane: int) -> observer.Batch:
         return _Batch(self, lane)
 
     def follow(self, told: str, marks: Sequence[int], attributes: Mapping[str, int]) -> None:
@@ -174,7 +174,7 @@ class _Current:
         self._manager.__exit__(kind, error, trace)
 
 
-class _Recalled(_Current, observe.Recalled):
+class _Recalled(_Current, observer.Recalled):
     """The span ``recall``, with a child for each stage but the hand-over, which is the span of ``enqueue``."""
 
     __slots__ = ()
@@ -191,7 +191,7 @@ class _Recalled(_Current, observe.Recalled):
             at = upto
 
 
-class _Enqueue(_Current, observe.Enqueue):
+class _Enqueue(_Current, observer.Enqueue):
     """The span ``push``, renamed to ``spill`` where that is what came of it."""
 
     __slots__ = ()
@@ -209,7 +209,7 @@ class _Enqueue(_Current, observe.Enqueue):
         self._span.update_name("journal" if journal else "spill")
 
 
-class _Batch(observe.Batch):
+class _Batch(observer.Batch):
     """The spans ``claim``, ``merge`` and ``ack``, once in each trace that has entries in the batch.
 
     They are made when the batch is over: a batch that fails is done again, and its traces show the run that

@@ -19,7 +19,7 @@ __all__ = ["configure", "emit", "listeners", "log", "quiet_words"]
 log = logging.getLogger("iai_mcp")
 
 listeners: tuple[Callable[[str, Mapping[str, object]], None], ...] = ()
-"""Who is told of every event, whatever the log level; :mod:`iai_mcp.observe` sets them."""
+"""Who is told of every event, whatever the log level; :mod:`iai_mcp.telemetry.observer` sets them."""
 
 
 def emit(event: str, *, level: int = logging.INFO, **fields: object) -> None:

@@ -1,8 +1,8 @@
 """What can be watched of a recall's trace on its way, and by default nobody watching.
 
 The pipeline tells :data:`now` what it does; where nobody watches, that costs some nanoseconds. Who watches (see
-:mod:`iai_mcp.metrics` and :mod:`iai_mcp.traces`) derives from :class:`Observer` and is set with :func:`watch`.
-Events of :mod:`iai_mcp.events` reach watchers too, whatever the log level.
+:mod:`iai_mcp.metrics` and :mod:`iai_mcp.telemetry.tracing`) derives from :class:`Observer` and is set with :func:`watch`.
+Events of :mod:`iai_mcp.telemetry.events` reach watchers too, whatever the log level.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
-from iai_mcp import events
+from iai_mcp.telemetry import events
 
 if TYPE_CHECKING:
     from iai_mcp.entries.parcel import Parcel
@@ -89,7 +89,7 @@ class Observer:
         """How many entries of a drain ended in which way."""
 
     def event(self, name: str, fields: Mapping[str, object]) -> None:
-        """Something was logged with :func:`iai_mcp.events.emit`."""
+        """Something was logged with :func:`iai_mcp.telemetry.events.emit`."""
 
 
 _RECALLED, _ENQUEUE, _BATCH = Recalled(), Enqueue(), Batch()

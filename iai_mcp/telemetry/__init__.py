@@ -1,0 +1,1 @@
+"""What the package reports about itself: log events, instrumentation hooks, OpenTelemetry traces."""
