@@ -24,8 +24,8 @@ import pyarrow as pa
 from lancedb.index import FTS
 from lancedb.rerankers import RRFReranker
 
-from iai_mcp import embed
 from iai_mcp.config import Settings
+from iai_mcp.embedders import adapters
 from iai_mcp.recall import DEPTH, VECTOR_WEIGHT, fuse
 from iai_mcp.record import MemoryRecord, index_text
 from iai_mcp.store import Hit
@@ -56,7 +56,7 @@ def main() -> None:
     options = _options()
     turns = [msgspec.convert(line, Turn) for line in _lines(options.data / "conversations.jsonl")]
     questions = [msgspec.convert(line, Question) for line in _lines(options.data / "questions.jsonl")]
-    embedder = embed.load(Settings())
+    embedder = adapters.load(Settings())
     assert embedder is not None
     began = time.perf_counter()
     cues = [embedder.embed_query(question.question) for question in questions]
@@ -110,7 +110,7 @@ def _in_context(turns: Sequence[Turn]) -> list[str]:
     return texts
 
 
-def _table(folder: str, turns: Sequence[Turn], texts: list[str], embedder: embed.Embedder) -> Any:
+def _table(folder: str, turns: Sequence[Turn], texts: list[str], embedder: adapters.Embedder) -> Any:
     vectors = embedder.embed_documents(texts)
     rows = pa.table(
         {

@@ -14,8 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iai_mcp import embed, manifest
+from iai_mcp import manifest
 from iai_mcp.config import Settings
+from iai_mcp.embedders import adapters
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
 from iai_mcp.folder_out import ENTRY_SCHEMA, LEFT_OUT, VERSION, ExportManifest
 from iai_mcp.lane_table import AppendReport
@@ -111,7 +112,7 @@ def _check_schemas(folder: Path, found: ExportManifest) -> None:
 
 def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> None:
     """Vectors of two embedders cannot be compared."""
-    configured = embed.describe(settings)
+    configured = adapters.describe(settings)
     if anew and configured is None:
         raise ConfigError("--reembed needs an embedder: set IAI_MCP_EMBEDDER, for instance to builtin")
     layout = Layout(settings.store_path.absolute())

@@ -17,10 +17,11 @@ from uuid import UUID
 import msgspec
 import pyarrow as pa
 
-from iai_mcp import embed, orphans
+from iai_mcp import orphans
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.dead import DeadLetters
 from iai_mcp.direct import DirectWrites, is_numbered
+from iai_mcp.embedders import adapters
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
@@ -86,7 +87,7 @@ class MemoryStore:
         self._records = self._tables.records
         self._lanes: dict[int, LaneTable] = {}
         self._mutex = threading.RLock()
-        self._embedder: embed.Embedder | None = None
+        self._embedder: adapters.Embedder | None = None
         self._embedder_loaded = False
         self._direct = DirectWrites(self.left_out)
         self._provenance_queue: ProvenanceWriteQueue | None = None
@@ -170,11 +171,11 @@ class MemoryStore:
     # -- embeddings
 
     @property
-    def embedder(self) -> embed.Embedder | None:
+    def embedder(self) -> adapters.Embedder | None:
         """The configured embedder where it made this store's vectors (loaded on first use), else None."""
         with self._mutex:
             if not self._embedder_loaded:
-                self._embedder = embed.load_or_none(self.settings) if self.vectors_match(warn=True) else None
+                self._embedder = adapters.load_or_none(self.settings) if self.vectors_match(warn=True) else None
                 self._embedder_loaded = True
             return self._embedder
 
@@ -409,5 +410,5 @@ class MemoryStore:
 
 
 def _configured_embedder(settings: Settings) -> EmbedderMeta:
-    found = embed.describe(settings)
+    found = adapters.describe(settings)
     return EmbedderMeta(found.name, found.dims, found.weights) if found else EmbedderMeta("none", DEFAULT_DIMS)

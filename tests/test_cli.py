@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import __version__, embed
+from iai_mcp import __version__
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.dead import DeadLetters
-from iai_mcp.embed import EmbedderId
+from iai_mcp.embedders import adapters
+from iai_mcp.embedders.adapters import EmbedderId
 from iai_mcp.errors import EmbedderUnavailable, StoreUnavailable
 from iai_mcp.record import MemoryRecord
 from iai_mcp.reembed import reembed
@@ -408,8 +409,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
-    monkeypatch.setattr(embed, "load", lambda _: made)
-    monkeypatch.setattr(embed, "describe", lambda now: None if now.embedder == "none" else made.id)
+    monkeypatch.setattr(adapters, "load", lambda _: made)
+    monkeypatch.setattr(adapters, "describe", lambda now: None if now.embedder == "none" else made.id)
     return made
 
 
