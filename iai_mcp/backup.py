@@ -17,11 +17,11 @@ from iai_mcp.common.files import sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.elsewhere import Elsewhere, elsewhere
 from iai_mcp.manifest import Copied, Listed
-from iai_mcp.meta import EmbedderMeta, Layout, read_meta
 from iai_mcp.record import utcnow
-from iai_mcp.scrub import Scrub
-from iai_mcp.snapshot import Snapshot, snapshot
-from iai_mcp.tables import table_of
+from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
+from iai_mcp.storage.snapshot import Snapshot, snapshot
+from iai_mcp.storage.tables.catalog import table_of
+from iai_mcp.storage.tables.erasure import Scrub
 
 __all__ = ["VERSION", "BackupManifest", "Spilled", "backup"]
 

@@ -133,8 +133,8 @@ def _root(context: typer.Context) -> None:
 def _list(as_json: Json = False, store: Store = None) -> None:
     """List the spill files, those of other stores and those set aside among them."""
     from iai_mcp.config import overflow_dir
-    from iai_mcp.meta import Layout, read_meta
     from iai_mcp.orphans import listing
+    from iai_mcp.storage.meta import Layout, read_meta
 
     settings = settled(store)
     folder = overflow_dir(settings)

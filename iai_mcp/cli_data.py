@@ -130,7 +130,7 @@ def lanes(
     store: Store = None,
 ) -> None:
     """Print the number of lanes, or change it while nobody has the store open; safe to interrupt."""
-    from iai_mcp.meta import read_meta
+    from iai_mcp.storage.meta import read_meta
     from iai_mcp.verify import layout_of
 
     settings = settled(store)

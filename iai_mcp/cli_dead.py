@@ -10,7 +10,7 @@ from iai_mcp.cli_common import Json, Store, note, opened, print_json, screen
 from iai_mcp.errors import RecordNotFound, UsageError
 
 if TYPE_CHECKING:
-    from iai_mcp.dead import DeadLetter, DeadLetters
+    from iai_mcp.storage.dead_letters import DeadLetter, DeadLetters
     from iai_mcp.store import AppendReport, MemoryStore
 
 __all__ = ["register", "retry_letters"]
@@ -133,7 +133,7 @@ def _retry_batch(store: MemoryStore, letters: list[DeadLetter], report: dict[str
 
 
 def _apply(store: MemoryStore, letters: list[DeadLetter]) -> AppendReport:
-    from iai_mcp.leftout import Why
+    from iai_mcp.storage.exclusions import Why
 
     # Noted first: later entries of the same producers have their rows by now.
     store.left_out.add(Why.LATE, [key for letter in letters for key in letter.keys])
@@ -143,7 +143,7 @@ def _apply(store: MemoryStore, letters: list[DeadLetter]) -> AppendReport:
 
 
 def _letters(store: MemoryStore) -> DeadLetters:
-    from iai_mcp.dead import DeadLetters
+    from iai_mcp.storage.dead_letters import DeadLetters
 
     return DeadLetters(store.layout)
 

@@ -42,7 +42,7 @@ class Rows:
 
 def entry_rows(tables: Iterable[pa.Table]) -> Rows:
     """Provenance entries in the columns of the lane tables; as documents they are what callers know."""
-    from iai_mcp.lane_rows import LANE_SCHEMA, from_row
+    from iai_mcp.storage.tables.rows import LANE_SCHEMA, from_row
 
     return Rows(LANE_SCHEMA, tables, from_row)
 

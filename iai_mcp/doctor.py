@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, exposed, overflow_dir
 from iai_mcp.errors import ConfigError
-from iai_mcp.meta import Layout
+from iai_mcp.storage.meta import Layout
 
 if TYPE_CHECKING:
     from iai_mcp.broker.inspect import RedisLook
@@ -219,7 +219,7 @@ class _Patient:
             yield Check("embedder", State.PASS, said)
 
     def check_lanes(self) -> Iterator[Check]:
-        from iai_mcp.lane_table import piled_up
+        from iai_mcp.storage.tables.lane import piled_up
 
         for number in range(self.store.lanes):
             if not (self.layout.root / f"{self.store.meta.lane_table(number)}.lance").exists():
@@ -337,7 +337,7 @@ class _Patient:
         yield Check("waiting", State.WARN if late else State.PASS, said, "iai-mcp status" if late else "")
 
     def check_dead(self) -> Iterator[Check]:
-        from iai_mcp.dead import DeadLetters
+        from iai_mcp.storage.dead_letters import DeadLetters
 
         number = DeadLetters(self.layout).count()
         mend = "iai-mcp dead list, then retry or drop them" if number else ""

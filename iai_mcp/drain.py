@@ -16,10 +16,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from iai_mcp.broker.protocol import Broker, Lease, Poison
-from iai_mcp.dead import DeadLetters
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit
 

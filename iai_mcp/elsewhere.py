@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from iai_mcp import orphans
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.dead import DeadLetters
 from iai_mcp.errors import BrokerUnavailable
-from iai_mcp.living import living
-from iai_mcp.meta import Layout, StoreMeta
+from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.live_producers import living
+from iai_mcp.storage.meta import Layout, StoreMeta
 
 __all__ = ["Elsewhere", "elsewhere"]
 

@@ -19,16 +19,16 @@ from iai_mcp import __version__, manifest
 from iai_mcp.account import Book, Place
 from iai_mcp.common.files import sync_tree
 from iai_mcp.elsewhere import Elsewhere, elsewhere
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.lane_table import LANE_SCHEMA, in_order
-from iai_mcp.leftout import LeftOut, Span, Why
 from iai_mcp.manifest import Copied, Listed
-from iai_mcp.meta import EmbedderMeta
 from iai_mcp.record import utcnow
-from iai_mcp.record_table import record_schema
-from iai_mcp.snapshot import Snapshot, snapshot
+from iai_mcp.storage.exclusions import LeftOut, Span, Why
+from iai_mcp.storage.meta import EmbedderMeta
+from iai_mcp.storage.snapshot import Snapshot, snapshot
+from iai_mcp.storage.tables.catalog import scan, table_of
+from iai_mcp.storage.tables.lane import LANE_SCHEMA, in_order
+from iai_mcp.storage.tables.records import record_schema
+from iai_mcp.storage.tombstones import Forgotten
 from iai_mcp.store import MemoryStore
-from iai_mcp.tables import scan, table_of
 
 __all__ = ["ENTRY_SCHEMA", "LEFT_OUT", "VERSION", "ExportManifest", "export"]
 

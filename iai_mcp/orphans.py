@@ -23,11 +23,11 @@ from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Outline, outline
-from iai_mcp.leftout import Key, LeftOut, Why
-from iai_mcp.records_cache import RecordsCache
 from iai_mcp.replay import STEP, replay
 from iai_mcp.segment import Segment, is_held
 from iai_mcp.spill import adopt, orphans
+from iai_mcp.storage.exclusions import Key, LeftOut, Why
+from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry.events import emit, quiet_words
 
 if TYPE_CHECKING:

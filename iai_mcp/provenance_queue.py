@@ -25,11 +25,11 @@ from iai_mcp.config import overflow_dir
 from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entries.parcel import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
-from iai_mcp.leftout import Key, Why
-from iai_mcp.living import Living
-from iai_mcp.records_cache import RecordsCache
 from iai_mcp.replay import replay
 from iai_mcp.spill import Chain, Spill, adopt
+from iai_mcp.storage.exclusions import Key, Why
+from iai_mcp.storage.live_producers import Living
+from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit, log, quiet_words
 from iai_mcp.turns import Turns

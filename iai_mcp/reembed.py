@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from iai_mcp.embedders import adapters
 from iai_mcp.errors import ConfigError, EmbedderUnavailable
-from iai_mcp.meta import EmbedderMeta
+from iai_mcp.storage.meta import EmbedderMeta
 
 if TYPE_CHECKING:
     from iai_mcp.embedders.adapters import Embedder

@@ -12,12 +12,12 @@ from uuid import UUID
 from iai_mcp import orphans
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
-from iai_mcp.lane_table import distinct, piled_up
-from iai_mcp.leftout import Span, Why
-from iai_mcp.meta import Layout
 from iai_mcp.orphans import Moved
-from iai_mcp.records_cache import RecordsCache
 from iai_mcp.sighting import old_strays
+from iai_mcp.storage.exclusions import Span, Why
+from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.tables.known_records import RecordsCache
+from iai_mcp.storage.tables.lane import distinct, piled_up
 from iai_mcp.store import MemoryStore
 from iai_mcp.verify import LaneLook, Report, said_ranges, verify
 

@@ -23,15 +23,15 @@ from iai_mcp import orphans
 from iai_mcp.account import Account, Book, Ints, Place, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.dead import DeadLetters
 from iai_mcp.entries.parcel import Outline
 from iai_mcp.errors import IaiMcpError
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.lance import retry_vanished
-from iai_mcp.leftout import LeftOut, Why
-from iai_mcp.living import living
-from iai_mcp.meta import Layout, StoreMeta, read_meta
-from iai_mcp.tables import scan
+from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.exclusions import LeftOut, Why
+from iai_mcp.storage.live_producers import living
+from iai_mcp.storage.meta import Layout, StoreMeta, read_meta
+from iai_mcp.storage.tables.catalog import scan
+from iai_mcp.storage.tables.lance import retry_vanished
+from iai_mcp.storage.tombstones import Forgotten
 
 __all__ = ["Finding", "LaneRows", "Sighting", "look", "old_strays"]
 

@@ -19,16 +19,15 @@ import pyarrow as pa
 
 from iai_mcp import orphans
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.dead import DeadLetters
-from iai_mcp.direct import DirectWrites, is_numbered
 from iai_mcp.embedders import adapters
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.lane_table import AppendReport, LaneTable
-from iai_mcp.leftout import LeftOut
-from iai_mcp.meta import (
+from iai_mcp.record import MemoryRecord, as_uuid
+from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
+from iai_mcp.storage.exclusions import LeftOut
+from iai_mcp.storage.meta import (
     DEFAULT_DIMS,
     EmbedderMeta,
     Layout,
@@ -38,12 +37,13 @@ from iai_mcp.meta import (
     save_meta,
     signature,
 )
-from iai_mcp.openers import Opener
-from iai_mcp.record import MemoryRecord, as_uuid
-from iai_mcp.record_table import AdoptReport, Filters, Hit
-from iai_mcp.records_cache import RecordsCache
-from iai_mcp.scratch import sweep
-from iai_mcp.tables import Tables, by_lane
+from iai_mcp.storage.scratch import sweep
+from iai_mcp.storage.store_lock import Opener
+from iai_mcp.storage.tables.catalog import Tables, by_lane
+from iai_mcp.storage.tables.known_records import RecordsCache
+from iai_mcp.storage.tables.lane import AppendReport, LaneTable
+from iai_mcp.storage.tables.records import AdoptReport, Filters, Hit
+from iai_mcp.storage.tombstones import Forgotten
 from iai_mcp.telemetry import tracing
 from iai_mcp.telemetry.events import log
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iai_mcp.entries.parcel import lane_of
-from iai_mcp.lance import matches, quoted, quoted_list, sql_time
-from iai_mcp.lane_rows import LANE_SCHEMA, distinct_rows, from_row
-from iai_mcp.lane_table import LaneTable
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.tables.lance import matches, quoted, quoted_list, sql_time
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, distinct_rows, from_row
 from iai_mcp.store import MemoryStore
 
 __all__ = [

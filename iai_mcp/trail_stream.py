@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from iai_mcp.account import repeated
 from iai_mcp.entries.parcel import lane_of
-from iai_mcp.lance import retry_vanished
-from iai_mcp.lane_table import LANE_SCHEMA, LaneTable
+from iai_mcp.storage.tables.lance import retry_vanished
+from iai_mcp.storage.tables.lane import LANE_SCHEMA, LaneTable
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail import TrailFilters
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from iai_mcp.errors import BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
-from iai_mcp.meta import Layout, read_meta
+from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.supervise import Child, Stop, Timing, end, keep, worker_children
 
 if TYPE_CHECKING:

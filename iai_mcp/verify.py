@@ -22,8 +22,8 @@ from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
-from iai_mcp.meta import Layout
 from iai_mcp.sighting import Finding, LaneRows, Sighting, look
+from iai_mcp.storage.meta import Layout
 
 __all__ = ["Finding", "LaneLook", "Ledger", "Report", "layout_of", "said_ranges", "verify"]
 

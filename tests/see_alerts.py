@@ -25,8 +25,8 @@ from typing import Any
 import httpx2
 
 from iai_mcp.broker.keys import Keys
-from iai_mcp.dead import DeadLetters
-from iai_mcp.meta import Layout, read_meta
+from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.meta import Layout, read_meta
 from tests.servers import Server, free_port, serving
 from tests.support import ROOT, wait_until
 from tests.test_server import Http, http, used

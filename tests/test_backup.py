@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import backup, orphans, snapshot
+from iai_mcp import backup, orphans
 from iai_mcp.broker.client import connect
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.cli import app
@@ -21,9 +21,10 @@ from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
-from iai_mcp.meta import Layout, read_meta
 from iai_mcp.restore import TOKEN_STEP
 from iai_mcp.spill import Spill
+from iai_mcp.storage import snapshot
+from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.verify import verify
 from tests.servers import Server, serving

@@ -30,11 +30,11 @@ from iai_mcp.broker.keys import Keys
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.errors import ConfigError
-from iai_mcp.meta import DEFAULT_LANES
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server_calls import Calls
 from iai_mcp.server_health import LIVE, READY, fit
 from iai_mcp.server_stdio import GRACE_S
+from iai_mcp.storage.meta import DEFAULT_LANES
 from iai_mcp.store import MemoryStore
 from iai_mcp.supervise import Timing
 from tests.servers import DEPLOYED, Server, free_port, redis_server, serving, worker

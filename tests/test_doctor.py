@@ -17,12 +17,12 @@ from typer.testing import CliRunner, Result
 from iai_mcp import doctor
 from iai_mcp.broker import peek
 from iai_mcp.cli import app
-from iai_mcp.dead import DeadLetters
 from iai_mcp.doctor import Check, State, examine
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
 from iai_mcp.spill import Spill
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker
 from tests.support import entry, pairs, wait_until
@@ -196,7 +196,7 @@ def test_versions_that_pile_up_are_a_warning_and_the_repair_compacts(
         store.append_provenance_batch(pairs(record_id, [number]))
     (lane,) = [number for number in range(4) if (store.path / f"lane_{number}.lance").exists()]
     assert said(f"lane {lane}")[0] is State.PASS
-    monkeypatch.setattr("iai_mcp.lane_table.PILED_UP", 4)
+    monkeypatch.setattr("iai_mcp.storage.tables.lane.PILED_UP", 4)
     assert said(f"lane {lane}")[0] is State.WARN
     monkeypatch.setenv("IAI_MCP_CLEANUP_AGE", "0")
     result = CliRunner().invoke(app, ["verify", "--repair"])

@@ -228,17 +228,17 @@ from iai_mcp.telemetry import events
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.store import MemoryStore
-import iai_mcp.lane_table
+import iai_mcp.storage.tables.lane
 settings = Settings.load()
 events.configure(settings.log_level, as_json=settings.log_format == "json")
 store = MemoryStore(sys.argv[1])
 cue, record_id = sys.argv[2], uuid.UUID(sys.argv[3])
-whole = iai_mcp.lane_table.to_arrow
+whole = iai_mcp.storage.tables.lane.to_arrow
 def to_arrow(batch, first):
     if any("poison" in str(entry["cue"]) for _, entry in batch):
         raise ValueError(f"Could not convert {[*batch]}")
     return whole(batch, first)
-iai_mcp.lane_table.to_arrow = to_arrow
+iai_mcp.storage.tables.lane.to_arrow = to_arrow
 store.enable_provenance_queue()
 queue = store._provenance_queue
 drain = type(queue)._drain

@@ -13,14 +13,14 @@ import pytest
 
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
-from iai_mcp.dead import DeadLetters
 from iai_mcp.entries.parcel import Parcel, encode
-from iai_mcp.lane_table import LaneTable
-from iai_mcp.leftout import Why
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.record_table import RecordTable
-from iai_mcp.scrub import Scrub
 from iai_mcp.spill import Spill
+from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.exclusions import Why
+from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail import TrailFilters, trail
 from iai_mcp.verify import verify

@@ -9,7 +9,7 @@ from uuid import UUID
 import lancedb
 import pytest
 
-import iai_mcp.lane_table
+import iai_mcp.storage.tables.lane
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import LeaseLost, StoreUnavailable
@@ -67,7 +67,7 @@ def the_disk_failed_after_the_commit(store: MemoryStore, record_id: UUID, patch:
 
     store.append_provenance_batch(numbered(record_id, 1))
     with patch.context() as broken:
-        broken.setattr(iai_mcp.lane_table, "sync_tree", fail)
+        broken.setattr(iai_mcp.storage.tables.lane, "sync_tree", fail)
         with pytest.raises(StoreUnavailable):
             store.append_provenance_batch(numbered(record_id, 2, 3))
 
@@ -165,14 +165,14 @@ def rude(store: MemoryStore) -> MemoryStore:
 
 def amid(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
     """Do something once, in the midst of the next write: its rows are made, and not yet in the table."""
-    whole, todo = iai_mcp.lane_table.to_arrow, [what]
+    whole, todo = iai_mcp.storage.tables.lane.to_arrow, [what]
 
     def to_arrow(*args: Any) -> Any:
         if todo:
             todo.pop()()
         return whole(*args)
 
-    monkeypatch.setattr(iai_mcp.lane_table, "to_arrow", to_arrow)
+    monkeypatch.setattr(iai_mcp.storage.tables.lane, "to_arrow", to_arrow)
 
 
 def test_what_they_write_amid_a_write_is_not_written_again(

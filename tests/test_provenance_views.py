@@ -24,9 +24,9 @@ from iai_mcp import cli_common, trail, trail_stream
 from iai_mcp.cli import app
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import BadParams
-from iai_mcp.lane_rows import LANE_SCHEMA, from_row
-from iai_mcp.lane_table import LaneTable
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, from_row
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail import TrailFilters
 from iai_mcp.trail_stream import Follower, stream

@@ -17,9 +17,9 @@ import pytest
 
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
-from iai_mcp.dead import DeadLetters
 from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail import TrailFilters, trail
 from tests.support import cues, entry, finished, pairs, python, wait_until

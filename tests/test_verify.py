@@ -20,12 +20,12 @@ from typer.testing import CliRunner, Result
 from iai_mcp.account import Book, Place, out_of_turn, repeated
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
-from iai_mcp.dead import DeadLetters
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
-from iai_mcp.lane_table import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill import Spill
+from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
 from iai_mcp.verify import Report, verify
 from tests.servers import Server, serving
@@ -388,7 +388,7 @@ HOLDING = """
 import sys, time, uuid
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import StoreUnavailable
-from iai_mcp.lane_table import LaneTable
+from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 store, held, free = MemoryStore(sys.argv[1]), uuid.UUID(sys.argv[2]), uuid.UUID(sys.argv[3])

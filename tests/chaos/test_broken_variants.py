@@ -10,15 +10,15 @@ from typing import Any
 import fakeredis
 import pytest
 
-import iai_mcp.lane_table
 from iai_mcp.broker.redis import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.errors import LeaseLost
-from iai_mcp.lane_table import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill import Spill
+from iai_mcp.storage.tables import lane as lane_module
+from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.chaos.checker import Verdict, check
 from tests.chaos.history import Recorder, read
@@ -97,7 +97,7 @@ def test_ack_before_commit_loses(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
 
 def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def append_blindly(self: LaneTable, batch: Any, *_: Any, **__: Any) -> int:
-        self._table.add(iai_mcp.lane_table.to_arrow(batch, 1))
+        self._table.add(iai_mcp.storage.tables.lane.to_arrow(batch, 1))
         return len(batch)
 
     for broken in (False, True):
@@ -105,9 +105,7 @@ def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patch:
             if broken:
                 patch.setattr(LaneTable, "_apply", append_blindly)
-                patch.setattr(
-                    iai_mcp.lane_table, "distinct", lambda rows: [iai_mcp.lane_table.from_row(r) for r in rows]
-                )
+                patch.setattr(lane_module, "distinct", lambda rows: [lane_module.from_row(r) for r in rows])
             with monkeypatch.context() as death:
                 death.setattr(RedisBroker, "ack", crash)
                 pipeline.crash_in_drain()
@@ -188,7 +186,7 @@ def test_a_commit_that_is_not_synced_loses_in_a_power_cut(tmp_path: Path, monkey
                 shutil.rmtree(disk)
                 shutil.copytree(store.path, disk)
 
-        monkeypatch.setattr(iai_mcp.lane_table, "sync_tree", sync)
+        monkeypatch.setattr(lane_module, "sync_tree", sync)
         pipeline.produce()
         pipeline.drain()
         assert pipeline.verdict().clean  # nothing shows while the power is on

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from iai_mcp.dead import DeadLetters
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.chaos.control import Beside
 from tests.chaos.disk import COMPILER, Disk, compiled
@@ -220,7 +220,7 @@ KILL = "import os, signal\ndef die(*_, **__): os.kill(os.getpid(), signal.SIGKIL
 FAILPOINTS = {
     "before the claim": KILL + "from iai_mcp.broker.redis import RedisBroker\nRedisBroker.claim = die",
     "after the claim": KILL + "from iai_mcp.store import MemoryStore\nMemoryStore.append_provenance_batch = die",
-    "after the merge": KILL + "import iai_mcp.lane_table as m\nm.sync_tree = die",
+    "after the merge": KILL + "import iai_mcp.storage.tables.lane as m\nm.sync_tree = die",
     "before the ack": KILL + "from iai_mcp.broker.redis import RedisBroker\nRedisBroker.ack = die",
 }
 

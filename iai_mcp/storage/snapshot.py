@@ -16,10 +16,10 @@ from pathlib import Path
 from uuid import UUID
 
 from iai_mcp.errors import StoreUnavailable
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.locks import WriterLock
-from iai_mcp.meta import Layout, StoreMeta, read_meta
-from iai_mcp.scratch import scratch, sweep
+from iai_mcp.storage.meta import Layout, StoreMeta, read_meta
+from iai_mcp.storage.scratch import scratch, sweep
+from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.writer_lock import WriterLock
 
 __all__ = ["Snapshot", "snapshot"]
 

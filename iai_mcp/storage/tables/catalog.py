@@ -20,15 +20,15 @@ from iai_mcp.common.files import sync_path, sync_tree
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import StoreUnavailable
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.lance import Table, translated
-from iai_mcp.lane_rows import TABLE_SCHEMA
-from iai_mcp.lane_table import INDEXED, LaneTable
-from iai_mcp.leftout import LeftOut
-from iai_mcp.locks import WriterLock
-from iai_mcp.meta import Layout, StoreMeta, lane_table
-from iai_mcp.record_table import RecordTable, record_schema
-from iai_mcp.scratch import scratch
+from iai_mcp.storage.exclusions import LeftOut
+from iai_mcp.storage.meta import Layout, StoreMeta, lane_table
+from iai_mcp.storage.scratch import scratch
+from iai_mcp.storage.tables.lance import Table, translated
+from iai_mcp.storage.tables.lane import INDEXED, LaneTable
+from iai_mcp.storage.tables.records import RecordTable, record_schema
+from iai_mcp.storage.tables.rows import TABLE_SCHEMA
+from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.writer_lock import WriterLock
 
 __all__ = ["Tables", "by_lane", "scan", "table_of"]
 

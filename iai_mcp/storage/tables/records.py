@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from iai_mcp.common.files import sync_tree
 from iai_mcp.errors import EmbeddingMismatch, RecordExists
-from iai_mcp.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated
-from iai_mcp.locks import WriterLock
 from iai_mcp.record import MemoryRecord, index_text
-from iai_mcp.scrub import Scrub
+from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.tables.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated
+from iai_mcp.storage.writer_lock import WriterLock
 from iai_mcp.telemetry.events import emit
 
 __all__ = ["AdoptReport", "Filters", "Hit", "RecordTable", "record_schema"]

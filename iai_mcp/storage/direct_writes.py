@@ -15,8 +15,8 @@ from uuid import UUID
 
 from iai_mcp.entries.parcel import Pair, entry_id
 from iai_mcp.errors import BadParams
-from iai_mcp.leftout import Key, LeftOut, Why
 from iai_mcp.record import as_uuid
+from iai_mcp.storage.exclusions import Key, LeftOut, Why
 
 __all__ = ["DirectWrites", "is_numbered"]
 

@@ -22,14 +22,14 @@ from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import entry_id
 from iai_mcp.errors import LeaseLost
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.highwater import HighWater, Spans, spans_of
-from iai_mcp.lance import Table, quoted, quoted_list, retry_vanished, translated
-from iai_mcp.lane_rows import LANE_SCHEMA, distinct, from_row, to_arrow
-from iai_mcp.leftout import LeftOut, Why
-from iai_mcp.locks import WriterLock
-from iai_mcp.records_cache import RecordsCache
-from iai_mcp.scrub import Scrub
+from iai_mcp.storage.exclusions import LeftOut, Why
+from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.tables.high_water import HighWater, Spans, spans_of
+from iai_mcp.storage.tables.known_records import RecordsCache
+from iai_mcp.storage.tables.lance import Table, quoted, quoted_list, retry_vanished, translated
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, distinct, from_row, to_arrow
+from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.writer_lock import WriterLock
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from iai_mcp.common.files import replace_file
-from iai_mcp.lance import Table, upkeep
+from iai_mcp.storage.tables.lance import Table, upkeep
 
 __all__ = ["Scrub"]
 

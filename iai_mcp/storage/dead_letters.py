@@ -17,11 +17,11 @@ import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.entries.parcel import Pair, outline
-from iai_mcp.forgotten import Forgotten
-from iai_mcp.leftout import Key, LeftOut, Why
-from iai_mcp.locks import WriterLock
-from iai_mcp.meta import Layout
 from iai_mcp.record import utcnow
+from iai_mcp.storage.exclusions import Key, LeftOut, Why
+from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.writer_lock import WriterLock
 
 __all__ = ["DeadLetter", "DeadLetters"]
 
