@@ -28,7 +28,7 @@ import pyarrow as pa
 import redis_common as common
 
 from iai_mcp.broker.protocol import Lease
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Parcel, route
 from iai_mcp.storage.tables.lane import to_arrow

@@ -24,7 +24,7 @@ import redis_common as common
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from iai_mcp.broker.redis import RedisBroker
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.entries.parcel import Pair, encode
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore

@@ -61,7 +61,7 @@ def _shown(one: Found) -> str | float | None:
         return one.value
     if one.name != "redis_url":
         return HIDDEN
-    from iai_mcp.broker.client import connect
-    from iai_mcp.broker.inspect import masked
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.inspect import masked
 
     return masked(connect(str(one.value)))

@@ -83,8 +83,8 @@ def worker(
     store: Store = None,
 ) -> None:
     """Drain what waits in Redis into the store, with processes that are restarted when they die."""
-    from iai_mcp.broker.client import connect
-    from iai_mcp.broker.inspect import masked
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.inspect import masked
     from iai_mcp.supervise import Stop, check_start, end, keep, worker_children
 
     settings = settled(store)
@@ -128,7 +128,7 @@ def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Ite
 
 def _check(settings: Settings) -> int:
     """Say which workers of this host live; the exit code of a container's health check."""
-    from iai_mcp.broker.inspect import workers_here
+    from iai_mcp.broker.redis.inspect import workers_here
     from iai_mcp.errors import ConfigError
 
     if not settings.redis_url:

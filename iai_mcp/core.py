@@ -23,7 +23,7 @@ from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
 from iai_mcp.trail import Recalled, TrailFilters, most_recalled, never_recalled, trail
 
 if TYPE_CHECKING:
-    from iai_mcp.broker.inspect import RedisLook
+    from iai_mcp.broker.redis.inspect import RedisLook
 
 __all__ = ["METHODS", "capture_records", "dispatch", "recalled_dict", "record_dict", "status", "trail_filters"]
 
@@ -288,8 +288,8 @@ def _redis(store: MemoryStore) -> RedisLook | None:
     connection = queue.connection if queue is not None else None
     if connection is None and (queue is not None or not store.settings.redis_url):
         return None
-    from iai_mcp.broker.client import connect
-    from iai_mcp.broker.inspect import look
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.inspect import look
 
     return look(connection or connect(store.settings.redis_url), store.settings, store.store_id, store.lanes)
 

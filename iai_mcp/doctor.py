@@ -24,7 +24,7 @@ from iai_mcp.errors import ConfigError
 from iai_mcp.storage.meta import Layout
 
 if TYPE_CHECKING:
-    from iai_mcp.broker.inspect import RedisLook
+    from iai_mcp.broker.redis.inspect import RedisLook
     from iai_mcp.orphans import SpillFile
     from iai_mcp.store import MemoryStore
 
@@ -160,8 +160,8 @@ class _Patient:
     @cached_property
     def redis(self) -> RedisLook:
         """Redis as it is now."""
-        from iai_mcp.broker.client import connect
-        from iai_mcp.broker.inspect import look
+        from iai_mcp.broker.redis.client import connect
+        from iai_mcp.broker.redis.inspect import look
 
         lanes = self.store.lanes if self.there else 0
         return look(connect(self.settings.redis_url), self.settings, self.store.store_id if lanes else "", lanes)
@@ -269,7 +269,7 @@ class _Patient:
                 yield Check("redis", State.FAIL, said, mend)
 
     def check_clock(self) -> Iterator[Check]:
-        from iai_mcp.broker.peek import clock_offset
+        from iai_mcp.broker.redis.pending import clock_offset
 
         if not self.redis.reachable:
             yield Check("clock", State.SKIP, "Redis does not answer")

@@ -68,7 +68,7 @@ def elsewhere(layout: Layout, meta: StoreMeta, settings: Settings) -> Elsewhere:
 def _in_redis(meta: StoreMeta, settings: Settings) -> tuple[int | None, str]:
     if not settings.redis_url:
         return 0, ""
-    from iai_mcp.broker.peek import waiting_in
+    from iai_mcp.broker.redis.pending import waiting_in
 
     try:
         lanes = [*waiting_in(settings, meta.store_id, meta.lanes)]

@@ -129,8 +129,8 @@ def redis(settings: Settings) -> Iterator[Reading]:
         BrokerUnavailable: Redis does not answer.
         StoreError: the store's own facts cannot be read.
     """
-    from iai_mcp.broker.client import connect
-    from iai_mcp.broker.inspect import look
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.inspect import look
     from iai_mcp.errors import BrokerUnavailable
 
     meta = read_meta(Layout(settings.store_path.absolute()))

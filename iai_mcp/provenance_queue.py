@@ -404,9 +404,9 @@ def _broker(store: MemoryStore, connection: redis.Redis | None, capacity: int) -
     settings = store.settings
     if connection is None and not settings.redis_url:
         return MemoryBroker(store.lanes, capacity)
-    from iai_mcp.broker.client import connect
-    from iai_mcp.broker.fsync import redis_broker
-    from iai_mcp.broker.redis import RedisOptions
+    from iai_mcp.broker.redis.broker import RedisOptions
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.durable import redis_broker
 
     connection = connection if connection is not None else connect(settings.redis_url)
     return redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))

@@ -54,9 +54,9 @@ def move_spill(store: MemoryStore) -> Moved:
     """
     if not store.settings.redis_url:
         return orphans.apply(store)
-    from iai_mcp.broker.client import connect
-    from iai_mcp.broker.fsync import redis_broker
-    from iai_mcp.broker.redis import RedisOptions
+    from iai_mcp.broker.redis.broker import RedisOptions
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.durable import redis_broker
 
     connection = connect(store.settings.redis_url)
     options = RedisOptions.of(store.settings)

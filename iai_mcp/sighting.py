@@ -171,7 +171,7 @@ def _add(seen: Sighting, place: Place, outlines: Iterable[Outline | None]) -> No
 
 
 def _in_redis(seen: Sighting) -> None:
-    from iai_mcp.broker.peek import waiting_in
+    from iai_mcp.broker.redis.pending import waiting_in
 
     poison = 0
     for lane in waiting_in(seen.settings, seen.meta.store_id, seen.meta.lanes):

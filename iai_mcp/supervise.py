@@ -238,7 +238,7 @@ def check_start(settings: Settings) -> str | None:
             "workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0; "
             "`iai-mcp up` brings a Redis of its own"
         )
-    from iai_mcp.broker.inspect import check
+    from iai_mcp.broker.redis.inspect import check
     from iai_mcp.storage.meta import Layout, read_meta
 
     layout = Layout(settings.store_path.absolute())

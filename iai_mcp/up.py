@@ -106,8 +106,8 @@ class Deployment:
             BrokerUnavailable: it ended, or does not answer.
             ConfigError: it is too old.
         """
-        from iai_mcp.broker.client import shut_down
-        from iai_mcp.broker.inspect import check
+        from iai_mcp.broker.redis.client import shut_down
+        from iai_mcp.broker.redis.inspect import check
 
         shut_down(self.url)  # an `up` that was killed leaves its Redis behind
         redis.start()

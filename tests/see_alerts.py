@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx2
 
-from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.meta import Layout, read_meta
 from tests.servers import Server, free_port, serving

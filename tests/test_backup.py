@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp import backup, orphans
-from iai_mcp.broker.client import connect
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.client import connect
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain

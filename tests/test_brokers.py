@@ -14,7 +14,7 @@ import redis
 
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Poison, Pushed, QueueBroker, Refused
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost

@@ -11,8 +11,8 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iai_mcp.broker.bulk import Reply, Unusual, fetch, replies
-from iai_mcp.broker.client import control_client
+from iai_mcp.broker.redis.client import control_client
+from iai_mcp.broker.redis.resp import Reply, Unusual, fetch, replies
 from tests.servers import Server, serving
 
 TEXTS = st.one_of(

@@ -26,7 +26,7 @@ from rq.serializers import JSONSerializer
 from typer.testing import CliRunner, Result
 
 from iai_mcp import config, metrics_look
-from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.errors import ConfigError

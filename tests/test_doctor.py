@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp import doctor
-from iai_mcp.broker import peek
+from iai_mcp.broker.redis import pending
 from iai_mcp.cli import app
 from iai_mcp.doctor import Check, State, examine
 from iai_mcp.entries.parcel import Parcel
@@ -306,7 +306,7 @@ def test_a_clock_that_is_off_is_a_warning(server: Server, monkeypatch: pytest.Mo
     class Ahead:
         time = staticmethod(lambda: real() + 30)
 
-    monkeypatch.setattr(peek, "time", Ahead)
+    monkeypatch.setattr(pending, "time", Ahead)
     state, words = said("clock")
     assert (state, words) == (State.WARN, "Redis's clock is 30.0 s behind ours")
 

@@ -12,10 +12,10 @@ from uuid import UUID
 import fakeredis
 import pytest
 
-from iai_mcp.broker.client import Deadline, push_client
-from iai_mcp.broker.disk import Pace, on_disk, pace
-from iai_mcp.broker.fsync import DurableRedisBroker, redis_broker
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.client import Deadline, push_client
+from iai_mcp.broker.redis.durable import DurableRedisBroker, redis_broker
+from iai_mcp.broker.redis.waitaof import Pace, on_disk, pace
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.errors import ConfigError
@@ -123,7 +123,7 @@ def test_what_was_replayed_and_not_confirmed_is_replayed_again_ahead_of_what_fol
     hasty = MemoryStore(store.path, settings=Settings(redis_durability="fsync", push_budget_ms=100))
     with serving(tmp_path / "redis", "--appendfsync", "everysec") as server:
         there = [False]
-        monkeypatch.setattr("iai_mcp.broker.fsync.on_disk", lambda client: there[0] and on_disk(client))
+        monkeypatch.setattr("iai_mcp.broker.redis.durable.on_disk", lambda client: there[0] and on_disk(client))
         queue = start(server.client("producer"), hasty)
         queue.enqueue(pairs(record_id, "ab"))
         wait_until(lambda: sum(lanes_now(queue)) == 2)

@@ -15,7 +15,7 @@ from uuid import UUID
 import fakeredis
 import pytest
 
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.parcel import lane_of
@@ -173,7 +173,7 @@ def test_a_drain_that_takes_over_says_so_and_one_that_goes_on_does_not(
     lane = lane_of(record_id, store.lanes)
 
     def broker(name: str) -> RedisBroker:
-        monkeypatch.setattr("iai_mcp.broker.lanes._holder", lambda: name)
+        monkeypatch.setattr("iai_mcp.broker.redis.lanes._holder", lambda: name)
         return RedisBroker(connection, store.store_id, store.lanes, RedisOptions(push_s=1.0))
 
     first = broker("one:1")

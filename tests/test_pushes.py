@@ -12,11 +12,11 @@ import pytest
 import redis
 from redis.exceptions import RedisError
 
-from iai_mcp.broker import client
-from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Pushed, Refused
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
-from iai_mcp.broker.transaction import Transactions, answers
+from iai_mcp.broker.redis import client
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.push_transaction import Transactions, answers
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.store import MemoryStore
 from tests.chaos.proxy import Proxy
@@ -119,7 +119,7 @@ def test_both_forms_leave_the_same_behind(server: Server, make: Make, monkeypatc
     left = []
     for transacts in (True, False):
         server.client().flushall()
-        monkeypatch.setattr("iai_mcp.broker.redis.transacts", lambda client, there=transacts: there)
+        monkeypatch.setattr("iai_mcp.broker.redis.broker.transacts", lambda client, there=transacts: there)
         broker = make()
         assert [broker.push(each) for each in parcels] == [Pushed()] * 3
         left.append((state(server), broker.mark(), sorted(broker._due)))

@@ -19,7 +19,7 @@ from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from iai_mcp.broker.redis import RedisBroker
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.entries.parcel import lane_of
@@ -303,7 +303,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_doubled(
     queue = start(server.client("producer"), patient(store))
     stuck = """
 import os, signal, sys
-from iai_mcp.broker.redis import RedisBroker
+from iai_mcp.broker.redis.broker import RedisBroker
 RedisBroker.ack = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the merge, before the ack
 from workers.__main__ import run
 from iai_mcp.config import Settings
@@ -552,7 +552,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_bad_urls_are_refused_without_repeating_their_secrets(store: MemoryStore) -> None:
-    from iai_mcp.broker.client import connect
+    from iai_mcp.broker.redis.client import connect
     from iai_mcp.errors import ConfigError
 
     with pytest.raises(ConfigError, match="IAI_MCP_REDIS_URL") as refused:

@@ -13,7 +13,7 @@ import fakeredis
 import pytest
 
 from iai_mcp.broker.protocol import Pushed, Refused
-from iai_mcp.broker.redis import RedisBroker
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

@@ -20,8 +20,8 @@ import redis
 from typer.testing import CliRunner, Result
 
 from iai_mcp import supervise, up
-from iai_mcp.broker.client import connect, shut_down
-from iai_mcp.broker.inspect import masked
+from iai_mcp.broker.redis.client import connect, shut_down
+from iai_mcp.broker.redis.inspect import masked
 from iai_mcp.cli import app
 from iai_mcp.errors import ConfigError
 from iai_mcp.record import MemoryRecord
@@ -237,7 +237,7 @@ def test_an_old_redis_and_a_cluster_are_refused(
 ) -> None:
     monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
     with monkeypatch.context() as patched:
-        patched.setattr("iai_mcp.broker.redis.OLDEST_SERVER", (99, 0))
+        patched.setattr("iai_mcp.broker.redis.broker.OLDEST_SERVER", (99, 0))
         assert "is too old" in one_error(run("worker", code=2))
     with serving(tmp_path / "cluster", "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as cluster:
         monkeypatch.setenv("IAI_MCP_REDIS_URL", cluster.url)

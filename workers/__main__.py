@@ -86,8 +86,8 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
     from redis.exceptions import RedisError
     from rq import Queue
 
-    from iai_mcp.broker.client import connect, failure
-    from iai_mcp.broker.keys import Keys
+    from iai_mcp.broker.redis.client import connect, failure
+    from iai_mcp.broker.redis.keys import Keys
     from iai_mcp.errors import ConfigError
     from workers.bench import bench_for, configured_store
     from workers.worker import ProvenanceWorker
@@ -115,7 +115,7 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
 
 
 def _reach(url: str, *, patient: bool) -> None:
-    from iai_mcp.broker.inspect import check
+    from iai_mcp.broker.redis.inspect import check
 
     pause, longest = RETRY_S
     while True:

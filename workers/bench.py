@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from iai_mcp.broker.fsync import redis_broker
-from iai_mcp.broker.redis import RedisOptions
+from iai_mcp.broker.redis.broker import RedisOptions
+from iai_mcp.broker.redis.durable import redis_broker
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.orphans import Moved, push

@@ -17,8 +17,8 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
-from iai_mcp.broker.client import failure
-from iai_mcp.broker.doorbell import FUNCTION, JOB_TIMEOUT_S
+from iai_mcp.broker.redis.client import failure
+from iai_mcp.broker.redis.doorbell import FUNCTION, JOB_TIMEOUT_S
 from iai_mcp.errors import IaiMcpError
 
 if TYPE_CHECKING:

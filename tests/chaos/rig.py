@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from iai_mcp.broker.redis import RedisBroker
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.parcel import decode
 from iai_mcp.errors import IaiMcpError, MalformedParcel

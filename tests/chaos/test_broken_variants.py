@@ -10,7 +10,7 @@ from typing import Any
 import fakeredis
 import pytest
 
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.batch import EntryBatch

@@ -218,10 +218,10 @@ def test_27_a_flapping_link(make: Make) -> None:
 
 KILL = "import os, signal\ndef die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
 FAILPOINTS = {
-    "before the claim": KILL + "from iai_mcp.broker.redis import RedisBroker\nRedisBroker.claim = die",
+    "before the claim": KILL + "from iai_mcp.broker.redis.broker import RedisBroker\nRedisBroker.claim = die",
     "after the claim": KILL + "from iai_mcp.store import MemoryStore\nMemoryStore.append_provenance_batch = die",
     "after the merge": KILL + "import iai_mcp.storage.tables.lane as m\nm.sync_tree = die",
-    "before the ack": KILL + "from iai_mcp.broker.redis import RedisBroker\nRedisBroker.ack = die",
+    "before the ack": KILL + "from iai_mcp.broker.redis.broker import RedisBroker\nRedisBroker.ack = die",
 }
 
 

@@ -13,8 +13,8 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from iai_mcp.broker.items import from_items, pushed_at
 from iai_mcp.broker.protocol import Poison
+from iai_mcp.broker.redis.items import from_items, pushed_at
 from iai_mcp.entries.parcel import Parcel, decode, decode_all, encode, route
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.importer import BadLine, Passage, read_paths

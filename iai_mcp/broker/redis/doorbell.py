@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.redis.keys import Keys
 
 if TYPE_CHECKING:
     import redis

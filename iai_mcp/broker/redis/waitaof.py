@@ -12,8 +12,8 @@ from enum import Enum
 import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from iai_mcp.broker.client import failure
-from iai_mcp.broker.transaction import packed
+from iai_mcp.broker.redis.client import failure
+from iai_mcp.broker.redis.push_transaction import packed
 from iai_mcp.errors import ConfigError
 
 __all__ = ["SETTING", "Pace", "confirmed", "on_disk", "pace", "waitaof"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from iai_mcp.broker.transaction import packed
+from iai_mcp.broker.redis.push_transaction import packed
 
 __all__ = ["Reply", "Unusual", "fetch", "replies"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.entries.parcel import Parcel
 
 __all__ = ["Answer", "Transactions", "answers", "packed"]

@@ -16,7 +16,7 @@ from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from iai_mcp.broker.transaction import Answer, answers
+from iai_mcp.broker.redis.push_transaction import Answer, answers
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
 __all__ = [

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, RedisError, ResponseError
 
-from iai_mcp.broker.client import connect, control_client, failure
-from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import LaneStats
-from iai_mcp.broker.redis import RedisBroker, RedisOptions
-from iai_mcp.broker.scripts import translated
+from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.client import connect, control_client, failure
+from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.scripts import translated
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import redis
 
-from iai_mcp.broker.bulk import fetch
-from iai_mcp.broker.doorbell import Doorbell
-from iai_mcp.broker.items import entries_in, from_items, pushed_at
-from iai_mcp.broker.keys import Keys
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Poison
-from iai_mcp.broker.scripts import Script, translated
+from iai_mcp.broker.redis.doorbell import Doorbell
+from iai_mcp.broker.redis.items import entries_in, from_items, pushed_at
+from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.resp import fetch
+from iai_mcp.broker.redis.scripts import Script, translated
 from iai_mcp.errors import LeaseLost
 
 __all__ = ["RedisLanes"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import redis
 from redis.exceptions import RedisError
 
-from iai_mcp.broker.client import connect, control_client, failure
-from iai_mcp.broker.keys import Keys
+from iai_mcp.broker.redis.client import connect, control_client, failure
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Outline, outline
 from iai_mcp.errors import BrokerUnavailable

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
-from iai_mcp.broker.client import failure
+from iai_mcp.broker.redis.client import failure
 from iai_mcp.errors import BrokerUnavailable
 
 __all__ = ["Script", "translated"]
@@ -21,7 +21,7 @@ class Script:
     """A Lua file of this package, run by its digest."""
 
     def __init__(self, name: str) -> None:
-        self.source = resources.files("iai_mcp.broker").joinpath(f"lua/{name}.lua").read_text()
+        self.source = resources.files("iai_mcp.broker.redis").joinpath(f"lua/{name}.lua").read_text()
         self.digest = _digest(self.source)
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:

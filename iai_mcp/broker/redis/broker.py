@@ -1,8 +1,8 @@
 """The Redis broker: lanes as Redis lists, every state change atomic, one round trip.
 
 Lease, claim, acknowledge, give back and push are one script each. A push has a second form, as atomic and with the
-same effect: where its lanes are known to have room, a transaction (:mod:`iai_mcp.broker.transaction`), which is
-cheaper. Anything but its expected answer, and every lane that may be full, is the script's affair.
+same effect: where its lanes are known to have room, a transaction (:mod:`iai_mcp.broker.redis.push_transaction`),
+which is cheaper. Anything but its expected answer, and every lane that may be full, is the script's affair.
 
 Producers push under a time budget and behind a circuit breaker, so that a recall never waits for Redis:
 only the background thread connects, and after any failure every push is refused (the queue then spills)
@@ -22,11 +22,11 @@ from typing import Any
 import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from iai_mcp.broker.client import Deadline, ask, control_client, failure, push_client, transacts
-from iai_mcp.broker.keys import Keys
-from iai_mcp.broker.lanes import RedisLanes
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
-from iai_mcp.broker.transaction import Answer, Transactions
+from iai_mcp.broker.redis.client import Deadline, ask, control_client, failure, push_client, transacts
+from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.lanes import RedisLanes
+from iai_mcp.broker.redis.push_transaction import Answer, Transactions
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.errors import ConfigError
