@@ -244,7 +244,7 @@ def status(store: MemoryStore) -> dict[str, Any]:
 
     With Redis the lanes are as Redis has them now; where it cannot be reached, what waits there is None.
     """
-    from iai_mcp.spill import waiting
+    from iai_mcp.spill.chain import waiting
 
     queue = store._provenance_queue.stats() if store._provenance_queue is not None else None
     seen = _redis(store)

@@ -24,8 +24,8 @@ from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Outline, outline
 from iai_mcp.replay import STEP, replay
-from iai_mcp.segment import Segment, is_held
-from iai_mcp.spill import adopt, orphans
+from iai_mcp.spill.chain import adopt, orphans
+from iai_mcp.spill.segment import Segment, is_held
 from iai_mcp.storage.exclusions import Key, LeftOut, Why
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry.events import emit, quiet_words

@@ -26,7 +26,7 @@ from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entries.parcel import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.replay import replay
-from iai_mcp.spill import Chain, Spill, adopt
+from iai_mcp.spill.chain import Chain, Spill, adopt
 from iai_mcp.storage.exclusions import Key, Why
 from iai_mcp.storage.live_producers import Living
 from iai_mcp.storage.tables.known_records import RecordsCache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iai_mcp.broker.protocol import Pushed, QueueBroker
 from iai_mcp.entries.parcel import Parcel, lane_of_hex, route
-from iai_mcp.spill import Chain
+from iai_mcp.spill.chain import Chain
 
 __all__ = ["replay"]
 

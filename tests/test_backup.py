@@ -22,7 +22,7 @@ from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
 from iai_mcp.restore import TOKEN_STEP
-from iai_mcp.spill import Spill
+from iai_mcp.spill.chain import Spill
 from iai_mcp.storage import snapshot
 from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.store import MemoryStore, RecordsCache

@@ -15,7 +15,7 @@ from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.entries.parcel import Parcel, encode
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill import Spill
+from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import Why
 from iai_mcp.storage.tables.erasure import Scrub

@@ -20,7 +20,7 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LanesChanged, StoreUnavailable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill import Spill
+from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.store import MemoryStore
 from iai_mcp.verify import verify

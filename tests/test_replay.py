@@ -17,7 +17,7 @@ from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.segment import Segment
+from iai_mcp.spill.segment import Segment
 from iai_mcp.store import MemoryStore
 from iai_mcp.turns import Turns
 from tests.support import cues, pairs, wait_until

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli import app
 from iai_mcp.entries.parcel import Parcel, lane_of
-from iai_mcp.spill import Spill
+from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker

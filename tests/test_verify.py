@@ -23,7 +23,7 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill import Spill
+from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from iai_mcp.segment import Segment, is_held
+from iai_mcp.spill.segment import Segment, is_held
 
 __all__ = ["Living", "living"]
 

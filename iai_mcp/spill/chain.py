@@ -22,7 +22,7 @@ from iai_mcp.common.files import sync_path
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.parcel import Parcel, decode, encode
 from iai_mcp.errors import MalformedParcel, SpillUnavailable
-from iai_mcp.segment import Segment, failed_name, is_held
+from iai_mcp.spill.segment import Segment, failed_name, is_held
 from iai_mcp.telemetry.events import emit
 
 __all__ = ["Chain", "Spill", "Waiting", "adopt", "orphans", "waiting"]
