@@ -12,7 +12,7 @@ from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.doctor import Check
-    from iai_mcp.orphans import Moved, SpillFile
+    from iai_mcp.pipeline.recovery import Moved, SpillFile
     from iai_mcp.verify import Finding, Report
 
 __all__ = ["register"]
@@ -133,7 +133,7 @@ def _root(context: typer.Context) -> None:
 def _list(as_json: Json = False, store: Store = None) -> None:
     """List the spill files, those of other stores and those set aside among them."""
     from iai_mcp.config import overflow_dir
-    from iai_mcp.orphans import listing
+    from iai_mcp.pipeline.recovery import listing
     from iai_mcp.storage.meta import Layout, read_meta
 
     settings = settled(store)

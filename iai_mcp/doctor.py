@@ -25,7 +25,7 @@ from iai_mcp.storage.meta import Layout
 
 if TYPE_CHECKING:
     from iai_mcp.broker.redis.inspect import RedisLook
-    from iai_mcp.orphans import SpillFile
+    from iai_mcp.pipeline.recovery import SpillFile
     from iai_mcp.store import MemoryStore
 
 __all__ = ["Check", "State", "examine"]
@@ -169,7 +169,7 @@ class _Patient:
     @cached_property
     def spilled(self) -> list[SpillFile]:
         """The spill files of this store, and those of which nobody knows whose they are."""
-        from iai_mcp.orphans import listing
+        from iai_mcp.pipeline.recovery import listing
 
         mine = (self.store.store_id if self.there else None, None)
         return [file for file in listing(self.spill) if file.store in mine]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iai_mcp import orphans
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokerUnavailable
+from iai_mcp.pipeline import recovery
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.live_producers import living
 from iai_mcp.storage.meta import Layout, StoreMeta
@@ -54,7 +54,7 @@ def elsewhere(layout: Layout, meta: StoreMeta, settings: Settings) -> Elsewhere:
     Raises:
         ConfigError: the URL of Redis cannot be used.
     """
-    files = [file for file in orphans.listing(overflow_dir(settings)) if file.store == meta.store_id]
+    files = [file for file in recovery.listing(overflow_dir(settings)) if file.store == meta.store_id]
     redis, trouble = _in_redis(meta, settings)
     return Elsewhere(
         spilled=sum(file.entries for file in files),

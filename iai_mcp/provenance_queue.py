@@ -22,17 +22,17 @@ from uuid import UUID
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Mark, Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
-from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entries.parcel import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
-from iai_mcp.replay import replay
+from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
+from iai_mcp.pipeline.priority_lock import Turns
+from iai_mcp.pipeline.replay import replay
 from iai_mcp.spill.chain import Chain, Spill, adopt
 from iai_mcp.storage.exclusions import Key, Why
 from iai_mcp.storage.live_producers import Living
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit, log, quiet_words
-from iai_mcp.turns import Turns
 
 if TYPE_CHECKING:
     import redis

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from uuid import UUID
 
-from iai_mcp import orphans
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
-from iai_mcp.orphans import Moved
+from iai_mcp.pipeline import recovery
+from iai_mcp.pipeline.recovery import Moved
 from iai_mcp.sighting import old_strays
 from iai_mcp.storage.exclusions import Span, Why
 from iai_mcp.storage.meta import Layout
@@ -53,7 +53,7 @@ def move_spill(store: MemoryStore) -> Moved:
         ConfigError: the URL of Redis cannot be used.
     """
     if not store.settings.redis_url:
-        return orphans.apply(store)
+        return recovery.apply(store)
     from iai_mcp.broker.redis.broker import RedisOptions
     from iai_mcp.broker.redis.client import connect
     from iai_mcp.broker.redis.durable import redis_broker
@@ -62,7 +62,7 @@ def move_spill(store: MemoryStore) -> Moved:
     options = RedisOptions.of(store.settings)
     broker = redis_broker(connection, store.store_id, store.lanes, options)
     try:
-        return orphans.push(store, broker)
+        return recovery.push(store, broker)
     finally:
         broker.close()
 

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from iai_mcp import orphans
 from iai_mcp.account import Account, Book, Ints, Place, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.parcel import Outline
 from iai_mcp.errors import IaiMcpError
+from iai_mcp.pipeline import recovery
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import LeftOut, Why
 from iai_mcp.storage.live_producers import living
@@ -143,11 +143,11 @@ def look(layout: Layout, settings: Settings) -> Sighting:
 def _spilled(seen: Sighting, folder: Path) -> None:
     mine = seen.meta.store_id
     orphaned, aside = [], []
-    for file in orphans.listing(folder):
+    for file in recovery.listing(folder):
         if file.store not in (mine, None):
             continue
         place = Place.SET_ASIDE if file.set_aside else Place.SPILLED
-        _add(seen, place, orphans.outlines(file.path))
+        _add(seen, place, recovery.outlines(file.path))
         if file.set_aside:
             aside.append(file)
         elif not file.held:

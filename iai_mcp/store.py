@@ -17,12 +17,12 @@ from uuid import UUID
 import msgspec
 import pyarrow as pa
 
-from iai_mcp import orphans
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.embedders import adapters
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
+from iai_mcp.pipeline import recovery
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
@@ -267,7 +267,7 @@ class MemoryStore:
         self._records.delete(key)
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
-        orphans.forget(overflow_dir(self.settings), self.store_id, key, self.left_out)
+        recovery.forget(overflow_dir(self.settings), self.store_id, key, self.left_out)
         if self._provenance_queue is None:  # whose thread does it else: it takes seconds where lanes are long
             self.tidy()
         return found

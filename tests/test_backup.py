@@ -13,14 +13,15 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import backup, orphans
+from iai_mcp import backup
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
-from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
+from iai_mcp.pipeline import recovery
+from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.restore import TOKEN_STEP
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage import snapshot
@@ -156,14 +157,14 @@ def test_entries_that_leave_the_spill_meanwhile_are_there_once(
     real = backup.elsewhere
 
     def replayed(*args: Any) -> Any:
-        assert orphans.apply(store).applied == 3
+        assert recovery.apply(store).applied == 3
         return real(*args)
 
     monkeypatch.setattr(backup, "elsewhere", replayed)
     told = json.loads(run("backup", tmp_path / "b", "--store", store.path, "--json").stdout)
     assert (told["entries"], told["spilled"]) == (3, 3)
     _, copy = restored(tmp_path / "b", tmp_path / "r", "--as-copy")
-    orphans.apply(copy)
+    recovery.apply(copy)
     assert seen(copy, record_id) == ["1", "2", "3"]
 
 
@@ -256,10 +257,10 @@ def test_a_copy_takes_nothing_from_its_original(store: MemoryStore, home: Path, 
     run("backup", tmp_path / "b", "--store", store.path)
     told, copy = restored(tmp_path / "b", tmp_path / "r", "--as-copy")
     assert told["store_id"] != store.store_id == read_meta(store.layout).store_id
-    assert orphans.apply(copy).applied == 1
+    assert recovery.apply(copy).applied == 1
     assert seen(copy, record_id) == ["spilled"]
     spill.close()
-    assert orphans.apply(store).applied == 1
+    assert recovery.apply(store).applied == 1
 
 
 def test_an_entry_that_was_on_its_way_is_named_and_welcome_later(store: MemoryStore, tmp_path: Path) -> None:

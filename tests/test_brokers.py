@@ -15,9 +15,9 @@ import redis
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Poison, Pushed, QueueBroker, Refused
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
-from iai_mcp.drain import DrainPolicy, Outcome, drain
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
+from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.servers import Server, serving

@@ -17,9 +17,9 @@ import pytest
 
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
-from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
+from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.telemetry.events import configure, emit, log, quiet_words

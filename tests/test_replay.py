@@ -16,10 +16,10 @@ from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
+from iai_mcp.pipeline.priority_lock import Turns
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.segment import Segment
 from iai_mcp.store import MemoryStore
-from iai_mcp.turns import Turns
 from tests.support import cues, pairs, wait_until
 from tests.test_queue import overflow
 from tests.test_store import _make

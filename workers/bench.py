@@ -14,8 +14,8 @@ from redis.exceptions import RedisError
 from iai_mcp.broker.redis.broker import RedisOptions
 from iai_mcp.broker.redis.durable import redis_broker
 from iai_mcp.config import Settings
-from iai_mcp.drain import DrainPolicy, DrainReport, Outcome, drain
-from iai_mcp.orphans import Moved, push
+from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
+from iai_mcp.pipeline.recovery import Moved, push
 from iai_mcp.provenance_queue import open_stores
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.telemetry.events import emit, quiet_words

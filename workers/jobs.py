@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from iai_mcp.drain import DrainReport, Outcome
 from iai_mcp.errors import UsageError
+from iai_mcp.pipeline.drain import DrainReport, Outcome
 from iai_mcp.telemetry.events import emit, quiet_words
 
 if TYPE_CHECKING:

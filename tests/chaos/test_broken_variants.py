@@ -12,9 +12,9 @@ import pytest
 
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
-from iai_mcp.drain import DrainPolicy, drain
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.errors import LeaseLost
+from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.tables import lane as lane_module

@@ -20,10 +20,10 @@ import msgspec
 
 from iai_mcp.broker.protocol import Mark, QueueBroker
 from iai_mcp.config import overflow_dir
-from iai_mcp.drain import DrainPolicy, DrainReport, write_pairs
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Outline, outline
-from iai_mcp.replay import STEP, replay
+from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, write_pairs
+from iai_mcp.pipeline.replay import STEP, replay
 from iai_mcp.spill.chain import adopt, orphans
 from iai_mcp.spill.segment import Segment, is_held
 from iai_mcp.storage.exclusions import Key, LeftOut, Why

@@ -1,0 +1,1 @@
+"""The write pipeline: moves entries from the broker and the spill into the store."""
