@@ -34,7 +34,7 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
     """
     if target.format in ("json", "parquet"):
         raise UsageError(f"--follow has no end, which {target.format} needs: use --format table, jsonl or csv")
-    from iai_mcp.supervise import Stop
+    from iai_mcp.deployment.supervisor import Stop
 
     with Stop() as stop, opened(store) as memories:  # the signals first: the imports take a second
         from iai_mcp.core import trail_filters

@@ -12,7 +12,7 @@ from iai_mcp.cli_common import Json, Store, loaded, note, print_json
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
-    from iai_mcp.install import Done, Place
+    from iai_mcp.deployment.client_config import Done, Place
 
 __all__ = ["register"]
 
@@ -74,7 +74,7 @@ def install(
     as_json: Json = False,
 ) -> None:
     """Tell an MCP client about this server; what else its configuration holds stays."""
-    from iai_mcp import install as installing
+    from iai_mcp.deployment import client_config as installing
 
     place = installing.place_of(client, scope)
     entry = installing.entry_for(client, store=store, url=http)
@@ -90,7 +90,7 @@ def install(
 
 def uninstall(client: Which, scope: Scope = "user", as_json: Json = False) -> None:
     """Take this server out of an MCP client's configuration."""
-    from iai_mcp import install as installing
+    from iai_mcp.deployment import client_config as installing
 
     place = installing.place_of(client, scope)
     _tell(place, installing.uninstall(place), as_json)

@@ -15,8 +15,8 @@ from iai_mcp.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings
-    from iai_mcp.supervise import Stop
-    from iai_mcp.up import Deployment
+    from iai_mcp.deployment.local_redis import Deployment
+    from iai_mcp.deployment.supervisor import Stop
 
 __all__ = ["register"]
 
@@ -39,8 +39,8 @@ def up(
     store: Store = None,
 ) -> None:
     """Bring up a whole deployment on this machine: a private Redis and its workers, until Ctrl-C."""
-    from iai_mcp.supervise import Stop
-    from iai_mcp.up import AlreadyUp, Deployment, redis_server
+    from iai_mcp.deployment.local_redis import AlreadyUp, Deployment, redis_server
+    from iai_mcp.deployment.supervisor import Stop
 
     settings = settled(store)
     server = redis_server()
@@ -57,7 +57,7 @@ def up(
 
 
 def _up(here: Deployment, server: str, workers: int, stop: Stop, metrics: Path | None) -> int:
-    from iai_mcp.supervise import end
+    from iai_mcp.deployment.supervisor import end
 
     redis = here.redis(server)
     try:
@@ -85,7 +85,7 @@ def worker(
     """Drain what waits in Redis into the store, with processes that are restarted when they die."""
     from iai_mcp.broker.redis.client import connect
     from iai_mcp.broker.redis.inspect import masked
-    from iai_mcp.supervise import Stop, check_start, end, keep, worker_children
+    from iai_mcp.deployment.supervisor import Stop, check_start, end, keep, worker_children
 
     settings = settled(store)
     if check:

@@ -29,6 +29,7 @@ from iai_mcp import config, metrics_look
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
+from iai_mcp.deployment.supervisor import Timing
 from iai_mcp.errors import ConfigError
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server_calls import Calls
@@ -36,7 +37,6 @@ from iai_mcp.server_health import LIVE, READY, fit
 from iai_mcp.server_stdio import GRACE_S
 from iai_mcp.storage.meta import DEFAULT_LANES
 from iai_mcp.store import MemoryStore
-from iai_mcp.supervise import Timing
 from tests.servers import DEPLOYED, Server, free_port, redis_server, serving, worker
 from tests.support import ROOT, pairs, wait_until
 from tests.test_redis import (  # noqa: F401  the same tests, here under the users of a deployment

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep, worker_children
 from iai_mcp.errors import BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
 from iai_mcp.storage.meta import Layout, read_meta
-from iai_mcp.supervise import Child, Stop, Timing, end, keep, worker_children
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings
