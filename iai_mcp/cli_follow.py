@@ -38,7 +38,7 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
 
     with Stop() as stop, opened(store) as memories:  # the signals first: the imports take a second
         from iai_mcp.core import trail_filters
-        from iai_mcp.trail_stream import Follower
+        from iai_mcp.trail.stream import Follower
 
         follower = Follower(memories, trail_filters(memories, params), newest=newest)
         try:

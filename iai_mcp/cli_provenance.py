@@ -135,7 +135,7 @@ def _page(memories: MemoryStore, ask: _Ask) -> None:
 
     if ask.target.exports and ask.view == "entries":
         from iai_mcp.core import trail_filters
-        from iai_mcp.trail import trail_rows
+        from iai_mcp.trail.query import trail_rows
 
         page = trail_rows(memories, trail_filters(memories, ask.params), limit=ask.most, offset=ask.offset)
         ask.target.write(entry_rows([page]))
@@ -214,14 +214,14 @@ def _everything(memories: MemoryStore, ask: _Ask) -> Rows:
 
     filters = trail_filters(memories, ask.params)
     if ask.view == "entries":
-        from iai_mcp.trail_stream import stream
+        from iai_mcp.trail.stream import stream
 
         return entry_rows(stream(memories, filters))
-    from iai_mcp import trail
+    from iai_mcp.trail import query
 
     if ask.view == "top":
-        return _memories("top", map(recalled_dict, trail.each_recalled(memories, filters)))
-    return _memories("never", map(record_dict, trail.each_unasked(memories, filters)))
+        return _memories("top", map(recalled_dict, query.each_recalled(memories, filters)))
+    return _memories("never", map(record_dict, query.each_unasked(memories, filters)))
 
 
 def _memories(view: str, documents: Iterable[Document]) -> Rows:

@@ -20,7 +20,7 @@ from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord, index_text, utcnow
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
-from iai_mcp.trail import Recalled, TrailFilters, most_recalled, never_recalled, trail
+from iai_mcp.trail.query import Recalled, TrailFilters, most_recalled, never_recalled, trail
 
 if TYPE_CHECKING:
     from iai_mcp.broker.redis.inspect import RedisLook

@@ -22,7 +22,7 @@ from iai_mcp.storage.tables.erasure import Scrub
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.store import MemoryStore
-from iai_mcp.trail import TrailFilters, trail
+from iai_mcp.trail.query import TrailFilters, trail
 from iai_mcp.verify import verify
 from tests.servers import Server, serving, worker
 from tests.support import cues, entry, pairs, wait_until

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import cli_common, trail, trail_stream
+from iai_mcp import cli_common
 from iai_mcp.cli import app
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import BadParams
@@ -28,8 +28,10 @@ from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.rows import LANE_SCHEMA, from_row
 from iai_mcp.store import MemoryStore
-from iai_mcp.trail import TrailFilters
-from iai_mcp.trail_stream import Follower, stream
+from iai_mcp.trail import query
+from iai_mcp.trail import stream as trail_stream
+from iai_mcp.trail.query import TrailFilters
+from iai_mcp.trail.stream import Follower, stream
 from tests.servers import serving, worker
 from tests.support import cues, finished, python, wait_until
 
@@ -332,10 +334,10 @@ def test_a_stream_is_all_of_it_once_in_order_and_nothing_forgotten(
     assert cues(found) == [str(n) for n in range(300) if n % 12 not in (5, 6)]
     only = [row["cue"] for rows in stream(store, TrailFilters(record_id=ids[3])) for row in rows.to_pylist()]
     assert only == [str(n) for n in range(300) if n % 12 == 3]
-    assert cues(trail.trail(store, TrailFilters(record_id=ids[3]))) == only
-    monkeypatch.setattr(trail, "_MANY", 3)  # and a page of a memory with many entries is the same page
-    assert cues(trail.trail(store, TrailFilters(record_id=ids[3]), limit=5, offset=2)) == only[-7:-2]
-    assert trail.trail(store, TrailFilters(record_id=ids[3]), limit=5, offset=25) == []
+    assert cues(query.trail(store, TrailFilters(record_id=ids[3]))) == only
+    monkeypatch.setattr(query, "_MANY", 3)  # and a page of a memory with many entries is the same page
+    assert cues(query.trail(store, TrailFilters(record_id=ids[3]), limit=5, offset=2)) == only[-7:-2]
+    assert query.trail(store, TrailFilters(record_id=ids[3]), limit=5, offset=25) == []
 
 
 def doubled(store: MemoryStore, record_id: UUID) -> None:
@@ -495,7 +497,7 @@ def test_a_store_from_before_the_index_gets_it(store: MemoryStore, asked: list[U
     store.lane(number)._table.drop_index("record_id_idx")
     assert "record_id" not in indexed(store.lane(number))
     later = MemoryStore(store.path)
-    assert len(trail.trail(later, TrailFilters(record_id=asked[0]))) == 3
+    assert len(query.trail(later, TrailFilters(record_id=asked[0]))) == 3
     assert "record_id" in indexed(later.lane(number))
 
 

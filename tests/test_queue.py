@@ -21,7 +21,7 @@ from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailabl
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
-from iai_mcp.trail import TrailFilters, trail
+from iai_mcp.trail.query import TrailFilters, trail
 from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
 

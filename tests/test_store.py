@@ -29,7 +29,7 @@ from iai_mcp.errors import (
 )
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import Filters, MemoryStore, RecordsCache
-from iai_mcp.trail import TrailFilters, trail
+from iai_mcp.trail.query import TrailFilters, trail
 from tests.support import cues, entry, finished, pairs, python
 
 

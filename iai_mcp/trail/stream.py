@@ -19,7 +19,7 @@ from iai_mcp.entries.parcel import lane_of
 from iai_mcp.storage.tables.lance import retry_vanished
 from iai_mcp.storage.tables.lane import LANE_SCHEMA, LaneTable
 from iai_mcp.store import MemoryStore
-from iai_mcp.trail import TrailFilters
+from iai_mcp.trail.query import TrailFilters
 
 __all__ = ["REMEMBERED", "Follower", "stream"]
 
@@ -110,7 +110,7 @@ def _in_turn(rows: pa.Table, latest: int) -> pa.Table:
 
 
 def _merged(parts: Sequence[pa.Table]) -> pa.Table:
-    """Rows of several lanes by their turns, and those of one moment as :func:`iai_mcp.trail.trail` has them."""
+    """Rows of several lanes by their turns, those of one moment as :func:`iai_mcp.trail.query.trail` has them."""
     rows = pa.concat_tables(parts)
     keys = [(_TURN, "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
     return rows.take(pc.sort_indices(rows, sort_keys=keys)).drop_columns([_TURN])

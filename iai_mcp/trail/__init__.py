@@ -1,0 +1,1 @@
+"""Reads the trail: who recalled which memory, when and for what."""
