@@ -89,8 +89,8 @@ def _short(text: str) -> str:
 
 def _capture(event: Event, store: str | None) -> None:
     """Keep the turns of the transcript that are new; those that were kept before, or forgotten, add nothing."""
-    from iai_mcp.importer import read_paths
-    from iai_mcp.ingest import ingest
+    from iai_mcp.ingest.loader import ingest
+    from iai_mcp.ingest.readers import read_paths
 
     transcript = Path(str(event.get("transcript_path") or "")).expanduser()
     if not transcript.is_file():

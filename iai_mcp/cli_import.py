@@ -15,10 +15,10 @@ from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json
 from iai_mcp.cli_data import import_export, is_export
 from iai_mcp.common.wording import many
 from iai_mcp.errors import UsageError
-from iai_mcp.ingest import BATCH, BATCH_EMBEDDED, ImportReport, ingest
+from iai_mcp.ingest.loader import BATCH, BATCH_EMBEDDED, ImportReport, ingest
 
 if TYPE_CHECKING:
-    from iai_mcp.importer import BadLine
+    from iai_mcp.ingest.readers import BadLine
 
 __all__ = ["register"]
 
@@ -40,7 +40,7 @@ def _import(
     store: Store = None,
 ) -> None:
     """Keep files as memories: JSON lines, Claude Code transcripts, Markdown, text; or an export's folder."""
-    from iai_mcp.importer import read_paths
+    from iai_mcp.ingest.readers import read_paths
 
     if is_export(paths):
         import_export(paths[0], reembed, as_json, store)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_mcp.errors import IaiMcpError, StoreError
-from iai_mcp.ingest import ImportReport, ingest
+from iai_mcp.ingest.loader import ImportReport, ingest
 
 if TYPE_CHECKING:
     from iai_mcp.cli_common import Show
     from iai_mcp.config import Settings
-    from iai_mcp.importer import Passage
+    from iai_mcp.ingest.readers import Passage
     from iai_mcp.store import MemoryStore
 
 __all__ = ["CLIENTS", "QUESTIONS", "passages", "run"]
@@ -128,7 +128,7 @@ def _cut(topic: str) -> list[str]:
 
 
 def _passage(topic: str, number: int, text: str) -> Passage:
-    from iai_mcp.importer import Passage
+    from iai_mcp.ingest.readers import Passage
 
     return Passage(
         id=uuid.uuid5(_NAMESPACE, f"{topic}\n{text}"),

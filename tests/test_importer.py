@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iai_mcp.errors import UsageError
-from iai_mcp.importer import BadLine, Passage, read_paths
+from iai_mcp.ingest.readers import BadLine, Passage, read_paths
 
 
 def _read(*paths: Path | str, stdin: bytes = b"") -> list[Passage | BadLine]:

@@ -17,7 +17,7 @@ from iai_mcp.broker.protocol import Poison
 from iai_mcp.broker.redis.items import from_items, pushed_at
 from iai_mcp.entries.parcel import Parcel, decode, decode_all, encode, route
 from iai_mcp.errors import MalformedParcel
-from iai_mcp.importer import BadLine, Passage, read_paths
+from iai_mcp.ingest.readers import BadLine, Passage, read_paths
 from iai_mcp.spill.segment import Segment
 from workers.worker import is_doorbell
 

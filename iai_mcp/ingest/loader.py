@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from iai_mcp.importer import BadLine, Passage
+    from iai_mcp.ingest.readers import BadLine, Passage
     from iai_mcp.record import MemoryRecord
     from iai_mcp.store import MemoryStore
 
@@ -50,7 +50,7 @@ def ingest(
     A count is of what is durable: an exception leaves whole batches in the store, and a second run adds
     the rest.
     """
-    from iai_mcp.importer import BadLine
+    from iai_mcp.ingest.readers import BadLine
 
     report = ImportReport()
     records: list[MemoryRecord] = []
@@ -74,7 +74,7 @@ def ingest(
 
 def _dated(items: Iterable[Passage | BadLine]) -> Iterator[MemoryRecord | BadLine]:
     """Passages as records; those without a time get now, a microsecond apart, which keeps their order."""
-    from iai_mcp.importer import BadLine
+    from iai_mcp.ingest.readers import BadLine
     from iai_mcp.record import MemoryRecord, utcnow
 
     now = utcnow()

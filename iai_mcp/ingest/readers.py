@@ -19,7 +19,7 @@ from typing import IO, Any
 import msgspec
 
 from iai_mcp.errors import UsageError
-from iai_mcp.splitter import Splitter
+from iai_mcp.ingest.splitter import Splitter
 
 __all__ = ["BadLine", "Passage", "read_paths"]
 

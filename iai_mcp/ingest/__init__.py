@@ -1,0 +1,1 @@
+"""Text becomes memories: files are read, split and captured."""
