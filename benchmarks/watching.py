@@ -12,7 +12,7 @@ import harness
 from prometheus_client import CollectorRegistry
 
 from iai_mcp.config import Settings
-from iai_mcp.metrics import Metrics
+from iai_mcp.metrics.instruments import Metrics
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 from iai_mcp.telemetry import observer, tracing

@@ -105,11 +105,11 @@ def serve(settings: Settings, path: str | Path | None, address: Address, token: 
 
 def _metrics(calls: Calls, settings: Settings, path: str | Path | None) -> Callable[[], tuple[bytes, str]]:
     """Watch this process; what a scrape shows, and its content type."""
-    from iai_mcp import metrics
+    from iai_mcp.metrics import instruments
 
     where = settings if path is None else replace(settings, store=Path(path).expanduser())
-    registry = metrics.for_server(where, calls.store)
-    return lambda: (metrics.exposition(registry), metrics.CONTENT_TYPE)
+    registry = instruments.for_server(where, calls.store)
+    return lambda: (instruments.exposition(registry), instruments.CONTENT_TYPE)
 
 
 @contextmanager

@@ -25,12 +25,13 @@ from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from typer.testing import CliRunner, Result
 
-from iai_mcp import config, metrics_look
+from iai_mcp import config
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.deployment.supervisor import Timing
 from iai_mcp.errors import ConfigError
+from iai_mcp.metrics import gauges
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server_calls import Calls
 from iai_mcp.server_health import LIVE, READY, fit
@@ -212,7 +213,7 @@ def test_metrics_are_read_with_the_rights_that_these_users_have(
     server: Server, store: MemoryStore, user: str
 ) -> None:
     settings = Settings(store=store.path, redis_url=server.url_of(user))
-    shown = {(name, label): value for name, label, value in metrics_look.redis(settings)}
+    shown = {(name, label): value for name, label, value in gauges.redis(settings)}
     assert shown["iai_mcp_redis_aof_enabled", ""] == 1
     assert shown["iai_mcp_redis_memory_limit_bytes", ""] == 512 * 2**20
     assert shown["iai_mcp_lane_pending_entries", "3"] == shown["iai_mcp_workers", ""] == 0

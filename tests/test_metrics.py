@@ -17,10 +17,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from iai_mcp import metrics, metrics_look
 from iai_mcp.errors import IaiMcpError, SpillUnavailable
-from iai_mcp.metric_names import CATALOGUE, EVENTS, series
-from iai_mcp.metrics_look import Look, Looks, Reading
+from iai_mcp.metrics import gauges, instruments
+from iai_mcp.metrics.catalogue import CATALOGUE, EVENTS, series
+from iai_mcp.metrics.gauges import Look, Looks, Reading
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
@@ -62,10 +62,10 @@ class Watch:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        observer.watch(metrics.Metrics(self.registry))
+        observer.watch(instruments.Metrics(self.registry))
 
     def __call__(self, name: str, label: str = "") -> float:
-        return parsed(metrics.exposition(self.registry).decode())[name, label]
+        return parsed(instruments.exposition(self.registry).decode())[name, label]
 
 
 def remembered(store: MemoryStore, text: str = "the ferry leaves from pier nine") -> MemoryRecord:
@@ -164,8 +164,8 @@ def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
 
     registry = CollectorRegistry()
     registry.register(Looks([Look("redis", hangs), Look("files", fails), Look("store", well)], wait=0.2))
-    took = timeit.timeit(lambda: parsed(metrics.exposition(registry).decode()), number=1)
-    shown = parsed(metrics.exposition(registry).decode())
+    took = timeit.timeit(lambda: parsed(instruments.exposition(registry).decode()), number=1)
+    shown = parsed(instruments.exposition(registry).decode())
     assert took < 1.5
     assert [shown["iai_mcp_look_up", source] for source in ("redis", "files", "store")] == [0, 0, 1]
     assert shown["iai_mcp_lane_rows", "0"] == 7
@@ -174,11 +174,11 @@ def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
 
     hold.set()
     broken[0] = False
-    wait_until(lambda: ("iai_mcp_workers", "") in parsed(metrics.exposition(registry).decode()))
+    wait_until(lambda: ("iai_mcp_workers", "") in parsed(instruments.exposition(registry).decode()))
 
 
 def test_what_was_seen_before_a_source_hung_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_look, "FRESH_S", 0.0)
+    monkeypatch.setattr(gauges, "FRESH_S", 0.0)
     hold = threading.Event()
     hold.set()
 
@@ -188,20 +188,20 @@ def test_what_was_seen_before_a_source_hung_is_not_shown(monkeypatch: pytest.Mon
 
     registry = CollectorRegistry()
     registry.register(Looks([Look("redis", take)], wait=0.2))
-    assert parsed(metrics.exposition(registry).decode())["iai_mcp_workers", ""] == 3
+    assert parsed(instruments.exposition(registry).decode())["iai_mcp_workers", ""] == 3
     hold.clear()
-    shown = parsed(metrics.exposition(registry).decode())
+    shown = parsed(instruments.exposition(registry).decode())
     hold.set()
     assert shown["iai_mcp_look_up", "redis"] == 0
     assert ("iai_mcp_workers", "") not in shown
 
 
 def test_an_address_that_is_taken_is_one_line(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = metrics.serve(CollectorRegistry(), "127.0.0.1", 0)
+    endpoint = instruments.serve(CollectorRegistry(), "127.0.0.1", 0)
     port = endpoint.url.split(":")[-1].split("/")[0]
     try:
         with pytest.raises(IaiMcpError, match=f"cannot serve metrics on 127.0.0.1:{port}: Address already in use"):
-            metrics.serve(CollectorRegistry(), "127.0.0.1", int(port))
+            instruments.serve(CollectorRegistry(), "127.0.0.1", int(port))
         assert httpx2.get(endpoint.url.replace("/metrics", "/other")).status_code == 404
     finally:
         endpoint.close()

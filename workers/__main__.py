@@ -55,13 +55,14 @@ def main() -> int:
 def _watch(options: argparse.Namespace, settings: Settings, store: MemoryStore) -> None:
     """Count for whoever scrapes: the supervisor, or the port of our own."""
     if options.metrics_folder is not None:
-        from iai_mcp.metrics import Shared
+        from iai_mcp.metrics.instruments import Shared
 
         Shared(options.metrics_folder).join(options.number, store)
     elif options.metrics_port is not None:
-        from iai_mcp import metrics
+        from iai_mcp.metrics import instruments
 
-        served = metrics.serve(metrics.for_worker(settings, store), options.metrics_host, options.metrics_port)
+        watched = instruments.for_worker(settings, store)
+        served = instruments.serve(watched, options.metrics_host, options.metrics_port)
         print(f"metrics on {served.url}", file=sys.stderr, flush=True)  # noqa: T201
 
 

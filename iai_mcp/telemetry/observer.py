@@ -1,7 +1,7 @@
 """What can be watched of a recall's trace on its way, and by default nobody watching.
 
-The pipeline tells :data:`now` what it does; where nobody watches, that costs some nanoseconds. Who watches (see
-:mod:`iai_mcp.metrics` and :mod:`iai_mcp.telemetry.tracing`) derives from :class:`Observer` and is set with :func:`watch`.
+The pipeline tells :data:`now` what it does; where nobody watches, that costs some nanoseconds. An observer (see
+:mod:`iai_mcp.metrics.instruments` and :mod:`iai_mcp.telemetry.tracing`) derives from :class:`Observer` and is set with :func:`watch`.
 Events of :mod:`iai_mcp.telemetry.events` reach watchers too, whatever the log level.
 """
 

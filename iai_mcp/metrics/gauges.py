@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from iai_mcp import __version__
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import IaiMcpError
-from iai_mcp.metric_names import CATALOGUE
+from iai_mcp.metrics.catalogue import CATALOGUE
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.telemetry.events import log, quiet_words

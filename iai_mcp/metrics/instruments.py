@@ -25,8 +25,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import BadParams, IaiMcpError
-from iai_mcp.metric_names import CATALOGUE, EVENTS, Spec
-from iai_mcp.metrics_look import Look, Looks, files, queued, redis, stored
+from iai_mcp.metrics.catalogue import CATALOGUE, EVENTS, Spec
+from iai_mcp.metrics.gauges import Look, Looks, files, queued, redis, stored
 from iai_mcp.telemetry import observer
 
 if TYPE_CHECKING:
