@@ -15,7 +15,7 @@ from uuid import UUID
 from iai_mcp import __version__, manifest
 from iai_mcp.common.files import sync_tree
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.elsewhere import Elsewhere, elsewhere
+from iai_mcp.maintenance.pending import Elsewhere, elsewhere
 from iai_mcp.manifest import Copied, Listed
 from iai_mcp.pipeline import recovery
 from iai_mcp.record import utcnow

@@ -11,9 +11,9 @@ from iai_mcp.cli_common import Json, Store, note, opened, print_json, settled
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
-    from iai_mcp.doctor import Check
+    from iai_mcp.maintenance.doctor import Check
+    from iai_mcp.maintenance.verify import Finding, Report
     from iai_mcp.pipeline.recovery import Moved, SpillFile
-    from iai_mcp.verify import Finding, Report
 
 __all__ = ["register"]
 
@@ -44,14 +44,14 @@ def verify(
     store: Store = None,
 ) -> None:
     """Check that every trace entry ever handed out is accounted for, once and in order; exit code 1 if not."""
-    from iai_mcp.verify import layout_of
-    from iai_mcp.verify import verify as look
+    from iai_mcp.maintenance.verify import layout_of
+    from iai_mcp.maintenance.verify import verify as look
 
     settings = settled(store)
     layout = layout_of(store, settings)
     report, done = look(layout, settings), []
     if repair:
-        from iai_mcp.repair import repair as mend
+        from iai_mcp.maintenance.repair import repair as mend
 
         for said in mend(layout, settings, report):
             done.append(said)
@@ -97,8 +97,8 @@ def _tell_findings(word: str, found: list[Finding]) -> None:
 
 def doctor(as_json: Json = False, store: Store = None) -> None:
     """Check this installation, the store and what it depends on; exit code 1 where something fails."""
-    from iai_mcp.doctor import State, examine
     from iai_mcp.errors import UsageError
+    from iai_mcp.maintenance.doctor import State, examine
 
     if store == "":
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
@@ -171,8 +171,8 @@ def _replay(as_json: Json = False, store: Store = None) -> None:
     """Move on what no living process holds: to Redis where one is configured, else into the store."""
     from dataclasses import asdict
 
-    from iai_mcp.repair import move_spill
-    from iai_mcp.verify import layout_of
+    from iai_mcp.maintenance.repair import move_spill
+    from iai_mcp.maintenance.verify import layout_of
 
     layout_of(store, settled(store))
     with opened(store) as memories:

@@ -11,7 +11,7 @@ from iai_mcp.cli_common import Json, Show, Store, note, opened, print_json, prog
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
-    from iai_mcp.elsewhere import Elsewhere
+    from iai_mcp.maintenance.pending import Elsewhere
     from iai_mcp.restore import Restored
 
 __all__ = ["import_export", "is_export", "register"]
@@ -30,9 +30,9 @@ def register(app: typer.Typer) -> None:
 def export(folder: New, as_json: Json = False, store: Store = None) -> None:
     """Write all memories and their provenance to a folder of Parquet files; `import` reads it back."""
     from iai_mcp.folder_out import export as write
+    from iai_mcp.maintenance.repair import move_spill
+    from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.manifest import total
-    from iai_mcp.repair import move_spill
-    from iai_mcp.verify import layout_of
 
     layout_of(store, settled(store))
     with opened(store) as memories, progress("exporting") as show:
@@ -50,8 +50,8 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
 def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
     """Copy the store to a folder, consistently, while clients go on writing; `restore` makes a store of it."""
     from iai_mcp.backup import backup as take
+    from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.manifest import total
-    from iai_mcp.verify import layout_of
 
     settings = settled(store)
     layout = layout_of(store, settings)
@@ -130,8 +130,8 @@ def lanes(
     store: Store = None,
 ) -> None:
     """Print the number of lanes, or change it while nobody has the store open; safe to interrupt."""
+    from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.storage.meta import read_meta
-    from iai_mcp.verify import layout_of
 
     settings = settled(store)
     now = read_meta(layout_of(store, settings)).lanes
@@ -141,7 +141,7 @@ def lanes(
         else:
             typer.echo(now)
         return
-    from iai_mcp.relane import relane
+    from iai_mcp.maintenance.reshard import relane
 
     with progress("moving entries") as show:
         done = relane(settings, number, redis_gone=redis_gone, show=_shown(show))

@@ -109,7 +109,7 @@ def _drained(result: dict[str, Any]) -> int | None:
 
 def reembed(as_json: Json = False, store: Store = None) -> None:
     """Make every missing vector, or all of them anew after a change of embedder; safe to interrupt."""
-    from iai_mcp.reembed import reembed as run
+    from iai_mcp.maintenance.reembed import reembed as run
 
     with opened(store) as memories, progress("embedding") as show:
         done = run(memories, progress=show)

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from iai_mcp import __version__, manifest
-from iai_mcp.account import Book, Place
 from iai_mcp.common.files import sync_tree
-from iai_mcp.elsewhere import Elsewhere, elsewhere
+from iai_mcp.maintenance.ledger import Book, Place
+from iai_mcp.maintenance.pending import Elsewhere, elsewhere
 from iai_mcp.manifest import Copied, Listed
 from iai_mcp.record import utcnow
 from iai_mcp.storage.exclusions import LeftOut, Span, Why

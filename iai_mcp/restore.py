@@ -22,11 +22,11 @@ from iai_mcp.backup import VERSION, BackupManifest
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
+from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.storage.exclusions import Span, Why
 from iai_mcp.storage.meta import Layout, read_meta, save_meta
 from iai_mcp.storage.tombstones import Forgotten
 from iai_mcp.store import MemoryStore
-from iai_mcp.verify import Report, verify
 
 __all__ = ["TOKEN_STEP", "Restored", "restore"]
 

@@ -20,6 +20,7 @@ from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
+from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.restore import TOKEN_STEP
@@ -27,7 +28,6 @@ from iai_mcp.spill.chain import Spill
 from iai_mcp.storage import snapshot
 from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.store import MemoryStore, RecordsCache
-from iai_mcp.verify import verify
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python, wait_until
 from tests.test_store import _make

@@ -22,8 +22,8 @@ from iai_mcp.config import Settings
 from iai_mcp.embedders import adapters
 from iai_mcp.embedders.adapters import EmbedderId
 from iai_mcp.errors import EmbedderUnavailable, StoreUnavailable
+from iai_mcp.maintenance.reembed import reembed
 from iai_mcp.record import MemoryRecord
-from iai_mcp.reembed import reembed
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.support import entry

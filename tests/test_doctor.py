@@ -14,11 +14,11 @@ from uuid import UUID, uuid4
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import doctor
 from iai_mcp.broker.redis import pending
 from iai_mcp.cli import app
-from iai_mcp.doctor import Check, State, examine
 from iai_mcp.entries.parcel import Parcel
+from iai_mcp.maintenance import doctor
+from iai_mcp.maintenance.doctor import Check, State, examine
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
 from iai_mcp.spill.chain import Spill

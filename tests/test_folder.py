@@ -19,11 +19,11 @@ from iai_mcp import folder_in, folder_out
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.maintenance.verify import verify
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import LeftOut, Span, Why, uncovered
 from iai_mcp.store import MemoryStore
-from iai_mcp.verify import verify
 from tests.support import cues, entry, pairs, python
 from tests.test_store import _make
 

@@ -14,6 +14,7 @@ import pytest
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
@@ -23,7 +24,6 @@ from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail.query import TrailFilters, trail
-from iai_mcp.verify import verify
 from tests.servers import Server, serving, worker
 from tests.support import cues, entry, pairs, wait_until
 from tests.test_store import _make

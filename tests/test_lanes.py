@@ -14,16 +14,16 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import relane
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LanesChanged, StoreUnavailable
+from iai_mcp.maintenance import reshard
+from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.store import MemoryStore
-from iai_mcp.verify import verify
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python
 from tests.test_store import _make
@@ -34,7 +34,7 @@ Trails = dict[UUID, list[str]]
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IAI_MCP_EMBEDDER", "none")
-    monkeypatch.setattr(relane, "STEP", 4)
+    monkeypatch.setattr(reshard, "STEP", 4)
 
 
 @pytest.fixture
@@ -234,12 +234,12 @@ def _after(real: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 
 STEPS: dict[str, tuple[Any, str, Callable[..., Any], int]] = {
-    "the plan is made": (relane, "_copy", _die, 4),
+    "the plan is made": (reshard, "_copy", _die, 4),
     "half of a lane is copied": (MemoryStore, "spread", _after(MemoryStore.spread, 2), 4),
-    "two lanes are copied": (relane, "_save", _after(relane._save, 3), 4),
-    "all lanes are copied": (relane, "_raise_tokens", _die, 4),
-    "right before the change": (relane, "save_meta", _die, 4),
-    "right after the change": (relane, "_clean", _die, 3),
+    "two lanes are copied": (reshard, "_save", _after(reshard._save, 3), 4),
+    "all lanes are copied": (reshard, "_raise_tokens", _die, 4),
+    "right before the change": (reshard, "save_meta", _die, 4),
+    "right after the change": (reshard, "_clean", _die, 3),
     "before the plan is removed": (MemoryStore, "drop_lanes", _after(MemoryStore.drop_lanes, 2), 3),
 }
 
@@ -252,7 +252,7 @@ def test_killed_at_any_step_it_has_one_number_or_the_other_and_goes_on(
     with monkeypatch.context() as broken:
         broken.setattr(where, name, dying)
         with pytest.raises(Killed):
-            relane.relane(Settings(embedder="none", store=path), 3)
+            reshard.relane(Settings(embedder="none", store=path), 3)
     closed()
     holds(path, trails, lanes)
     run("lanes", 3, "--store", path)
@@ -265,9 +265,9 @@ def test_what_was_written_or_forgotten_since_it_was_killed_counts(
     path: Path, trails: Trails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(relane, "save_meta", _die)
+        broken.setattr(reshard, "save_meta", _die)
         with pytest.raises(Killed):
-            relane.relane(Settings(embedder="none", store=path), 3)
+            reshard.relane(Settings(embedder="none", store=path), 3)
     closed()
     first, second, *_ = trails
     store = MemoryStore(path)
@@ -283,10 +283,10 @@ def test_what_was_written_or_forgotten_since_it_was_killed_counts(
 def test_kill_9_in_the_middle(path: Path, trails: Trails) -> None:
     code = """
 import os, signal
-from iai_mcp import relane
+from iai_mcp.maintenance import reshard
 from iai_mcp.config import Settings
 from iai_mcp.store import MemoryStore
-relane.STEP = 4
+reshard.STEP = 4
 real, calls = MemoryStore.spread, []
 def dying(*args):
     calls.append(1)
@@ -294,7 +294,7 @@ def dying(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 MemoryStore.spread = dying
-relane.relane(Settings.load(), 3)
+reshard.relane(Settings.load(), 3)
 """
     victim = python(code, IAI_MCP_STORE=str(path))
     victim.communicate(timeout=60)

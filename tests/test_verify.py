@@ -17,17 +17,17 @@ import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp.account import Book, Place, out_of_turn, repeated
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
+from iai_mcp.maintenance.ledger import Book, Place, out_of_turn, repeated
+from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
-from iai_mcp.verify import Report, verify
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python
 from tests.test_store import _make

@@ -1,4 +1,4 @@
-"""Mends what :mod:`iai_mcp.verify` found, says each thing it did, and takes nothing that somebody may still need.
+"""Mends what :mod:`iai_mcp.maintenance.verify` found, says what it did, and takes nothing that may still be needed.
 
 What cannot be mended, for it is gone, is noted as accepted, so that the next look finds only what is new.
 """
@@ -11,15 +11,15 @@ from uuid import UUID
 
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
+from iai_mcp.maintenance.inventory import old_strays
+from iai_mcp.maintenance.verify import LaneLook, Report, said_ranges, verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.recovery import Moved
-from iai_mcp.sighting import old_strays
 from iai_mcp.storage.exclusions import Span, Why
 from iai_mcp.storage.meta import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import distinct, piled_up
 from iai_mcp.store import MemoryStore
-from iai_mcp.verify import LaneLook, Report, said_ranges, verify
 
 __all__ = ["move_spill", "repair"]
 

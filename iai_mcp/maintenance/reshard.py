@@ -15,8 +15,8 @@ import msgspec
 from iai_mcp.common.files import replace_file
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.elsewhere import elsewhere
 from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUse
+from iai_mcp.maintenance.pending import elsewhere
 from iai_mcp.storage.meta import MAX_LANES, SCHEMA_VERSION, StoreMeta, save_meta
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore

@@ -1,0 +1,1 @@
+"""Checks and mends a store: status, verify, repair, doctor, new embeddings, another number of lanes."""
