@@ -12,7 +12,7 @@ from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
     from iai_mcp.maintenance.pending import Elsewhere
-    from iai_mcp.restore import Restored
+    from iai_mcp.transfer.restore import Restored
 
 __all__ = ["import_export", "is_export", "register"]
 
@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def export(folder: New, as_json: Json = False, store: Store = None) -> None:
     """Write all memories and their provenance to a folder of Parquet files; `import` reads it back."""
-    from iai_mcp.folder_out import export as write
     from iai_mcp.maintenance.repair import move_spill
     from iai_mcp.maintenance.verify import layout_of
-    from iai_mcp.manifest import total
+    from iai_mcp.transfer.export import export as write
+    from iai_mcp.transfer.manifest import total
 
     layout_of(store, settled(store))
     with opened(store) as memories, progress("exporting") as show:
@@ -49,9 +49,9 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
 
 def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
     """Copy the store to a folder, consistently, while clients go on writing; `restore` makes a store of it."""
-    from iai_mcp.backup import backup as take
     from iai_mcp.maintenance.verify import layout_of
-    from iai_mcp.manifest import total
+    from iai_mcp.transfer.backup import backup as take
+    from iai_mcp.transfer.manifest import total
 
     settings = settled(store)
     layout = layout_of(store, settings)
@@ -78,7 +78,7 @@ def restore(
     store: Store = None,
 ) -> None:
     """Make a store from a backup, checked file by file and entry by entry; all of it, or nothing."""
-    from iai_mcp.restore import restore as make
+    from iai_mcp.transfer.restore import restore as make
 
     settings = settled(store)
     with progress("restoring") as show:
@@ -168,7 +168,7 @@ def is_export(paths: list[str]) -> bool:
         UsageError: it is one of several.
     """
     from iai_mcp.errors import UsageError
-    from iai_mcp.manifest import is_export as look
+    from iai_mcp.transfer.manifest import is_export as look
 
     found = [path for path in paths if path != "-" and look(Path(path))]
     if found and len(paths) > 1:
@@ -178,7 +178,7 @@ def is_export(paths: list[str]) -> bool:
 
 def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> None:
     """Add what an export holds to the store."""
-    from iai_mcp.folder_in import load
+    from iai_mcp.transfer.load import load
 
     settings = settled(store)
     with progress("importing") as show:

@@ -13,7 +13,6 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import backup
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect
 from iai_mcp.cli import app
@@ -23,11 +22,12 @@ from iai_mcp.errors import LeaseLost
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
-from iai_mcp.restore import TOKEN_STEP
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage import snapshot
 from iai_mcp.storage.meta import Layout, read_meta
 from iai_mcp.store import MemoryStore, RecordsCache
+from iai_mcp.transfer import backup
+from iai_mcp.transfer.restore import TOKEN_STEP
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python, wait_until
 from tests.test_store import _make

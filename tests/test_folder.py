@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import folder_in, folder_out
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
@@ -24,6 +23,7 @@ from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import LeftOut, Span, Why, uncovered
 from iai_mcp.store import MemoryStore
+from iai_mcp.transfer import export, load
 from tests.support import cues, entry, pairs, python
 from tests.test_store import _make
 
@@ -31,9 +31,9 @@ from tests.test_store import _make
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IAI_MCP_EMBEDDER", "none")
-    monkeypatch.setattr(folder_out, "STEP", 3)
-    monkeypatch.setattr(folder_out, "FILE_ROWS", 7)
-    monkeypatch.setattr(folder_in, "STEP", 4)
+    monkeypatch.setattr(export, "STEP", 3)
+    monkeypatch.setattr(export, "FILE_ROWS", 7)
+    monkeypatch.setattr(load, "STEP", 4)
 
 
 def run(*args: object, code: int = 0) -> Result:
@@ -272,10 +272,10 @@ def test_an_import_that_was_killed_goes_on(store: MemoryStore, tmp_path: Path) -
     code = """
 import os, signal, sys
 from pathlib import Path
-from iai_mcp import folder_in
+from iai_mcp.transfer import load
 from iai_mcp.config import Settings
 from iai_mcp.store import MemoryStore
-folder_in.STEP = 4
+load.STEP = 4
 real, calls = MemoryStore.adopt_entries, []
 def dying(self, rows):
     done = real(self, rows)
@@ -284,7 +284,7 @@ def dying(self, rows):
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 MemoryStore.adopt_entries = dying
-folder_in.load(Path(sys.argv[1]), Settings.load())
+load.load(Path(sys.argv[1]), Settings.load())
 """
     victim = python(code, tmp_path / "out", IAI_MCP_STORE=str(tmp_path / "other"))
     victim.communicate(timeout=60)
@@ -310,9 +310,9 @@ def test_an_export_that_was_killed_leaves_nothing_that_could_be_taken_for_one(
         raise Killed
 
     with monkeypatch.context() as broken:
-        broken.setattr(folder_out, "sync_tree", dying)
+        broken.setattr(export, "sync_tree", dying)
         with pytest.raises(Killed):
-            folder_out.export(store, tmp_path / "out")
+            export.export(store, tmp_path / "out")
     assert "was not finished" in run("import", tmp_path / "out", "--store", tmp_path / "x", code=2).stderr
 
     left = store.layout.scratch / "1-dead"  # what a kill -9 leaves: links that keep forgotten texts on the disk

@@ -17,8 +17,6 @@ from uuid import UUID
 
 import msgspec
 
-from iai_mcp import manifest
-from iai_mcp.backup import VERSION, BackupManifest
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
@@ -27,6 +25,8 @@ from iai_mcp.storage.exclusions import Span, Why
 from iai_mcp.storage.meta import Layout, read_meta, save_meta
 from iai_mcp.storage.tombstones import Forgotten
 from iai_mcp.store import MemoryStore
+from iai_mcp.transfer import manifest
+from iai_mcp.transfer.backup import VERSION, BackupManifest
 
 __all__ = ["TOKEN_STEP", "Restored", "restore"]
 

@@ -15,11 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from iai_mcp import __version__, manifest
+from iai_mcp import __version__
 from iai_mcp.common.files import sync_tree
 from iai_mcp.maintenance.ledger import Book, Place
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
-from iai_mcp.manifest import Copied, Listed
 from iai_mcp.record import utcnow
 from iai_mcp.storage.exclusions import LeftOut, Span, Why
 from iai_mcp.storage.meta import EmbedderMeta
@@ -29,6 +28,8 @@ from iai_mcp.storage.tables.lane import LANE_SCHEMA, in_order
 from iai_mcp.storage.tables.records import record_schema
 from iai_mcp.storage.tombstones import Forgotten
 from iai_mcp.store import MemoryStore
+from iai_mcp.transfer import manifest
+from iai_mcp.transfer.manifest import Copied, Listed
 
 __all__ = ["ENTRY_SCHEMA", "LEFT_OUT", "VERSION", "ExportManifest", "export"]
 

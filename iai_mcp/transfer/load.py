@@ -14,18 +14,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iai_mcp import manifest
 from iai_mcp.config import Settings
 from iai_mcp.embedders import adapters
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
-from iai_mcp.folder_out import ENTRY_SCHEMA, LEFT_OUT, VERSION, ExportManifest
 from iai_mcp.maintenance.reembed import reembed
-from iai_mcp.manifest import Listed
 from iai_mcp.storage.exclusions import LeftOut, Span, Why, ranges, uncovered
 from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
 from iai_mcp.storage.tables.lane import AppendReport
 from iai_mcp.storage.tables.records import AdoptReport, record_schema
 from iai_mcp.store import MemoryStore
+from iai_mcp.transfer import manifest
+from iai_mcp.transfer.export import ENTRY_SCHEMA, LEFT_OUT, VERSION, ExportManifest
+from iai_mcp.transfer.manifest import Listed
 
 __all__ = ["Loaded", "load"]
 

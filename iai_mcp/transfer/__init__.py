@@ -1,0 +1,1 @@
+"""A store in and out: Parquet exports, backups, and their way back."""
