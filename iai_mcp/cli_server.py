@@ -53,14 +53,14 @@ def serve(
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
     settings = loaded("mcp", "uvicorn.error", token_file=token_file)  # they speak up about strangers and floods
     if transport == "stdio":
-        from iai_mcp import server_stdio
+        from iai_mcp.server import stdio
 
-        server_stdio.serve(settings, store)
+        stdio.serve(settings, store)
         return
-    from iai_mcp import server_http
+    from iai_mcp.server import http
 
-    token = server_http.read_token(settings, token_file)
-    server_http.serve(settings, store, server_http.Address(host, port, allow_host or ()), token)
+    token = http.read_token(settings, token_file)
+    http.serve(settings, store, http.Address(host, port, allow_host or ()), token)
 
 
 def install(

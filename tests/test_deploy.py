@@ -33,9 +33,9 @@ from iai_mcp.deployment.supervisor import Timing
 from iai_mcp.errors import ConfigError
 from iai_mcp.metrics import gauges
 from iai_mcp.record import MemoryRecord
-from iai_mcp.server_calls import Calls
-from iai_mcp.server_health import LIVE, READY, fit
-from iai_mcp.server_stdio import GRACE_S
+from iai_mcp.server.calls import Calls
+from iai_mcp.server.health import LIVE, READY, fit
+from iai_mcp.server.stdio import GRACE_S
 from iai_mcp.storage.meta import DEFAULT_LANES
 from iai_mcp.store import MemoryStore
 from tests.servers import DEPLOYED, Server, free_port, redis_server, serving, worker

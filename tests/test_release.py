@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import iai_mcp
 from iai_mcp.cli import app
 from iai_mcp.config import Settings
-from iai_mcp.server import build
-from iai_mcp.server_calls import Calls
+from iai_mcp.server.app import build
+from iai_mcp.server.calls import Calls
 from tests.support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

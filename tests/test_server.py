@@ -27,11 +27,11 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import BadParams, ConfigError
 from iai_mcp.record import MemoryRecord
-from iai_mcp.server import build
-from iai_mcp.server_calls import Caller, Calls, encode, fitted, parameters
-from iai_mcp.server_http import Address, read_token
-from iai_mcp.server_pages import explain, markdown
-from iai_mcp.server_tools import TOOLS
+from iai_mcp.server.app import build
+from iai_mcp.server.calls import Caller, Calls, encode, fitted, parameters
+from iai_mcp.server.http import Address, read_token
+from iai_mcp.server.resources import explain, markdown
+from iai_mcp.server.tools import TOOLS
 from iai_mcp.store import MemoryStore
 from tests.servers import serving, worker
 from tests.support import ROOT, cues, entry, finished, python, wait_until
@@ -228,7 +228,7 @@ def test_the_server_introduces_itself(server: Any) -> None:
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     heavy = "[name for name in ('lancedb', 'onnxruntime', 'pyarrow', 'redis') if name in sys.modules]"
-    assert finished(python(f"import sys, iai_mcp.server_stdio; print({heavy})")) == "[]\n"
+    assert finished(python(f"import sys, iai_mcp.server.stdio; print({heavy})")) == "[]\n"
     assert finished(python("import sys, iai_mcp.cli; print('mcp' in sys.modules)")) == "False\n"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_mcp.config import overflow_dir
-from iai_mcp.server_calls import Calls
+from iai_mcp.server.calls import Calls
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore

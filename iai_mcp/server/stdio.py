@@ -32,8 +32,8 @@ from mcp_types import (
 )
 
 from iai_mcp.config import Settings
-from iai_mcp.server import build
-from iai_mcp.server_calls import Calls
+from iai_mcp.server.app import build
+from iai_mcp.server.calls import Calls
 
 __all__ = ["GRACE_S", "MESSAGE_LIMIT", "serve", "watchdog"]
 

@@ -1,6 +1,6 @@
 """The MCP face: one server object for both transports, which answers every request from the store.
 
-It knows the protocol and nothing else: :mod:`iai_mcp.server_calls` runs the calls, ``server_stdio`` and
+It knows the protocol and nothing else: :mod:`iai_mcp.server.calls` runs the calls, ``server_stdio`` and
 ``server_http`` carry the bytes. Each request is served on its own, so one slow call holds up no other.
 """
 
@@ -36,10 +36,11 @@ from mcp_types import (
     ToolAnnotations,
 )
 
-from iai_mcp import __version__, server_pages
+from iai_mcp import __version__
 from iai_mcp.errors import IaiMcpError, RecordNotFound, UsageError
-from iai_mcp.server_calls import Caller, Calls
-from iai_mcp.server_tools import INSTRUCTIONS, TOOLS
+from iai_mcp.server import resources
+from iai_mcp.server.calls import Caller, Calls
+from iai_mcp.server.tools import INSTRUCTIONS, TOOLS
 
 __all__ = ["build"]
 
@@ -116,7 +117,7 @@ class _Face:
 
     async def list_resources(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         offset = _offset(params.cursor if params else None)
-        found, more = await self._asked(lambda store: server_pages.newest(store, offset))
+        found, more = await self._asked(lambda store: resources.newest(store, offset))
         shown = [Resource(uri=page.uri, name=page.name, mime_type=page.mime) for page in found]
         return ListResourcesResult(resources=shown, next_cursor=str(offset + len(found)) if more else None)
 
@@ -124,7 +125,7 @@ class _Face:
         self, context: Context, params: PaginatedRequestParams | None
     ) -> ListResourceTemplatesResult:
         template = ResourceTemplate(
-            uri_template=server_pages.TEMPLATE,
+            uri_template=resources.TEMPLATE,
             name="memory",
             title="A memory and its trail",
             description="One memory and who recalled it; format is markdown (default) or json.",
@@ -133,7 +134,7 @@ class _Face:
 
     async def read_resource(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         uri = str(params.uri)
-        page = await self._asked(lambda store: server_pages.read(store, uri), uri)
+        page = await self._asked(lambda store: resources.read(store, uri), uri)
         return ReadResourceResult(contents=[TextResourceContents(uri=uri, mime_type=page.mime, text=page.text)])
 
     async def _asked(self, work: Any, uri: str = "") -> Any:
@@ -150,7 +151,7 @@ class _Face:
 
     async def list_prompts(self, context: Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
         prompt = Prompt(
-            name=server_pages.PROMPT,
+            name=resources.PROMPT,
             title="Explain the sources",
             description="Explain which memories an answer rested on, from the trace of its recalls.",
             arguments=[
@@ -161,10 +162,10 @@ class _Face:
         return ListPromptsResult(prompts=[prompt])
 
     async def get_prompt(self, context: Context, params: GetPromptRequestParams) -> GetPromptResult:
-        if params.name != server_pages.PROMPT:
-            raise MCPError(INVALID_PARAMS, f"no prompt {params.name[:80]!r}; there is {server_pages.PROMPT}")
+        if params.name != resources.PROMPT:
+            raise MCPError(INVALID_PARAMS, f"no prompt {params.name[:80]!r}; there is {resources.PROMPT}")
         try:
-            text = server_pages.explain(params.arguments or {}, self._caller(context).session_id)
+            text = resources.explain(params.arguments or {}, self._caller(context).session_id)
         except UsageError as error:
             raise MCPError(INVALID_PARAMS, str(error)) from None
         message = PromptMessage(role="user", content=TextContent(type="text", text=text))

@@ -26,10 +26,10 @@ from starlette.responses import Response
 
 from iai_mcp.config import Settings, read_secret
 from iai_mcp.errors import ConfigError, IaiMcpError
-from iai_mcp.server import build
-from iai_mcp.server_calls import Calls
-from iai_mcp.server_health import Health
-from iai_mcp.server_stdio import GRACE_S, watchdog
+from iai_mcp.server.app import build
+from iai_mcp.server.calls import Calls
+from iai_mcp.server.health import Health
+from iai_mcp.server.stdio import GRACE_S, watchdog
 
 __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iai_mcp.errors import BadParams
-from iai_mcp.server_calls import fitted
+from iai_mcp.server.calls import fitted
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore

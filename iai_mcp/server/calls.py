@@ -20,7 +20,7 @@ import msgspec
 
 from iai_mcp.config import Settings
 from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped
-from iai_mcp.server_tools import TOOLS, Tool
+from iai_mcp.server.tools import TOOLS, Tool
 from iai_mcp.telemetry.events import emit, log, quiet_words
 
 if TYPE_CHECKING:
