@@ -35,7 +35,7 @@ COMMAND = """
 import sys, time
 import lancedb
 began = time.perf_counter()
-import iai_mcp.core, iai_mcp.cli_show, iai_mcp.cli_timeline
+import iai_mcp.core, iai_mcp.cli.tables, iai_mcp.cli.timeline
 from typer.main import get_command
 from iai_mcp.cli import app
 imported = time.perf_counter()

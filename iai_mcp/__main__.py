@@ -1,6 +1,6 @@
 """``python -m iai_mcp`` is the command line."""
 
-from iai_mcp.cli import main
+from iai_mcp.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -90,7 +90,7 @@ def test_help_is_fast_since_it_imports_nothing_heavy() -> None:
         "sys.argv = ['iai-mcp', '--help']\n"
         "heavy = {'lancedb', 'pyarrow', 'onnxruntime', 'numpy', 'tokenizers', 'redis', 'rq'}\n"
         "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
-        "from iai_mcp.cli import main\n"
+        "from iai_mcp.cli.app import main\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
@@ -368,7 +368,7 @@ def test_forget_asks_on_a_terminal_and_wants_yes_elsewhere(
 ) -> None:
     kept = document("capture", "dear to me")["record_id"]
     assert "--yes" in one_error(run("forget", kept, code=2))
-    monkeypatch.setattr("iai_mcp.cli_memory._on_terminal", lambda: True)
+    monkeypatch.setattr("iai_mcp.cli.memories._on_terminal", lambda: True)
     asked = run("forget", kept, stdin="n\n", code=1)
     assert "dear to me" in asked.stderr
     assert asked.stdout == ""

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iai_mcp.cli import app
-from iai_mcp.demo import CLIENTS, QUESTIONS, passages
+from iai_mcp.cli.demo_run import CLIENTS, QUESTIONS, passages
 
 RECALLS = len(CLIENTS) * len(QUESTIONS)
 

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp import cli_common
-from iai_mcp.cli import app
+from iai_mcp.cli import app, common
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import BadParams
 from iai_mcp.record import MemoryRecord
@@ -165,7 +164,7 @@ def test_colours_are_for_terminals_that_want_them(store: MemoryStore, asked: lis
 
 def on_a_terminal(store: MemoryStore, views: list[list[str]], **env: str) -> list[str]:
     """What each view writes where stdout is a terminal."""
-    code = "import json, sys; from iai_mcp.cli import app\n"
+    code = "import json, sys; from iai_mcp.cli.app import app\n"
     code += "for view in json.loads(sys.argv[1]): app(['provenance', *view], standalone_mode=False); print('END')"
     settings = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     settings |= {"IAI_MCP_STORE": str(store.path), "IAI_MCP_EMBEDDER": "none", "TERM": "xterm-256color", **env}
@@ -215,7 +214,7 @@ def test_what_makes_no_sense_is_one_line_and_exit_code_2(run: Run, args: list[st
 
 
 def test_parquet_is_not_for_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iai_mcp.cli_rows.on_terminal", lambda: True)
+    monkeypatch.setattr("iai_mcp.cli.row_writers.on_terminal", lambda: True)
     assert "give --output FILE" in one_error(run("--format", "parquet", code=2))
 
 
@@ -230,7 +229,7 @@ def test_parquet_is_not_for_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_span_is_so_long_ago(span: str, ago: timedelta) -> None:
-    found = cli_common.moment("--since", span)
+    found = common.moment("--since", span)
     assert found is not None
     assert abs(datetime.now(UTC) - ago - found) < timedelta(minutes=1)
 
@@ -249,7 +248,7 @@ def test_spans_choose_and_the_oldest_time_that_can_be_said_is_fine(
         entries = json.loads(run("--record", asked[2], *condition, "--json").stdout)["entries"]
         assert bool(entries) is found, condition
     with pytest.raises(BadParams):
-        cli_common.moment("--since", "-2h")
+        common.moment("--since", "-2h")
 
 
 # --- exports ---------------------------------------------------------------------------------------------

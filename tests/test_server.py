@@ -229,7 +229,7 @@ def test_the_server_introduces_itself(server: Any) -> None:
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     heavy = "[name for name in ('lancedb', 'onnxruntime', 'pyarrow', 'redis') if name in sys.modules]"
     assert finished(python(f"import sys, iai_mcp.server.stdio; print({heavy})")) == "[]\n"
-    assert finished(python("import sys, iai_mcp.cli; print('mcp' in sys.modules)")) == "False\n"
+    assert finished(python("import sys, iai_mcp.cli.app; print('mcp' in sys.modules)")) == "False\n"
 
 
 # -- the tools

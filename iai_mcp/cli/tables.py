@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from iai_mcp.cli_text import one_line, plain, when
+from iai_mcp.cli.text import one_line, plain, when
 from iai_mcp.common.wording import many
 
 __all__ = [

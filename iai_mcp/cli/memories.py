@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import (
+from iai_mcp.cli.common import (
     Json,
     Limit,
     Offset,
@@ -111,7 +111,7 @@ def recall(
     if as_json:
         print_json(result)
     elif result["hits"]:
-        from iai_mcp.cli_show import hits
+        from iai_mcp.cli.tables import hits
 
         screen().print(hits(result["hits"]))
     else:
@@ -139,7 +139,7 @@ def list_(
     if as_json:
         print_json({"records": found, "total": total})
     elif found:
-        from iai_mcp.cli_show import records
+        from iai_mcp.cli.tables import records
 
         screen().print(records(found))
         note(f"{offset + 1} to {offset + len(found)} of {total}")
@@ -160,7 +160,7 @@ def get(
     if as_json:
         print_json(result)
         return
-    from iai_mcp.cli_show import record, trail
+    from iai_mcp.cli.tables import record, trail
 
     out = screen()
     out.print(record(result))
@@ -202,7 +202,7 @@ def _all_there(memories: MemoryStore, given: list[str]) -> list[UUID]:
 def _confirmed(memories: MemoryStore, chosen: list[UUID]) -> bool:
     if not _on_terminal():
         raise UsageError("forgetting is for good: confirm with --yes where there is no terminal to ask on")
-    from iai_mcp.cli_text import one_line
+    from iai_mcp.cli.text import one_line
 
     for record_id in chosen:
         found = memories.get(record_id)

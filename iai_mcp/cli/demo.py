@@ -10,8 +10,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from iai_mcp.cli_show import pipeline, trail
-from iai_mcp.cli_text import one_line
+from iai_mcp.cli.tables import pipeline, trail
+from iai_mcp.cli.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli_common import Json, note, print_json, screen
+from iai_mcp.cli.common import Json, note, print_json, screen
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:

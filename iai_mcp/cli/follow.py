@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from iai_mcp.cli_common import opened
-from iai_mcp.cli_rows import Target, entry_rows, row_writer
+from iai_mcp.cli.common import opened
+from iai_mcp.cli.row_writers import Target, entry_rows, row_writer
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
 def _printer(kind: str, *, of_one_record: bool) -> Iterator[Callable[[pa.Table], None]]:
     out = sys.stdout.buffer
     if kind == "table":
-        from iai_mcp.cli_timeline import live_line
+        from iai_mcp.cli.timeline import live_line
 
         def tell(rows: pa.Table) -> None:
             for row in rows.to_pylist():

@@ -14,20 +14,20 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from iai_mcp import (
-    __version__,
-    cli_care,
-    cli_config,
-    cli_data,
-    cli_dead,
-    cli_import,
-    cli_memory,
-    cli_pipeline,
-    cli_provenance,
-    cli_server,
-    cli_workers,
+from iai_mcp import __version__
+from iai_mcp.cli import (
+    config,
+    dead_letters,
+    health,
+    import_,
+    memories,
+    provenance,
+    server,
+    status,
+    transfer,
+    workers,
 )
-from iai_mcp.cli_common import error_line
+from iai_mcp.cli.common import error_line
 from iai_mcp.errors import IaiMcpError, UsageError
 
 __all__ = ["app", "main"]
@@ -125,17 +125,17 @@ def _root(
         typer.echo(context.get_help())
 
 
-cli_pipeline.register_demo(app)
-cli_import.register(app)
-cli_memory.register(app)
-cli_provenance.register(app)
-cli_pipeline.register(app)
-cli_server.register(app)
-cli_workers.register(app)
-cli_dead.register(app)
-cli_care.register(app)
-cli_config.register(app)
-cli_data.register(app)
+status.register_demo(app)
+import_.register(app)
+memories.register(app)
+provenance.register(app)
+status.register(app)
+server.register(app)
+workers.register(app)
+dead_letters.register(app)
+health.register(app)
+config.register(app)
+transfer.register(app)
 
 
 def main() -> None:

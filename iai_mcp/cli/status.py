@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Json, Store, error_line, loaded, note, opened, print_json, progress, screen
+from iai_mcp.cli.common import Json, Store, error_line, loaded, note, opened, print_json, progress, screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,7 +54,7 @@ def status(
 def _shown(result: dict[str, Any], rate: float | None) -> RenderableType:
     from rich.console import Group
 
-    from iai_mcp.cli_show import pipeline, store_facts
+    from iai_mcp.cli.tables import pipeline, store_facts
 
     return Group(store_facts(result), pipeline(result, rate))
 
@@ -78,7 +78,7 @@ def _watch(look: Callable[[], dict[str, Any]], as_json: bool) -> None:
                 for result, rate in _looks(look):
                     live.update(_shown(result, rate), refresh=True)
         else:
-            from iai_mcp.cli_show import snapshot
+            from iai_mcp.cli.tables import snapshot
 
             for result, rate in _looks(look):
                 typer.echo(f"{datetime.now(UTC):%H:%M:%SZ} {snapshot(result, rate)}")
@@ -124,7 +124,7 @@ def reembed(as_json: Json = False, store: Store = None) -> None:
 
 def demo(as_json: Json = False, store: Store = None) -> None:
     """See it work in ten seconds: three clients ask Python's own documentation, each recall leaves a trace."""
-    from iai_mcp.demo import run
+    from iai_mcp.cli.demo_run import run
 
     settings = loaded()
     with progress("starting") as show:
@@ -132,6 +132,6 @@ def demo(as_json: Json = False, store: Store = None) -> None:
     if as_json:
         print_json(facts)
         return
-    from iai_mcp.cli_demo import tell
+    from iai_mcp.cli.demo import tell
 
     tell(screen(width=80), facts)

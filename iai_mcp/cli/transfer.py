@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Json, Show, Store, note, opened, print_json, progress, settled
+from iai_mcp.cli.common import Json, Show, Store, note, opened, print_json, progress, settled
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:

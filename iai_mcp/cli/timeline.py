@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from iai_mcp.cli_common import coloured
-from iai_mcp.cli_text import one_line, when
+from iai_mcp.cli.common import coloured
+from iai_mcp.cli.text import one_line, when
 
 __all__ = ["live_line", "recall_lines", "timeline_lines", "top_lines"]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Store, error_line, opened, traced
+from iai_mcp.cli.common import Store, error_line, opened, traced
 from iai_mcp.errors import BadParams, IaiMcpError
 
 __all__ = ["register"]

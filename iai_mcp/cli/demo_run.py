@@ -23,7 +23,7 @@ from iai_mcp.errors import IaiMcpError, StoreError
 from iai_mcp.ingest.loader import ImportReport, ingest
 
 if TYPE_CHECKING:
-    from iai_mcp.cli_common import Show
+    from iai_mcp.cli.common import Show
     from iai_mcp.config import Settings
     from iai_mcp.ingest.readers import Passage
     from iai_mcp.store import MemoryStore

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli_common import Store, error_line, note, settled
+from iai_mcp.cli.common import Store, error_line, note, settled
 from iai_mcp.common.wording import many
 from iai_mcp.errors import BrokerUnavailable
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Json, Store, note, opened, print_json, screen
+from iai_mcp.cli.common import Json, Store, note, opened, print_json, screen
 from iai_mcp.errors import RecordNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _list(as_json: Json = False, store: Store = None) -> None:
     if as_json:
         print_json({"letters": [_dict(letter) for letter in found]})
     elif found:
-        from iai_mcp.cli_show import letters
+        from iai_mcp.cli.tables import letters
 
         out = screen()
         out.print(letters(found, out.width))
@@ -68,7 +68,7 @@ def _show(
         return
     import msgspec
 
-    from iai_mcp.cli_text import plain
+    from iai_mcp.cli.text import plain
 
     screen().print(plain(msgspec.json.format(msgspec.json.encode(_dict(letter)), indent=2).decode()))
 

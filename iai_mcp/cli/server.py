@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from iai_mcp import cli_hook
-from iai_mcp.cli_common import Json, Store, loaded, note, print_json
+from iai_mcp.cli import hook
+from iai_mcp.cli.common import Json, Store, loaded, note, print_json
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: iai-mcp serve --transport http --port 8765")(serve)
     app.command(epilog="Example: iai-mcp install claude-code")(install)
     app.command(epilog="Example: iai-mcp uninstall claude-code")(uninstall)
-    cli_hook.register(app)
+    hook.register(app)
 
 
 def serve(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Json, Store, error_line, note, opened, print_json, progress
-from iai_mcp.cli_data import import_export, is_export
+from iai_mcp.cli.common import Json, Store, error_line, note, opened, print_json, progress
+from iai_mcp.cli.transfer import import_export, is_export
 from iai_mcp.common.wording import many
 from iai_mcp.errors import UsageError
 from iai_mcp.ingest.loader import BATCH, BATCH_EMBEDDED, ImportReport, ingest

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli_common import Json, Offset, Since, Store, Until, moment, note, opened, print_json
-from iai_mcp.cli_rows import Format, Rows, Target, batched, entry_rows
+from iai_mcp.cli.common import Json, Offset, Since, Store, Until, moment, note, opened, print_json
+from iai_mcp.cli.row_writers import Format, Rows, Target, batched, entry_rows
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def provenance(
     view = "top" if top else "never" if never else "entries"
     ask = _Ask(view, params, limit, offset, Target("json" if as_json else form, output))
     if follow:
-        from iai_mcp.cli_follow import follow as live
+        from iai_mcp.cli.follow import follow as live
 
         live(store, params, ask.target, newest=limit or (PAGE if since else 0))
         return
@@ -167,8 +167,8 @@ def _tell(memories: MemoryStore, ask: _Ask, result: Document) -> None:
     if lines := _lines(memories, ask, found):
         typer.echo("\n".join(lines))
     else:
-        from iai_mcp.cli_common import screen
-        from iai_mcp.cli_show import records, trail
+        from iai_mcp.cli.common import screen
+        from iai_mcp.cli.tables import records, trail
 
         out = screen()
         out.print(records(found) if ask.view == "never" else trail(found, out.width))
@@ -179,7 +179,7 @@ def _tell(memories: MemoryStore, ask: _Ask, result: Document) -> None:
 
 def _lines(memories: MemoryStore, ask: _Ask, found: list[Document]) -> list[str]:
     """The views that are plain lines; none for the others."""
-    from iai_mcp.cli_timeline import recall_lines, timeline_lines, top_lines
+    from iai_mcp.cli.timeline import recall_lines, timeline_lines, top_lines
 
     if ask.view == "top":
         return [*top_lines(found)]
