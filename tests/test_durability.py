@@ -24,7 +24,7 @@ from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
 from tests.support import pairs, wait_until
 from tests.test_redis import Start, broker_of, lanes_now, record_id, seen, spill_files, start  # noqa: F401
-from workers.bench import bench_for
+from workers.runner import bench_for
 
 DURABLE = Settings(redis_durability="fsync", push_budget_ms=2000)
 OPTIONS = RedisOptions.of(DURABLE)

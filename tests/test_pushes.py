@@ -25,7 +25,7 @@ from tests.support import entry, wait_until
 from tests.test_brokers import LANES, numbers, parcel
 from tests.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
 from tests.test_store import _make
-from workers.bench import bench_for
+from workers.runner import bench_for
 
 STORE = "ab" * 16
 KEYS = Keys("", STORE)

@@ -29,7 +29,7 @@ from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
 from workers import ProvenanceWorker, jobs
-from workers.bench import bench_for
+from workers.runner import bench_for
 from workers.worker import is_doorbell
 
 
@@ -111,7 +111,7 @@ def test_one_turn_drains_every_lane_that_has_little_in_it_but_does_not_wait_for_
     store: MemoryStore, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = fakeredis.FakeStrictRedis()
-    monkeypatch.setattr("workers.bench.BESIDE_S", 0.5)
+    monkeypatch.setattr("workers.runner.BESIDE_S", 0.5)
     ids = store.insert_many([_make() for _ in range(12)])
     lanes = {lane_of(one, store.lanes): one for one in ids}
     (own, mine), (stuck, theirs), (_, third), *_ = lanes.items()

@@ -90,7 +90,7 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
     from iai_mcp.broker.redis.client import connect, failure
     from iai_mcp.broker.redis.keys import Keys
     from iai_mcp.errors import ConfigError
-    from workers.bench import bench_for, configured_store
+    from workers.runner import bench_for, configured_store
     from workers.worker import ProvenanceWorker
 
     if not settings.redis_url:

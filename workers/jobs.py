@@ -17,7 +17,7 @@ from iai_mcp.pipeline.drain import DrainReport, Outcome
 from iai_mcp.telemetry.events import emit, quiet_words
 
 if TYPE_CHECKING:
-    from workers.bench import Bench
+    from workers.runner import Bench
 
 __all__ = ["WrongStore", "drain_lane"]
 
@@ -36,7 +36,7 @@ def drain_lane(store_id: str, lane: int) -> str:
     """
     from rq import get_current_job
 
-    from workers.bench import bench_for
+    from workers.runner import bench_for
 
     job = get_current_job()
     if job is None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rq.job import Job
     from rq.queue import Queue
 
-    from workers.bench import Bench
+    from workers.runner import Bench
 
 __all__ = ["ProvenanceWorker"]
 
@@ -140,7 +140,7 @@ class ProvenanceWorker(SimpleWorker):
 
     def _bench(self) -> Bench:
         if self._own is None:
-            from workers.bench import bench_for, configured_store
+            from workers.runner import bench_for, configured_store
 
             self._own = bench_for(configured_store().store_id, self.connection)
         return self._own
