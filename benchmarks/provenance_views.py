@@ -37,7 +37,7 @@ import lancedb
 began = time.perf_counter()
 import iai_mcp.core, iai_mcp.cli.tables, iai_mcp.cli.timeline
 from typer.main import get_command
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 imported = time.perf_counter()
 get_command(app)(["provenance", *sys.argv[1:]], standalone_mode=False)
 sys.stdout.flush()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp import __version__
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
 from iai_mcp.embedders import adapters
 from iai_mcp.embedders.adapters import EmbedderId

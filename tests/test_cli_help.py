@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 
 # What runs until it is stopped, or prints for whoever started it, has no document to give.
 NO_RESULT = {"serve", "worker", "up", "hook"}

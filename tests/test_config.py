@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 
 
 def config(*args: str, code: int = 0, **env: str) -> Result:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.cli.demo_run import CLIENTS, QUESTIONS, passages
 
 RECALLS = len(CLIENTS) * len(QUESTIONS)

@@ -27,7 +27,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp import config
 from iai_mcp.broker.redis.keys import Keys
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
 from iai_mcp.deployment.supervisor import Timing
 from iai_mcp.errors import ConfigError

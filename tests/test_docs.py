@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 import iai_mcp
 from iai_mcp import core, errors
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.config import table
 from tests import preloaded, servers
 from tests.support import ROOT
@@ -319,7 +319,7 @@ def test_the_demo_looks_as_in_the_readme() -> None:
     (shown,) = [block.shown for block in blocks(ROOT / "README.md") if "iai-mcp demo" in block.text]
     source = "".join(
         Path(str(importlib.import_module(f"iai_mcp.{name}").__file__)).read_text()
-        for name in ("cli_demo", "cli_show")
+        for name in ("cli.demo", "cli.tables")
     )
     heads = [line.split(" ─")[0] for line in shown if re.match(r"\w.* ─", line)]
     assert heads

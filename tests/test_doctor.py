@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp.broker.redis import pending
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.maintenance import doctor
 from iai_mcp.maintenance.doctor import Check, State, examine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.core import dispatch
 from iai_mcp.deployment.client_config import Place, entry_for, install, place_of, uninstall
 from iai_mcp.store import MemoryStore

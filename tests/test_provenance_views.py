@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp.cli import app, common
+from iai_mcp.cli import common
+from iai_mcp.cli.app import app
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import BadParams
 from iai_mcp.record import MemoryRecord

@@ -8,7 +8,7 @@ import tomllib
 from typer.testing import CliRunner
 
 import iai_mcp
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters

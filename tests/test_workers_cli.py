@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.broker.redis.client import connect, shut_down
 from iai_mcp.broker.redis.inspect import masked
-from iai_mcp.cli import app
+from iai_mcp.cli.app import app
 from iai_mcp.deployment import local_redis, supervisor
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep
 from iai_mcp.errors import ConfigError

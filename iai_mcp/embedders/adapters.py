@@ -242,7 +242,7 @@ def _wordpiece() -> Any:
     """BERT's uncased tokenizer, cut at the model's 256 tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    lines = files("iai_mcp").joinpath("data/bert-uncased-vocab.txt").read_bytes().decode().split("\n")
+    lines = files("iai_mcp.embedders").joinpath("data/bert-uncased-vocab.txt").read_bytes().decode().split("\n")
     vocab = {word: number for number, word in enumerate(lines) if word}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])

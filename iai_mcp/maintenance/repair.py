@@ -1,4 +1,4 @@
-"""Mends what :mod:`iai_mcp.maintenance.verify` found, says what it did, and takes nothing that may still be needed.
+"""Mends what :mod:`iai_mcp.maintenance.verify` found, says what it did, and takes nothing that is still needed.
 
 What cannot be mended, for it is gone, is noted as accepted, so that the next look finds only what is new.
 """

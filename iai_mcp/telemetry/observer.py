@@ -1,8 +1,8 @@
-"""What can be watched of a recall's trace on its way, and by default nobody watching.
+"""Instrumentation hooks of the write pipeline; they do nothing until an observer registers.
 
-The pipeline tells :data:`now` what it does; where nobody watches, that costs some nanoseconds. An observer (see
-:mod:`iai_mcp.metrics.instruments` and :mod:`iai_mcp.telemetry.tracing`) derives from :class:`Observer` and is set with :func:`watch`.
-Events of :mod:`iai_mcp.telemetry.events` reach watchers too, whatever the log level.
+The pipeline tells :data:`now` what it does. Without an observer that costs some nanoseconds. An observer (see
+:mod:`iai_mcp.metrics.instruments` and :mod:`iai_mcp.telemetry.tracing`) derives from :class:`Observer` and is
+registered with :func:`watch`. Events of :mod:`iai_mcp.telemetry.events` reach observers too, at any log level.
 """
 
 from __future__ import annotations

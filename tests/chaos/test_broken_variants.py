@@ -97,7 +97,7 @@ def test_ack_before_commit_loses(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
 
 def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def append_blindly(self: LaneTable, batch: Any, *_: Any, **__: Any) -> int:
-        self._table.add(iai_mcp.storage.tables.lane.to_arrow(batch, 1))
+        self._table.add(lane_module.to_arrow(batch, 1))
         return len(batch)
 
     for broken in (False, True):
