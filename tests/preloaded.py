@@ -62,7 +62,17 @@ def program(folder: Path) -> Iterator[Path]:
 
 
 def _serve(address: str) -> None:
-    for name in ("cli", "backup", "core", "demo", "doctor", "folder_in", "install", "restore", "server_stdio"):
+    for name in (
+        "cli.app",
+        "cli.demo_run",
+        "core",
+        "deployment.client_config",
+        "maintenance.doctor",
+        "server.stdio",
+        "transfer.backup",
+        "transfer.load",
+        "transfer.restore",
+    ):
         __import__(f"iai_mcp.{name}")
     for name in ("onnxruntime", "redis", "rich.progress", "rich.table", "tokenizers"):
         __import__(name)

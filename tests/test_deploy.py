@@ -223,7 +223,7 @@ def test_metrics_are_read_with_the_rights_that_these_users_have(
 def test_a_user_may_no_more_with_the_lanes_than_this_program_does(user: str) -> None:
     (line,) = re.findall(rf"^user {user} .*$", (DEPLOYED / "users.acl").read_text(), re.MULTILINE)
     (allowed,) = re.findall(r"\(~iai-mcp:\* -@all ([^)]*)\)", line)
-    broker = ROOT / "iai_mcp" / "broker"
+    broker = ROOT / "iai_mcp" / "broker" / "redis"
     source = "\n".join(path.read_text() for path in (*broker.glob("*.py"), *broker.glob("lua/*.lua")))
     done = re.findall(r"call\('(\w+)'|(?:pipe|client|control)\.(\w+)\(|\"(EVAL\w*)\"", source)
     assert {word.lstrip("+") for word in allowed.split()} <= {name.lower() for names in done for name in names}

@@ -665,7 +665,7 @@ def test_what_cannot_be_served_is_one_line(
 ) -> None:
     from typer.testing import CliRunner
 
-    from iai_mcp.cli import app
+    from iai_mcp.cli.app import app
 
     result = CliRunner().invoke(app, ["serve", "--transport", "http", *options], env=env)
     assert result.exit_code == code, result.exception
