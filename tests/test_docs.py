@@ -41,20 +41,20 @@ LINKING = [*FILES, ROOT / "benchmarks" / "README.md"]
 ELSEWHERE = {
     r"^pip install ": "this environment is what it would install",
     r"^pytest$": "this is it",
-    r"^docker ": "needs an engine; tests/test_deploy.py",
-    r"^kubectl ": "needs a cluster; tests/test_deploy.py",
+    r"^docker ": "needs an engine; tests/deployment/test_deploy.py",
+    r"^kubectl ": "needs a cluster; tests/deployment/test_deploy.py",
     r"^(systemctl|useradd) ": "needs root, and systemd as process 1",
     r"(^|\s)/(etc|opt)/": "writes to root's folders",
     r"promtool ": "not everywhere; run by .ci/run",
-    r"^python -m tests\.see_alerts": "takes minutes, and Prometheus",
-    r"^rq worker": "tests/test_redis.py::test_every_kind_of_worker_drains",
-    r"^iai-mcp demo$": "tests/test_demo.py::test_the_demo_tells_a_newcomer_what_happened",
-    r"^iai-mcp provenance --follow": "tests/test_provenance_views.py::"
+    r"^python -m (tests|tools)\.see_alerts": "takes minutes, and Prometheus",
+    r"^rq worker": "tests/broker/redis/test_redis.py::test_every_kind_of_worker_drains",
+    r"^iai-mcp demo$": "tests/cli/test_demo.py::test_the_demo_tells_a_newcomer_what_happened",
+    r"^iai-mcp provenance --follow": "tests/trail/test_provenance_views.py::"
     "test_follow_prints_what_other_processes_write_until_it_is_told_to_stop",
-    r"^iai-mcp up ": "tests/test_workers_cli.py::test_up_brings_up_everything_and_takes_it_down",
-    r"^iai-mcp worker -n 2$": "tests/test_workers_cli.py::"
+    r"^iai-mcp up ": "tests/workers/test_workers.py::test_up_brings_up_everything_and_takes_it_down",
+    r"^iai-mcp worker -n 2$": "tests/workers/test_workers.py::"
     "test_workers_drain_what_recalls_left_and_come_back_when_killed",
-    r"^iai-mcp worker .*--metrics-port": "tests/test_metrics.py::"
+    r"^iai-mcp worker .*--metrics-port": "tests/metrics/test_metrics.py::"
     "test_workers_count_together_on_one_port_and_go_on_after_a_kill",
 }
 

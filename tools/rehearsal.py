@@ -1,4 +1,4 @@
-"""What ``docker compose up`` would start, by hand and without an engine: ``python -m tests.rehearsal``.
+"""What ``docker compose up`` would start, by hand and without an engine: ``python -m tools.rehearsal``.
 
 For Linux, as root.
 
@@ -226,7 +226,7 @@ def main() -> int:
             sh("sh", ROOT / "deploy" / "make-secrets", work / "secrets", stderr=subprocess.DEVNULL)
             build(work)
             command = ["unshare", "--net", "--mount", "--propagation", "private"]
-            command += [sys.executable, "-m", "tests.rehearsal", "--in-its-own-network", folder]
+            command += [sys.executable, "-m", "tools.rehearsal", "--in-its-own-network", folder]
             return subprocess.run(command, cwd=ROOT).returncode
         finally:
             for place in made:

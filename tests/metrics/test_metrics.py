@@ -25,10 +25,10 @@ from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 from iai_mcp.telemetry import observer
+from tests.server.test_server import TOKEN, http
 from tests.servers import Server, serving
 from tests.support import ROOT, entry, pairs, wait_until
-from tests.test_server import TOKEN, http
-from tests.test_workers_cli import running
+from tests.workers.test_workers import running
 
 PATIENCE = 30
 

@@ -20,8 +20,8 @@ from iai_mcp.pipeline.priority_lock import Turns
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.segment import Segment
 from iai_mcp.store import MemoryStore
+from tests.pipeline.test_queue import overflow
 from tests.support import cues, pairs, wait_until
-from tests.test_queue import overflow
 from tests.test_store import _make
 
 

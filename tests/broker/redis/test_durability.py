@@ -21,9 +21,9 @@ from iai_mcp.core import dispatch
 from iai_mcp.errors import ConfigError
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
+from tests.broker.redis.test_redis import Start, broker_of, lanes_now, record_id, seen, spill_files, start  # noqa: F401
 from tests.servers import Server, serving
 from tests.support import pairs, wait_until
-from tests.test_redis import Start, broker_of, lanes_now, record_id, seen, spill_files, start  # noqa: F401
 from workers.runner import bench_for
 
 DURABLE = Settings(redis_durability="fsync", push_budget_ms=2000)

@@ -38,9 +38,7 @@ from iai_mcp.server.health import LIVE, READY, fit
 from iai_mcp.server.stdio import GRACE_S
 from iai_mcp.storage.meta import DEFAULT_LANES
 from iai_mcp.store import MemoryStore
-from tests.servers import DEPLOYED, Server, free_port, redis_server, serving, worker
-from tests.support import ROOT, pairs, wait_until
-from tests.test_redis import (  # noqa: F401  the same tests, here under the users of a deployment
+from tests.broker.redis.test_redis import (  # noqa: F401  the same tests, here under the users of a deployment
     patient,
     record_id,
     start,
@@ -48,7 +46,9 @@ from tests.test_redis import (  # noqa: F401  the same tests, here under the use
     test_flushed_scripts_are_loaded_again,
     test_recall_goes_on_while_redis_is_down_and_order_holds,
 )
-from tests.test_server import http
+from tests.server.test_server import http
+from tests.servers import DEPLOYED, Server, free_port, redis_server, serving, worker
+from tests.support import ROOT, pairs, wait_until
 
 PATIENCE = 60
 

@@ -1,6 +1,6 @@
 """Sees every alert fire: Prometheus, Redis, an HTTP server and workers, and each thing broken once.
 
-``python -m tests.see_alerts`` needs ``prometheus`` on the PATH and takes a minute or two; it is not part of the
+``python -m tools.see_alerts`` needs ``prometheus`` on the PATH and takes a minute or two; it is not part of the
 suite. The rules are those of ``deploy/prometheus/alerts.yml`` with shorter times. Exits with 1 where an alert did
 not fire, did not end, or fired before its cause.
 """
@@ -27,9 +27,9 @@ import httpx2
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.meta import Layout, read_meta
+from tests.server.test_server import Http, http, used
 from tests.servers import Server, free_port, serving
 from tests.support import ROOT, wait_until
-from tests.test_server import Http, http, used
 
 RULES = ROOT / "deploy/prometheus/alerts.yml"
 SHORTER = (

@@ -19,11 +19,11 @@ from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.push_transaction import Transactions, answers
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.store import MemoryStore
+from tests.broker.redis.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
+from tests.broker.test_brokers import LANES, numbers, parcel
 from tests.chaos.proxy import Proxy
 from tests.servers import Server, serving
 from tests.support import entry, wait_until
-from tests.test_brokers import LANES, numbers, parcel
-from tests.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
 from tests.test_store import _make
 from workers.runner import bench_for
 

@@ -23,9 +23,9 @@ from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.telemetry.events import configure, emit, log, quiet_words
+from tests.pipeline.test_queue import Gate
 from tests.servers import Server, serving, worker
 from tests.support import ROOT, pairs, wait_until
-from tests.test_queue import Gate
 from tests.test_store import _make
 
 SECRET = "zanzibar-quetzalcoatl"

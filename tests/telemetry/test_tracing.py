@@ -23,9 +23,9 @@ from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 from iai_mcp.telemetry import observer, tracing
+from tests.server.test_server import HELLO, call_line, process
 from tests.servers import serving, worker
 from tests.support import finished, python, wait_until
-from tests.test_server import HELLO, call_line, process
 
 SECRET = "zanzibar"
 
