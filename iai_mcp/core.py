@@ -192,7 +192,7 @@ def _provenance(store: MemoryStore, params: ProvenanceParams) -> dict[str, Any]:
     if params.view == "never":
         return {"records": [record_dict(found) for found in never_recalled(store, filters, **page)]}
     entries = trail(store, filters, **page)
-    if not entries or filters.record_id in store.forgotten.ids():  # what has a trace need not be looked up
+    if not entries or filters.record_id in store.tombstones.ids():  # what has a trace need not be looked up
         _check_record(store, filters)
     return {"entries": entries}
 

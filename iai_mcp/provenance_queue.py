@@ -25,11 +25,11 @@ from iai_mcp.config import overflow_dir
 from iai_mcp.entries.parcel import Pair, Parcel, route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
-from iai_mcp.pipeline.priority_lock import Turns
+from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.replay import replay
 from iai_mcp.spill.chain import Chain, Spill, adopt
-from iai_mcp.storage.exclusions import Key, Why
-from iai_mcp.storage.live_producers import Living
+from iai_mcp.storage.exclusions import ExclusionReason, Key
+from iai_mcp.storage.live_producers import LiveProducer
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit, log, quiet_words
@@ -109,7 +109,7 @@ class ProvenanceWriteQueue:
         self.producer = secrets.token_hex(8)
         self._next_seq = 1
         folder = overflow_dir(self._settings)
-        kept_on_disk = not self._broker.held_here and self._settings.redis_durability == "fsync"
+        kept_on_disk = not self._broker.in_process and self._settings.redis_durability == "fsync"
         fsync = self._settings.journal == "fsync" or kept_on_disk
         level = logging.DEBUG if self._journal else logging.INFO
         self._spill = Spill(store.store_id, self.producer, folder, fsync=fsync, level=level)
@@ -117,9 +117,11 @@ class ProvenanceWriteQueue:
         self._refused: list[Key] = []
         self._last_scan = -SCAN_S
         self._last_append = 0.0
-        self._living = Living(store.layout.locks, self.producer)
+        self._living = LiveProducer(store.layout.locks, self.producer)
         self._order = threading.Lock()  # numbers and pushes in one order
-        self._turns = Turns(self._order, self._settings.push_budget_ms / 2000)  # the other half is for the push
+        self._priority_lock = PriorityLock(
+            self._order, self._settings.push_budget_ms / 2000
+        )  # the other half is for the push
         self._life = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -165,7 +167,7 @@ class ProvenanceWriteQueue:
 
     def _push(self, parcels: list[Parcel]) -> bool:
         """Whether the broker has taken them; where a replay is at it for too long they join its spill."""
-        waited = self._turns.take()
+        waited = self._priority_lock.take()
         if waited is None:
             return False
         try:
@@ -173,7 +175,7 @@ class ProvenanceWriteQueue:
                 return False
             return isinstance(self._broker.push(parcels, waited=waited), Pushed)
         finally:
-            self._turns.leave()
+            self._priority_lock.leave()
 
     def _to_spill(self, parcels: list[Parcel], entries: int) -> None:
         folder = overflow_dir(self._settings)
@@ -202,10 +204,10 @@ class ProvenanceWriteQueue:
         while not self._spill.passed(tail):
             if time.monotonic() >= deadline or not self._running:
                 return False
-            self._broker.hurry(self._broker.mark())
+            self._broker.flush_until(self._broker.mark())
             self._broker.wait_change(min(0.02, deadline - time.monotonic()))
         mark = self._broker.mark()
-        self._broker.hurry(mark)
+        self._broker.flush_until(mark)
         wait = deadline - time.monotonic() if self._running else 0.0
         return self._broker.wait_settled(mark, max(0.0, wait))
 
@@ -225,7 +227,7 @@ class ProvenanceWriteQueue:
                 if self._stopped:
                     self._spill.reopen()
                 self._stopped = False
-            if self._broker.held_here:
+            if self._broker.in_process:
                 self._living.start()
             self._broker.open()
             self._thread = threading.Thread(target=self._run, name="iai-mcp-provenance", daemon=True)
@@ -244,12 +246,12 @@ class ProvenanceWriteQueue:
             if thread is None:
                 return
             deadline = time.monotonic() + self._settings.stop_budget
-            if self._broker.held_here:
+            if self._broker.in_process:
                 self.flush(self._settings.stop_budget)
             self._halt.set()
             self._broker.wake()
             thread.join(max(0.05, deadline - time.monotonic()))
-            with self._order, self._turns.step():
+            with self._order, self._priority_lock.step():
                 self._stopped = True
                 self._thread = None
                 self._give_back()
@@ -258,7 +260,7 @@ class ProvenanceWriteQueue:
             atexit.unregister(self.stop)
 
     def _give_back(self) -> None:
-        left = self._broker.take_back()
+        left = self._broker.drain_remaining()
         if left:
             entries = sum(len(parcel.seqs) for parcel in left)
             try:
@@ -268,7 +270,7 @@ class ProvenanceWriteQueue:
                 self.counts.refused += entries
                 self._refused += [(parcel.producer, seq) for parcel in left for seq in parcel.seqs]
                 emit("spill_failed", level=logging.ERROR, entries=entries, error=quiet_words(error))
-        elif not self._spill.unread and (self._broker.held_here or self._broker.safe(self._broker.mark())):
+        elif not self._spill.unread and (self._broker.in_process or self._broker.is_durable(self._broker.mark())):
             self._spill.commit()  # all of it has been applied, or is safe elsewhere
         self._note_refused()
         for chain in (*self._adopted, self._spill):
@@ -280,7 +282,7 @@ class ProvenanceWriteQueue:
         if self._refused:
             noted = len(self._refused)
             with suppress(OSError):
-                self._store.left_out.add(Why.REFUSED, self._refused[:noted])
+                self._store.exclusions.add(ExclusionReason.REFUSED, self._refused[:noted])
                 del self._refused[:noted]
 
     # -- the thread
@@ -301,7 +303,7 @@ class ProvenanceWriteQueue:
 
     def _prepare(self) -> None:
         """Where recalls may have to spill at any time, have a file ready for that."""
-        if self._journal or not self._broker.held_here:
+        if self._journal or not self._broker.in_process:
             with suppress(OSError):  # said once entries are to be written
                 self._spill.prepare(overflow_dir(self._settings))
 
@@ -318,11 +320,11 @@ class ProvenanceWriteQueue:
         self.counts.duplicate += report.duplicate
         self.counts.unknown += report.unknown
         self.counts.dead += report.dead
-        if report.outcome is Outcome.PLACE:
+        if report.outcome is Outcome.STORE_UNAVAILABLE:
             first, longest = PLACE_BACKOFF_S
             delay = min(longest, first * 2 ** min(self._failures[lane], 10))
             self._failures[lane] += 1
-            self._broker.put_off(lane, delay)
+            self._broker.defer(lane, delay)
             error = quiet_words(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, retry_s=delay, error=error)
         else:
@@ -332,7 +334,7 @@ class ProvenanceWriteQueue:
         """Move spilled parcels on; whether more could follow at once."""
         more = False
         with self._order:
-            if self._broker.lost_touch():
+            if self._broker.needs_replay():
                 for chain in (self._spill, *self._adopted):
                     chain.start_over()
         for chain in (self._spill, *self._adopted):
@@ -343,11 +345,11 @@ class ProvenanceWriteQueue:
         return more
 
     def _is_safe(self, mark: Mark) -> bool:
-        with self._turns.step():  # who looks may use the connection that pushes use
-            return self._broker.safe(mark)
+        with self._priority_lock.step():  # who looks may use the connection that pushes use
+            return self._broker.is_durable(mark)
 
     def _replay_some(self, chain: Chain) -> bool:
-        with self._turns.step():
+        with self._priority_lock.step():
             return replay(chain, self._broker, self._lanes)
 
     def _may_commit(self, chain: Chain) -> bool:

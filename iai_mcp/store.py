@@ -26,7 +26,7 @@ from iai_mcp.pipeline import recovery
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
-from iai_mcp.storage.exclusions import LeftOut
+from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.meta import (
     DEFAULT_DIMS,
     EmbedderMeta,
@@ -38,12 +38,12 @@ from iai_mcp.storage.meta import (
     signature,
 )
 from iai_mcp.storage.scratch import sweep
-from iai_mcp.storage.store_lock import Opener
+from iai_mcp.storage.store_lock import StoreLock
 from iai_mcp.storage.tables.catalog import Tables, by_lane
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import AppendReport, LaneTable
-from iai_mcp.storage.tables.records import AdoptReport, Filters, Hit
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tables.records import Filters, Hit, MergeReport
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry import tracing
 from iai_mcp.telemetry.events import log
 
@@ -77,19 +77,19 @@ class MemoryStore:
         self.path = Path(path).expanduser() if path is not None else self.settings.store_path
         self.layout = Layout(self.path.absolute())
         open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))
-        self._opener = Opener(self.layout.openers)  # from now on nobody changes the number of lanes
+        self._store_lock = StoreLock(self.layout.store_lock)  # from now on nobody changes the number of lanes
         self._meta_path = str(self.layout.meta)  # looked at on every enqueue: a Path costs thrice the stat
         self._meta_signature = signature(self._meta_path)
         self._meta = self._opened = read_meta(self.layout)
-        self.forgotten = Forgotten(self.layout.forgotten)
-        self.left_out = LeftOut(self.layout.left_out)
-        self._tables = Tables(self.layout, self.settings, self._meta, self.forgotten, self.left_out)
+        self.tombstones = Tombstones(self.layout.tombstones)
+        self.exclusions = Exclusions(self.layout.exclusions)
+        self._tables = Tables(self.layout, self.settings, self._meta, self.tombstones, self.exclusions)
         self._records = self._tables.records
         self._lanes: dict[int, LaneTable] = {}
         self._mutex = threading.RLock()
         self._embedder: adapters.Embedder | None = None
         self._embedder_loaded = False
-        self._direct = DirectWrites(self.left_out)
+        self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
 
@@ -139,7 +139,7 @@ class MemoryStore:
     def close(self) -> None:
         """Drain the queue, and say that nobody uses the store through this object any more."""
         self.disable_provenance_queue()
-        self._opener.close()
+        self._store_lock.close()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -149,12 +149,12 @@ class MemoryStore:
             StoreInUse: somebody else has it open; the message says who, where the system tells.
             LanesChanged: somebody else was alone in between.
         """
-        self._opener.be_alone()
+        self._store_lock.be_alone()
         try:
             self.check_lanes()
             yield
         finally:
-            self._opener.share()
+            self._store_lock.share()
 
     def lanes_of(self, generation: int, lanes: int) -> list[LaneTable]:
         """The lane tables of another generation, made where they are missing."""
@@ -241,7 +241,7 @@ class MemoryStore:
         if not records:
             return []
         added = self._records.insert(records, self.meta.vector_column, skip_existing=skip_existing)
-        self.forgotten.discard(added)
+        self.tombstones.discard(added)
         return added
 
     def get(self, record_id: UUID | str) -> MemoryRecord | None:
@@ -260,14 +260,14 @@ class MemoryStore:
         """
         key = as_uuid(record_id)
         found = bool(self._records.existing([key]))
-        if not found and key not in self.forgotten.ids():
+        if not found and key not in self.tombstones.ids():
             return False
-        if key not in self.forgotten.ids():
-            self.forgotten.add(key)
+        if key not in self.tombstones.ids():
+            self.tombstones.add(key)
         self._records.delete(key)
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
-        recovery.forget(overflow_dir(self.settings), self.store_id, key, self.left_out)
+        recovery.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
         if self._provenance_queue is None:  # whose thread does it else: it takes seconds where lanes are long
             self.tidy()
         return found
@@ -279,7 +279,7 @@ class MemoryStore:
         """
         self._records.maintain(force=False)
         for number in range(self.lanes):
-            if number in self._lanes or self.layout.lane_scrub(number, self._opened.generation).exists():
+            if number in self._lanes or self.layout.lane_erasure(number, self._opened.generation).exists():
                 self.lane(number).maintain()
         sweep(self.layout)
 
@@ -330,9 +330,9 @@ class MemoryStore:
 
     # -- what another store had
 
-    def adopt_records(self, rows: pa.Table) -> AdoptReport:
+    def adopt_records(self, rows: pa.Table) -> MergeReport:
         """Add memories as they are, with their vectors, where their id is new and was not forgotten here."""
-        return self._records.adopt(rows, self.meta.vector_column, self.forgotten.ids)
+        return self._records.adopt(rows, self.meta.vector_column, self.tombstones.ids)
 
     def adopt_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
         """Add provenance rows as they are, each record's in the order given; and those without a memory here."""

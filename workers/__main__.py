@@ -90,7 +90,7 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
     from iai_mcp.broker.redis.client import connect, failure
     from iai_mcp.broker.redis.keys import Keys
     from iai_mcp.errors import ConfigError
-    from workers.runner import bench_for, configured_store
+    from workers.runner import configured_store, runner_for
     from workers.worker import ProvenanceWorker
 
     if not settings.redis_url:
@@ -101,7 +101,7 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
     _reach(settings.redis_url, patient=not burst)
     connection = connect(settings.redis_url)
     try:
-        bench = bench_for(store.store_id, connection)
+        runner = runner_for(store.store_id, connection)
         name = Keys(settings.namespace, store.store_id).queue
         worker = ProvenanceWorker([Queue(name, connection=connection)], connection=connection)
         worker.log_job_description = False
@@ -109,7 +109,7 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
         worker.work(burst=burst, logging_level=level)
         if burst and not worker.told_to_stop:
             asked = _stop_asked()
-            return 0 if bench.drain_all(asked) or asked() else 1
+            return 0 if runner.drain_all(asked) or asked() else 1
     except RedisError as error:
         raise BrokerUnavailable(f"Redis does not answer: {failure(error)}") from error
     return 0 if worker.told_to_stop else 1  # RQ ends on errors as quietly as on request

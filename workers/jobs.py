@@ -17,7 +17,7 @@ from iai_mcp.pipeline.drain import DrainReport, Outcome
 from iai_mcp.telemetry.events import emit, quiet_words
 
 if TYPE_CHECKING:
-    from workers.runner import Bench
+    from workers.runner import LaneRunner
 
 __all__ = ["WrongStore", "drain_lane"]
 
@@ -36,23 +36,23 @@ def drain_lane(store_id: str, lane: int) -> str:
     """
     from rq import get_current_job
 
-    from workers.runner import bench_for
+    from workers.runner import runner_for
 
     job = get_current_job()
     if job is None:
         raise WrongStore("drain_lane is an RQ job; to drain by hand use `iai-mcp worker --burst`")
-    return _said(turn(bench_for(store_id, job.connection), lane))
+    return _said(turn(runner_for(store_id, job.connection), lane))
 
 
-def turn(bench: Bench, lane: int) -> DrainReport:
+def turn(runner: LaneRunner, lane: int) -> DrainReport:
     """One turn at a lane, and beside it at those with little in them; rings again for what is not empty then."""
     deadline = time.monotonic() + TURN_S
     with no_garbage_rounds():
-        bench.drain_small(lane, deadline)
-        reports = [bench.drain(lane, deadline=deadline), *bench.drained_beside()]
+        runner.drain_small(lane, deadline)
+        reports = [runner.drain(lane, deadline=deadline), *runner.drained_beside()]
     for report in reports:
         if report.outcome is Outcome.TIME:
-            bench.broker.ring(report.lane)
+            runner.broker.ring(report.lane)
         if report.batches or report.dead:
             found = {"applied": report.applied, "unknown": report.unknown, "dead": report.dead}
             emit("drained", lane=report.lane, **found)

@@ -24,7 +24,7 @@ from workers.jobs import TURN_S, WrongStore
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Bench", "bench_for"]
+__all__ = ["LaneRunner", "runner_for"]
 
 PLACE_PAUSE_S = 1.0
 LEASED_PAUSE_S = 0.1
@@ -32,7 +32,7 @@ BESIDE_S = 2.0  # how long a turn waits for lanes that are drained beside its ow
 SMALL = 100  # items in a lane that is drained beside another
 
 
-class Bench:
+class LaneRunner:
     """One store's lanes, ready to be drained."""
 
     def __init__(self, store: MemoryStore, connection: redis.Redis) -> None:
@@ -58,9 +58,9 @@ class Bench:
         """Drain one lane, unless its place has just failed."""
         self.store.lane(lane)  # refuses a number that is out of range
         if time.monotonic() < self._not_before[lane]:
-            return DrainReport(lane, Outcome.PLACE)
+            return DrainReport(lane, Outcome.STORE_UNAVAILABLE)
         report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
-        if report.outcome is Outcome.PLACE:
+        if report.outcome is Outcome.STORE_UNAVAILABLE:
             self._not_before[lane] = time.monotonic() + PLACE_PAUSE_S
             error = quiet_words(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
@@ -113,16 +113,16 @@ class Bench:
         return False
 
 
-_benches: dict[str, Bench] = {}
+_runners: dict[str, LaneRunner] = {}
 
 
-def bench_for(store_id: str, connection: redis.Redis) -> Bench:
-    """The bench for a store: one that this process has open, else the configured one.
+def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:
+    """The runner for a store: one that this process has open, else the configured one.
 
     Raises:
         WrongStore: the configured store is another.
     """
-    known = _benches.get(store_id)
+    known = _runners.get(store_id)
     if known is not None and known.connection is connection:
         return known
     store = open_stores.get(store_id) or configured_store()
@@ -131,8 +131,8 @@ def bench_for(store_id: str, connection: redis.Redis) -> Bench:
             f"this worker serves the store {store.store_id} at {store.path}, not {store_id}; give each "
             "store an IAI_MCP_NAMESPACE of its own"
         )
-    _benches[store_id] = Bench(store, connection)
-    return _benches[store_id]
+    _runners[store_id] = LaneRunner(store, connection)
+    return _runners[store_id]
 
 
 def configured_store() -> MemoryStore:

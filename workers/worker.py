@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rq.job import Job
     from rq.queue import Queue
 
-    from workers.runner import Bench
+    from workers.runner import LaneRunner
 
 __all__ = ["ProvenanceWorker"]
 
@@ -46,7 +46,7 @@ class ProvenanceWorker(SimpleWorker):
         options.setdefault("connection", next((q.connection for q in queues if not isinstance(q, str)), None))
         super().__init__(names, *args, **options)
         self.log.addFilter(_without_traceback)
-        self._own: Bench | None = None
+        self._own: LaneRunner | None = None
         self._last_sweep = 0.0
 
     def _set_ip_address(self, connection: Any) -> None:
@@ -124,25 +124,25 @@ class ProvenanceWorker(SimpleWorker):
         try:
             if is_suspended(self.connection):
                 return
-            bench = self._bench()
-            for lane in bench.sweep():
+            runner = self._bench()
+            for lane in runner.sweep():
                 if self._stop_requested:
                     return
                 self._state = WorkerStatus.BUSY  # a SIGTERM now lets the batch in hand end
                 try:
-                    turn(bench, lane)
+                    turn(runner, lane)
                 finally:
                     self._state = WorkerStatus.IDLE
-            bench.adopt_orphans()
-            bench.store.tidy()
+            runner.adopt_orphans()
+            runner.store.tidy()
         except (IaiMcpError, RedisError, OSError) as error:
             self.log.warning("Worker %s: the sweep will try again: %s", self.name, error)
 
-    def _bench(self) -> Bench:
+    def _bench(self) -> LaneRunner:
         if self._own is None:
-            from workers.runner import bench_for, configured_store
+            from workers.runner import configured_store, runner_for
 
-            self._own = bench_for(configured_store().store_id, self.connection)
+            self._own = runner_for(configured_store().store_id, self.connection)
         return self._own
 
 

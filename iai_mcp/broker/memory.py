@@ -33,7 +33,7 @@ class _Lane:
     entries: int = 0  # pending ones
     pushed: int = 0
     settled: int = 0
-    hurry: int = 0  # somebody waits for everything up to here
+    flush_until: int = 0  # somebody waits for everything up to here
     lease: int = 0  # number of the live lease, 0 for none
     not_before: float = 0.0
 
@@ -42,7 +42,7 @@ class MemoryBroker:
     """Lanes as deques under one condition."""
 
     name = "embedded"
-    held_here = True
+    in_process = True
 
     def __init__(self, lanes: int, capacity: int) -> None:
         self._lanes = [_Lane() for _ in range(lanes)]
@@ -87,21 +87,21 @@ class MemoryBroker:
         with self._change:
             return tuple(lane.pushed for lane in self._lanes)
 
-    def safe(self, mark: Mark) -> bool:
+    def is_durable(self, mark: Mark) -> bool:
         with self._change:  # only the store is safe
             return self._settled(mark)
 
-    def lost_touch(self) -> bool:
+    def needs_replay(self) -> bool:
         return False  # nobody else can lose it
 
     def _settled(self, mark: Mark) -> bool:
         return all(lane.settled >= end for lane, end in zip(self._lanes, mark, strict=True))
 
-    def hurry(self, mark: Mark) -> None:
+    def flush_until(self, mark: Mark) -> None:
         """Do not linger for anything up to ``mark``."""
         with self._change:
             for lane, end in zip(self._lanes, mark, strict=True):
-                lane.hurry = max(lane.hurry, end)
+                lane.flush_until = max(lane.flush_until, end)
             self._change.notify_all()
 
     def wait_settled(self, mark: Mark, timeout: float) -> bool:
@@ -124,7 +124,7 @@ class MemoryBroker:
             lane = self._held(lease)
             if not lane.in_flight and lane.pending:
                 ripe = lane.pending[0].arrived + linger
-                while lane.entries < max_entries and lane.settled >= lane.hurry:
+                while lane.entries < max_entries and lane.settled >= lane.flush_until:
                     if (left := ripe - time.monotonic()) <= 0:
                         break
                     self._change.wait(left)
@@ -186,7 +186,7 @@ class MemoryBroker:
                     return None
                 self._change.wait(min(wake, deadline) - now)
 
-    def put_off(self, lane: int, seconds: float) -> None:
+    def defer(self, lane: int, seconds: float) -> None:
         """Leave the lane alone for a while: its place failed."""
         with self._change:
             self._lanes[lane].not_before = time.monotonic() + seconds
@@ -202,7 +202,7 @@ class MemoryBroker:
         with self._change:
             self._change.wait(max(0.0, timeout))
 
-    def take_back(self) -> list[Parcel]:
+    def drain_remaining(self) -> list[Parcel]:
         """Empty every lane, in flight first, in order; leases end, so that a late ack is refused."""
         with self._change:
             parcels = [item.parcel for lane in self._lanes for item in (*lane.in_flight, *lane.pending)]

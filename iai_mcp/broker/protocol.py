@@ -13,7 +13,7 @@ from typing import Protocol
 
 from iai_mcp.entries.parcel import Parcel
 
-__all__ = ["Broker", "Claimed", "LaneStats", "Lease", "Mark", "Poison", "Pushed", "QueueBroker", "Refused"]
+__all__ = ["Broker", "Claimed", "LaneStats", "Lease", "MalformedItem", "Mark", "Pushed", "QueueBroker", "Refused"]
 
 Mark = tuple[int, ...]
 """A point in the stream: for each lane how many parcels had been pushed."""
@@ -45,14 +45,14 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Poison:
+class MalformedItem:
     """An item of a lane that is no parcel."""
 
     raw: bytes
     reason: str
 
 
-Claimed = Parcel | Poison
+Claimed = Parcel | MalformedItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Broker(Protocol):
 class QueueBroker(Broker, Protocol):
     """What the queue needs beside: its background thread, its barrier and its end."""
 
-    held_here: bool
+    in_process: bool
     """Whether entries wait in this process's memory, so that stopping means draining."""
 
     def close(self) -> None:
@@ -142,12 +142,12 @@ class QueueBroker(Broker, Protocol):
         """The end of every lane as this producer knows it."""
         ...
 
-    def safe(self, mark: Mark) -> bool:
+    def is_durable(self, mark: Mark) -> bool:
         """Whether everything up to ``mark`` outlives this process, so that the spill may let go of it."""
         ...
 
-    def lost_touch(self) -> bool:
-        """Whether what was replayed and never found :meth:`safe` may be gone, so that it must be replayed anew.
+    def needs_replay(self) -> bool:
+        """Whether what was replayed and never durable may be gone and must be replayed anew.
 
         Says so once; until it is asked the broker takes nothing, lest that be overtaken.
         """
@@ -157,7 +157,7 @@ class QueueBroker(Broker, Protocol):
         """Wait until everything up to ``mark`` is acknowledged; False after ``timeout`` seconds."""
         ...
 
-    def hurry(self, mark: Mark) -> None:
+    def flush_until(self, mark: Mark) -> None:
         """Do not linger for anything up to ``mark``."""
         ...
 
@@ -165,7 +165,7 @@ class QueueBroker(Broker, Protocol):
         """Look after the lanes for up to ``timeout`` seconds; a lane that this process must drain now."""
         ...
 
-    def put_off(self, lane: int, seconds: float) -> None:
+    def defer(self, lane: int, seconds: float) -> None:
         """Leave a lane alone for a while: its store failed."""
         ...
 
@@ -177,6 +177,6 @@ class QueueBroker(Broker, Protocol):
         """Wait until something moves, at most ``timeout`` seconds."""
         ...
 
-    def take_back(self) -> list[Parcel]:
+    def drain_remaining(self) -> list[Parcel]:
         """Everything that would die with this process, in order; it is the caller's now."""
         ...

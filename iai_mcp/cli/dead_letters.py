@@ -133,10 +133,10 @@ def _retry_batch(store: MemoryStore, letters: list[DeadLetter], report: dict[str
 
 
 def _apply(store: MemoryStore, letters: list[DeadLetter]) -> AppendReport:
-    from iai_mcp.storage.exclusions import Why
+    from iai_mcp.storage.exclusions import ExclusionReason
 
     # Noted first: later entries of the same producers have their rows by now.
-    store.left_out.add(Why.LATE, [key for letter in letters for key in letter.keys])
+    store.exclusions.add(ExclusionReason.LATE, [key for letter in letters for key in letter.keys])
     done = store.append_provenance_batch([letter.pair for letter in letters if letter.pair is not None])
     _letters(store).remove([letter.id for letter in letters])  # after the commit: its key makes a repetition safe
     return done

@@ -141,10 +141,10 @@ def lanes(
         else:
             typer.echo(now)
         return
-    from iai_mcp.maintenance.reshard import relane
+    from iai_mcp.maintenance.reshard import reshard
 
     with progress("moving entries") as show:
-        done = relane(settings, number, redis_gone=redis_gone, show=_shown(show))
+        done = reshard(settings, number, redis_gone=redis_gone, show=_shown(show))
     if as_json:
         print_json({"lanes": done.now, "before": done.before, "rows": done.rows, "repeated": done.repeated})
     elif done.before == done.now:

@@ -96,7 +96,7 @@ def _dated(items: Iterable[Passage | BadLine]) -> Iterator[MemoryRecord | BadLin
 def _keep(store: MemoryStore, records: list[MemoryRecord], report: ImportReport) -> None:
     from iai_mcp.core import capture_records
 
-    gone = store.forgotten.ids()
+    gone = store.tombstones.ids()
     wanted = [record for record in records if record.id not in gone]
     added = len(capture_records(store, wanted)) if wanted else 0
     report.added += added

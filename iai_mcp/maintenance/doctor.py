@@ -231,12 +231,12 @@ class _Patient:
 
     def check_forgotten(self) -> Iterator[Check]:
         old = time.time() - SCRUB_S
-        late = [path for path in self.layout.locks.glob("*.scrub") if path.stat().st_mtime < old]
+        late = [path for path in self.layout.locks.glob("*.erasure") if path.stat().st_mtime < old]
         if late:
             said = f"what forgotten memories said is still in the files of {', '.join(p.stem for p in late)}"
             yield Check("forgotten", State.WARN, said, "iai-mcp verify --repair, or start any client")
         else:
-            there = any(self.layout.locks.glob("*.scrub"))
+            there = any(self.layout.locks.glob("*.erasure"))
             said = "what was forgotten just now goes soon" if there else "nothing is left of what was forgotten"
             yield Check("forgotten", State.PASS, said)
 

@@ -26,24 +26,24 @@ from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import Account, Book, Ints, Place, repeated
 from iai_mcp.pipeline import recovery
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.exclusions import LeftOut, Why
-from iai_mcp.storage.live_producers import living
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
+from iai_mcp.storage.live_producers import live_producers
 from iai_mcp.storage.meta import Layout, StoreMeta, read_meta
 from iai_mcp.storage.tables.catalog import scan
 from iai_mcp.storage.tables.lance import retry_vanished
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 
 __all__ = ["Finding", "LaneRows", "Sighting", "look", "old_strays"]
 
 STRAY_S = 60.0  # a younger temporary file may be somebody's work
 _KEYS = ("entry_id", "record_id", "producer", "producer_seq", "seq")
 _ENDED = {
-    Why.UNKNOWN: Place.UNKNOWN,
-    Why.FORGOTTEN: Place.FORGOTTEN,
-    Why.DUPLICATE: Place.DUPLICATE,
-    Why.REFUSED: Place.REFUSED,
-    Why.DROPPED: Place.DROPPED,
-    Why.LOST: Place.ACCEPTED,
+    ExclusionReason.UNKNOWN: Place.UNKNOWN,
+    ExclusionReason.FORGOTTEN: Place.FORGOTTEN,
+    ExclusionReason.DUPLICATE: Place.DUPLICATE,
+    ExclusionReason.REFUSED: Place.REFUSED,
+    ExclusionReason.DROPPED: Place.DROPPED,
+    ExclusionReason.LOST: Place.ACCEPTED,
 }
 
 
@@ -115,7 +115,7 @@ def look(layout: Layout, settings: Settings) -> Sighting:
         StoreError: ``store.json`` cannot be read.
     """
     seen = Sighting(layout, settings, read_meta(layout))
-    seen.alive = living(layout.locks)
+    seen.alive = live_producers(layout.locks)
     spill = overflow_dir(settings)
     seen.guarded("the spill folder", f"look after the permissions of {spill}", lambda: _spilled(seen, spill))
     if settings.redis_url:
@@ -131,7 +131,7 @@ def look(layout: Layout, settings: Settings) -> Sighting:
                 seen.broken[number] = error
     mend = f"restore {layout.root / 'records.lance'} from a backup"
     seen.guarded("the table of memories", mend, lambda: _records(seen))
-    seen.guarded("the log of left-out entries", f"look at {layout.left_out}", lambda: _left_out(seen))
+    seen.guarded("the log of left-out entries", f"look at {layout.exclusions}", lambda: _exclusions(seen))
     seen.guarded("the store's folder", f"look after the permissions of {layout.root}", lambda: _strays(seen))
     if seen.alive:
         names = ", ".join(sorted(seen.alive))
@@ -249,17 +249,17 @@ def _again(rows: pa.Table) -> Any:
 def _records(seen: Sighting) -> None:
     ids = [batch.column("id") for batch in scan(seen.layout.root, "records", skip_vectors=True)]
     seen.records = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
-    forgotten = pa.array([str(record_id) for record_id in Forgotten(seen.layout.forgotten).ids()], pa.string())
+    forgotten = pa.array([str(record_id) for record_id in Tombstones(seen.layout.tombstones).ids()], pa.string())
     for half in forgotten.filter(pc.is_in(forgotten, value_set=seen.records)).to_pylist():
         said = f"memory {half} was forgotten, or inserted again, by a process that did not get to the end"
         seen.warnings.append(Finding("half_forgotten", said, f"iai-mcp forget {half}, or capture it again"))
 
 
-def _left_out(seen: Sighting) -> None:
-    for why, producer, first, last in LeftOut(seen.layout.left_out).read():
+def _exclusions(seen: Sighting) -> None:
+    for why, producer, first, last in Exclusions(seen.layout.exclusions).read():
         seqs = np.arange(max(1, first), last + 1)
         keys = seen.book.keys([producer], np.zeros(len(seqs), np.int64), seqs)
-        if why is Why.LATE:
+        if why is ExclusionReason.LATE:
             seen.late.append(keys)
         else:
             seen.book.add(_ENDED[why], keys)

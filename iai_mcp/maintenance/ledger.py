@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Account", "Book", "Place", "out_of_turn", "repeated"]
+__all__ = ["Account", "Book", "Place", "out_of_order", "repeated"]
 
 Ints = NDArray[np.int64]
 _SEQ_BITS = 40
@@ -135,7 +135,7 @@ def repeated(keys: Ints) -> NDArray[np.bool_]:
     return again
 
 
-def out_of_turn(records: Ints, seqs: Ints, keys: Ints) -> NDArray[np.bool_]:
+def out_of_order(records: Ints, seqs: Ints, keys: Ints) -> NDArray[np.bool_]:
     """Which rows are read after a later entry of the same producer for the same record.
 
     Args:

@@ -9,7 +9,7 @@ from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokerUnavailable
 from iai_mcp.pipeline import recovery
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.live_producers import living
+from iai_mcp.storage.live_producers import live_producers
 from iai_mcp.storage.meta import Layout, StoreMeta
 
 __all__ = ["Elsewhere", "elsewhere"]
@@ -60,7 +60,7 @@ def elsewhere(layout: Layout, meta: StoreMeta, settings: Settings) -> Elsewhere:
         spilled=sum(file.entries for file in files),
         redis=redis,
         dead=DeadLetters(layout).count(),
-        living=tuple(sorted(living(layout.locks))),
+        living=tuple(sorted(live_producers(layout.locks))),
         trouble=trouble,
     )
 

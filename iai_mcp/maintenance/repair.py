@@ -15,7 +15,7 @@ from iai_mcp.maintenance.inventory import old_strays
 from iai_mcp.maintenance.verify import LaneLook, Report, said_ranges, verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.recovery import Moved
-from iai_mcp.storage.exclusions import Span, Why
+from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.meta import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import distinct, piled_up
@@ -92,9 +92,9 @@ def _lane(store: MemoryStore, look: LaneLook) -> Iterator[str]:
     elif piled_up(table.stats()):
         table.maintain(force=True)
         yield f"compacted lane {look.lane}"
-    if look.out_of_turn:
-        keys = [key.rpartition("-") for key in look.out_of_turn]
-        store.left_out.add(Why.LATE, [(producer, int(seq)) for producer, _, seq in keys])
+    if look.out_of_order:
+        keys = [key.rpartition("-") for key in look.out_of_order]
+        store.exclusions.add(ExclusionReason.LATE, [(producer, int(seq)) for producer, _, seq in keys])
         yield f"accepted as out of turn: {many(len(keys), 'entry')} in lane {look.lane}"
 
 
@@ -105,7 +105,7 @@ def _move(store: MemoryStore, lane: int, record_id: str) -> int:
     entries = distinct(rows.to_pylist())
     for entry in entries:
         del entry["seq"], entry["record_id"]
-    store.left_out.add(Why.LATE, [(entry["producer"], entry["producer_seq"]) for entry in entries])
+    store.exclusions.add(ExclusionReason.LATE, [(entry["producer"], entry["producer_seq"]) for entry in entries])
     store.append_provenance_batch([(UUID(record_id), entry) for entry in entries], RecordsCache())
     table.drop_record(record_id)
     return len(rows)
@@ -116,6 +116,8 @@ def _accept(store: MemoryStore, report: Report) -> Iterator[str]:
         return  # what is missing may be there
     for ledger in report.ledgers:
         if ledger.lost:
-            store.left_out.add_spans(Span(Why.LOST, ledger.producer, first, last) for first, last in ledger.lost)
+            store.exclusions.add_spans(
+                Span(ExclusionReason.LOST, ledger.producer, first, last) for first, last in ledger.lost
+            )
             said = f"{many(ledger.missing, 'entry')} of producer {ledger.producer}: {said_ranges(ledger.lost)}"
             yield f"accepted as lost: {said}"

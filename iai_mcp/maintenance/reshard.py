@@ -21,7 +21,7 @@ from iai_mcp.storage.meta import MAX_LANES, SCHEMA_VERSION, StoreMeta, save_meta
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
 
-__all__ = ["Relaned", "relane"]
+__all__ = ["Relaned", "reshard"]
 
 STEP = 4096  # rows of one commit
 
@@ -47,7 +47,7 @@ class Relaned:
     repeated: int = 0
 
 
-def relane(
+def reshard(
     settings: Settings,
     lanes: int,
     *,
@@ -160,7 +160,7 @@ def _raise_tokens(store: MemoryStore, lanes: int) -> None:
 def _clean(store: MemoryStore, meta: StoreMeta) -> None:
     """Remove what belongs to other generations."""
     store.drop_lanes(keep=(meta.generation,))
-    for path in store.layout.locks.glob("lane-*.scrub"):
-        if path not in [store.layout.lane_scrub(number, meta.generation) for number in range(meta.lanes)]:
+    for path in store.layout.locks.glob("lane-*.erasure"):
+        if path not in [store.layout.lane_erasure(number, meta.generation) for number in range(meta.lanes)]:
             path.unlink(missing_ok=True)
     store.layout.lanes_plan.unlink(missing_ok=True)

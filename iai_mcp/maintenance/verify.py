@@ -22,7 +22,7 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.maintenance.inventory import Finding, LaneRows, Sighting, look
-from iai_mcp.maintenance.ledger import Account, Place, out_of_turn, repeated
+from iai_mcp.maintenance.ledger import Account, Place, out_of_order, repeated
 from iai_mcp.storage.meta import Layout
 
 __all__ = ["Finding", "LaneLook", "Ledger", "Report", "layout_of", "said_ranges", "verify"]
@@ -38,7 +38,7 @@ class LaneLook:
     Attributes:
         doubled: rows that repeat the key of another.
         misplaced: rows whose record belongs to another lane; ``astray`` are these records.
-        out_of_turn: keys of entries that are read after a later one of their producer.
+        out_of_order: keys of entries that are read after a later one of their producer.
         strangers: rows whose record does not exist; ``unknown`` are these records.
         unreadable: rows that cannot be an entry.
     """
@@ -49,7 +49,7 @@ class LaneLook:
     misplaced: int = 0
     strangers: int = 0
     unreadable: int = 0
-    out_of_turn: tuple[str, ...] = ()
+    out_of_order: tuple[str, ...] = ()
     astray: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     error: str | None = None
@@ -179,7 +179,7 @@ def _lane_look(seen: Sighting, lane: LaneRows) -> LaneLook:
         strange = ~known[lane.records] & ~nobody
     excused = np.isin(lane.keys, np.concatenate(seen.late)) if seen.late else np.zeros(len(lane.keys), bool)
     single = ~doubled & ~excused
-    late = out_of_turn(lane.records[single], lane.seqs[single], lane.keys[single])
+    late = out_of_order(lane.records[single], lane.seqs[single], lane.keys[single])
     return LaneLook(
         lane.number,
         rows=len(lane.keys) + lane.unreadable,
@@ -187,7 +187,7 @@ def _lane_look(seen: Sighting, lane: LaneRows) -> LaneLook:
         misplaced=int(astray.sum()),
         strangers=int(strange.sum()),
         unreadable=lane.unreadable + int(nobody.sum()),
-        out_of_turn=tuple(seen.book.name(key) for key in lane.keys[single][late]),
+        out_of_order=tuple(seen.book.name(key) for key in lane.keys[single][late]),
         astray=_names(lane, astray & ~strange),
         unknown=_names(lane, strange),
     )
@@ -212,8 +212,8 @@ def _of_lanes(looks: Sequence[LaneLook]) -> Iterable[Finding]:
             yield Finding(
                 "misplaced", f"{many(lane.misplaced, 'row')} {where}", f"{repair} moves them to their lane"
             )
-        if lane.out_of_turn:
-            said = f"{many(len(lane.out_of_turn), 'entry')} {where}, such as {lane.out_of_turn[0]}"
+        if lane.out_of_order:
+            said = f"{many(len(lane.out_of_order), 'entry')} {where}, such as {lane.out_of_order[0]}"
             yield Finding("disordered", said, f"{repair} notes that you accept it; please report it")
         if lane.strangers:
             gone = many(len(lane.unknown), "memory that does not exist", "memories that do not exist")

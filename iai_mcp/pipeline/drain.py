@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from iai_mcp.broker.protocol import Broker, Lease, Poison
+from iai_mcp.broker.protocol import Broker, Lease, MalformedItem
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
     EMPTY = "empty"  # nothing is left in the lane
     LEASED = "leased"  # somebody else drains it
     LOST = "lost"  # the lease passed on while draining
-    PLACE = "place"  # the store's place fails; what is in flight stays so
+    STORE_UNAVAILABLE = "store_unavailable"  # the store's place fails; what is in flight stays so
     BROKER = "broker"  # the broker did not answer
     TIME = "time"  # the time budget is spent
 
@@ -108,13 +108,13 @@ def drain(
                 continue
             watched.claimed(claimed)
             if lease.inherited and not report.taken_over:
-                report.taken_over = sum(len(p.seqs) for p in claimed if not isinstance(p, Poison))
+                report.taken_over = sum(len(p.seqs) for p in claimed if not isinstance(p, MalformedItem))
                 emit("takeover", lane=lane, items=lease.inherited, entries=report.taken_over)
             for item in claimed:
-                if isinstance(item, Poison):
-                    _bury(store, report, item.raw, item.reason)
+                if isinstance(item, MalformedItem):
+                    _dead_letter(store, report, item.raw, item.reason)
             write_pairs(
-                store, EntryBatch.of(p for p in claimed if not isinstance(p, Poison)), cache, policy, report
+                store, EntryBatch.of(p for p in claimed if not isinstance(p, MalformedItem)), cache, policy, report
             )
             watched.written()
             broker.ack(lease, len(claimed))
@@ -129,7 +129,7 @@ def drain(
     except BrokerUnavailable as error:
         report.outcome, report.error = Outcome.BROKER, error
     except OSError as error:
-        report.outcome, report.error = Outcome.PLACE, error
+        report.outcome, report.error = Outcome.STORE_UNAVAILABLE, error
     finally:
         if lease is not None:
             _release(broker, lease)
@@ -156,7 +156,7 @@ def write_pairs(
             size = len(part) // 2
             continue
         else:
-            _bury(store, report, part[0], f"{type(error).__name__}: {error}")
+            _dead_letter(store, report, part[0], f"{type(error).__name__}: {error}")
         at += len(part)
 
 
@@ -194,7 +194,7 @@ def _write(
     return last
 
 
-def _bury(store: MemoryStore, report: DrainReport, what: Pair | bytes, reason: str) -> None:
+def _dead_letter(store: MemoryStore, report: DrainReport, what: Pair | bytes, reason: str) -> None:
     letters = DeadLetters(store.layout)
     if isinstance(what, bytes):
         letters.add_raw(report.lane, what, reason)

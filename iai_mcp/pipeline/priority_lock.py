@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Turns"]
+__all__ = ["PriorityLock"]
 
 
-class Turns:
+class PriorityLock:
     """One lock with two kinds of takers: a caller at a time, and one background thread.
 
     A bare lock is no queue: on a busy machine a thread that lets go of it and takes it again at once does so

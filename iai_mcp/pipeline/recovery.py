@@ -26,7 +26,7 @@ from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, write_pairs
 from iai_mcp.pipeline.replay import STEP, replay
 from iai_mcp.spill.chain import adopt, orphans
 from iai_mcp.spill.segment import Segment, is_held
-from iai_mcp.storage.exclusions import Key, LeftOut, Why
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry.events import emit, quiet_words
 
@@ -162,7 +162,7 @@ def push(store: MemoryStore, broker: QueueBroker) -> Moved:
 def _settles(broker: QueueBroker, mark: Mark) -> bool:
     """Whether what was pushed up to ``mark`` is safe, within a few seconds; else its files stay."""
     deadline = time.monotonic() + SAFE_S
-    while not (safe := broker.safe(mark)) and time.monotonic() < deadline:
+    while not (safe := broker.is_durable(mark)) and time.monotonic() < deadline:
         broker.wait_change(0.02)
     return safe
 
@@ -170,21 +170,21 @@ def _settles(broker: QueueBroker, mark: Mark) -> bool:
 # -- forgetting
 
 
-def forget(folder: Path, store_id: str, record_id: UUID, left_out: LeftOut) -> None:
+def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions) -> None:
     """Take a deleted record's entries out of the files that nobody holds, and note that they were.
 
     In a file that is held they stay until their turn comes, at which they are left out.
     """
     for segments in orphans(folder, store_id):
         for segment in segments:
-            _scrub(segment, record_id, left_out)
+            _scrub(segment, record_id, exclusions)
     with suppress(OSError):
         for path in sorted(folder.glob("*.failed-*.jsonl")):
             if (aside := Segment.take(path)) is not None:
-                _scrub(aside, record_id, left_out)
+                _scrub(aside, record_id, exclusions)
 
 
-def _scrub(segment: Segment, record_id: UUID, left_out: LeftOut) -> None:
+def _scrub(segment: Segment, record_id: UUID, exclusions: Exclusions) -> None:
     names = record_id.hex.encode(), str(record_id).encode()
 
     def concerned(line: bytes) -> bool:
@@ -193,7 +193,7 @@ def _scrub(segment: Segment, record_id: UUID, left_out: LeftOut) -> None:
     try:
         lines = segment.path.read_bytes().splitlines()
         if keys := [key for line in lines if concerned(line) for key in _keys_of(line, record_id)]:
-            left_out.add(Why.FORGOTTEN, keys)
+            exclusions.add(ExclusionReason.FORGOTTEN, keys)
         segment.rewrite(lambda line: _without(line, record_id) if concerned(line) else line)
     except OSError as error:
         emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=quiet_words(error))

@@ -14,7 +14,7 @@ STEP = 64  # parcels
 def replay(chain: Chain, broker: QueueBroker, lanes: int) -> bool:
     """Push the next parcels of ``chain``; whether more could follow at once.
 
-    The chain is not committed: that is for the caller, once ``broker.safe(chain.mark)``.
+    The chain is not committed: that is for the caller, once ``broker.is_durable(chain.mark)``.
     """
     parcels = chain.read(min(chain.step, broker.room))
     pushed = False

@@ -18,9 +18,9 @@ import msgspec
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.entries.parcel import Pair, outline
 from iai_mcp.record import utcnow
-from iai_mcp.storage.exclusions import Key, LeftOut, Why
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.meta import Layout
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 
 __all__ = ["DeadLetter", "DeadLetters"]
@@ -70,8 +70,8 @@ class DeadLetters:
         """Keep an entry that could not be written; one of a deleted record is only noted."""
         letter = DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1])
         with self._lock():
-            if pair[0] in Forgotten(self.layout.forgotten).ids():  # looked up here: `forget` takes the same lock
-                self._note(Why.FORGOTTEN, [letter])
+            if pair[0] in Tombstones(self.layout.tombstones).ids():  # looked up here: `forget` takes the same lock
+                self._note(ExclusionReason.FORGOTTEN, [letter])
             else:
                 append_lines(self.layout.dead, _line(letter))
 
@@ -106,14 +106,16 @@ class DeadLetters:
 
     def drop(self, ids: Iterable[str]) -> int:
         """Give letters up for good, and note that people did; how many there were."""
-        return self._take(lambda letter: letter.id in gone, Why.DROPPED) if (gone := set(ids)) else 0
+        return self._take(lambda letter: letter.id in gone, ExclusionReason.DROPPED) if (gone := set(ids)) else 0
 
     def forget(self, record_id: UUID) -> None:
         """Drop the letters of a deleted record, and those of which nobody can say that they are not its."""
         text = str(record_id)
-        self._take(lambda letter: letter.record_id == text or _mentions(letter, record_id), Why.FORGOTTEN)
+        self._take(
+            lambda letter: letter.record_id == text or _mentions(letter, record_id), ExclusionReason.FORGOTTEN
+        )
 
-    def _take(self, wanted: Callable[[DeadLetter], bool], why: Why | None) -> int:
+    def _take(self, wanted: Callable[[DeadLetter], bool], why: ExclusionReason | None) -> int:
         with self._lock():
             letters = self.all()
             gone = [letter for letter in letters if wanted(letter)]
@@ -124,8 +126,8 @@ class DeadLetters:
                 replace_file(self.layout.dead, b"".join(_line(one) for one in letters if one.id not in ids))
             return len(gone)
 
-    def _note(self, why: Why, letters: Iterable[DeadLetter]) -> None:
-        LeftOut(self.layout.left_out).add(why, [key for letter in letters for key in letter.keys])
+    def _note(self, why: ExclusionReason, letters: Iterable[DeadLetter]) -> None:
+        Exclusions(self.layout.exclusions).add(why, [key for letter in letters for key in letter.keys])
 
     def _lock(self) -> AbstractContextManager[object]:
         return WriterLock(self.layout.root / "locks" / "dead.lock", timeout=30).hold()

@@ -16,7 +16,7 @@ from uuid import UUID
 from iai_mcp.entries.parcel import Pair, entry_id
 from iai_mcp.errors import BadParams
 from iai_mcp.record import as_uuid
-from iai_mcp.storage.exclusions import Key, LeftOut, Why
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 
 __all__ = ["DirectWrites", "is_numbered"]
 
@@ -32,9 +32,9 @@ def is_numbered(record_id: object, entry: object) -> bool:
 class DirectWrites:
     """One store's own producer."""
 
-    def __init__(self, left_out: LeftOut) -> None:
+    def __init__(self, exclusions: Exclusions) -> None:
         self.producer = secrets.token_hex(8)
-        self._left_out = left_out
+        self._exclusions = exclusions
         self._last = 0
         self._order = threading.Lock()  # one write at a time: numbers ascend as the rows do
         self._refused: list[Key] = []
@@ -67,7 +67,7 @@ class DirectWrites:
     def _note_refused(self) -> None:
         if self._refused:
             with suppress(OSError):  # the store's disk is full; the next write tries again
-                self._left_out.add(Why.REFUSED, self._refused)
+                self._exclusions.add(ExclusionReason.REFUSED, self._refused)
                 self._refused.clear()
 
 

@@ -15,13 +15,13 @@ import msgspec
 
 from iai_mcp.common.files import append_lines
 
-__all__ = ["Key", "LeftOut", "Span", "Why", "ranges", "uncovered"]
+__all__ = ["ExclusionReason", "Exclusions", "Key", "Span", "ranges", "uncovered"]
 
 Key = tuple[str, int]
 """``(producer, producer_seq)``."""
 
 
-class Why(StrEnum):
+class ExclusionReason(StrEnum):
     """Why an entry has no row, or (``LATE``) has it out of turn."""
 
     UNKNOWN = "unknown"  # there is no such record
@@ -36,25 +36,25 @@ class Why(StrEnum):
 class Span(NamedTuple):
     """A run of one producer's sequence numbers, both ends included."""
 
-    why: Why
+    why: ExclusionReason
     producer: str
     first: int
     last: int
 
 
 class _Line(msgspec.Struct, frozen=True):
-    why: Why
+    why: ExclusionReason
     producer: str
     seqs: list[tuple[int, int]]
 
 
-class LeftOut:
+class Exclusions:
     """The log of one store, an append-only file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def add(self, why: Why, keys: Iterable[Key]) -> None:
+    def add(self, why: ExclusionReason, keys: Iterable[Key]) -> None:
         """Note keys, durably.
 
         Raises:
@@ -111,11 +111,11 @@ def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
     """What of ``spans`` is not in ``known``, for whatever reason; an excuse for being late counts by itself."""
     covered: dict[tuple[str, bool], list[tuple[int, int]]] = {}
     for why, producer, first, last in known:
-        covered.setdefault((producer, why is Why.LATE), []).append((first, last))
+        covered.setdefault((producer, why is ExclusionReason.LATE), []).append((first, last))
     found = []
     for span in spans:
         at = span.first
-        for first, last in sorted(covered.get((span.producer, span.why is Why.LATE), ())):
+        for first, last in sorted(covered.get((span.producer, span.why is ExclusionReason.LATE), ())):
             if first > at:
                 found.append(span._replace(first=at, last=min(first - 1, span.last)))
             at = max(at, last + 1)
@@ -123,5 +123,5 @@ def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
                 break
         if at <= span.last:
             found.append(span._replace(first=at))
-        covered.setdefault((span.producer, span.why is Why.LATE), []).append((span.first, span.last))
+        covered.setdefault((span.producer, span.why is ExclusionReason.LATE), []).append((span.first, span.last))
     return [span for span in found if span.first <= span.last]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from iai_mcp.spill.segment import Segment, is_held
 
-__all__ = ["Living", "living"]
+__all__ = ["LiveProducer", "live_producers"]
 
 _PREFIX = "producer-"
 
 
-class Living:
+class LiveProducer:
     """The sign of life of one producer, from :meth:`start` to :meth:`stop`; without it nothing else changes."""
 
     def __init__(self, folder: Path, producer: str) -> None:
@@ -39,7 +39,7 @@ class Living:
             self._segment = None
 
 
-def living(folder: Path) -> set[str]:
+def live_producers(folder: Path) -> set[str]:
     """The producers that live now."""
     found = set()
     for path in folder.glob(f"{_PREFIX}*.lock"):

@@ -84,11 +84,11 @@ class Layout:
         return self.root / "locks" / "records.lock"
 
     @property
-    def records_scrub(self) -> Path:
-        return self.root / "locks" / "records.scrub"
+    def records_erasure(self) -> Path:
+        return self.root / "locks" / "records.erasure"
 
     @property
-    def openers(self) -> Path:
+    def store_lock(self) -> Path:
         return self.root / "locks" / "open.lock"
 
     @property
@@ -99,16 +99,16 @@ class Layout:
     def lanes_plan(self) -> Path:
         return self.root / "locks" / "lanes.plan"
 
-    def lane_scrub(self, lane: int, generation: int = 0) -> Path:
-        return self.root / "locks" / f"lane-{lane}{f'-g{generation}' if generation else ''}.scrub"
+    def lane_erasure(self, lane: int, generation: int = 0) -> Path:
+        return self.root / "locks" / f"lane-{lane}{f'-g{generation}' if generation else ''}.erasure"
 
     @property
-    def forgotten(self) -> Path:
-        return self.root / "forgotten.log"
+    def tombstones(self) -> Path:
+        return self.root / "tombstones.log"
 
     @property
-    def left_out(self) -> Path:
-        return self.root / "left-out.jsonl"
+    def exclusions(self) -> Path:
+        return self.root / "exclusions.jsonl"
 
     @property
     def dead(self) -> Path:

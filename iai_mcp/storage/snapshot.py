@@ -18,7 +18,7 @@ from uuid import UUID
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.storage.meta import Layout, StoreMeta, read_meta
 from iai_mcp.storage.scratch import scratch, sweep
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 
 __all__ = ["Snapshot", "snapshot"]
@@ -67,21 +67,21 @@ def _readable(layout: Layout) -> Iterator[None]:
 def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
     target.locks.mkdir()
     meta = read_meta(source)
-    before = set(Forgotten(source.forgotten).ids())
+    before = set(Tombstones(source.tombstones).ids())
     _copy_lines(source.dead, target.dead)
     for number in range(meta.lanes):  # lanes before memories: an entry's memory was there before it
-        name, note = meta.lane_table(number), source.lane_scrub(number, meta.generation)
+        name, note = meta.lane_table(number), source.lane_erasure(number, meta.generation)
         with _still(source, source.lane_lock(number), lock_timeout):
             _link_table(source.root / f"{name}.lance", target.root / f"{name}.lance")
             _copy_if_there(note, target.locks / note.name)
         _copy_if_there(source.lane_token(number), target.lane_token(number))
     with _still(source, source.records_lock, lock_timeout):
         _link_table(source.root / "records.lance", target.root / "records.lance")
-        _copy_if_there(source.records_scrub, target.records_scrub)
-    _copy_lines(source.left_out, target.left_out)  # after the lanes: a row goes only once it is noted
-    _copy_lines(source.forgotten, target.forgotten)  # last: who is being forgotten is known before they go
+        _copy_if_there(source.records_erasure, target.records_erasure)
+    _copy_lines(source.exclusions, target.exclusions)  # after the lanes: a row goes only once it is noted
+    _copy_lines(source.tombstones, target.tombstones)  # last: who is being forgotten is known before they go
     shutil.copyfile(source.meta, target.meta)  # a re-embedding names its column once that is filled
-    since = Forgotten(target.forgotten).ids() - before
+    since = Tombstones(target.tombstones).ids() - before
     return Snapshot(target, read_meta(target), frozenset(since))
 
 

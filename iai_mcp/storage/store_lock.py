@@ -13,12 +13,12 @@ from pathlib import Path
 
 from iai_mcp.errors import StoreInUse, StoreUnavailable
 
-__all__ = ["Opener"]
+__all__ = ["StoreLock"]
 
 _NO_FILE = (errno.EROFS, errno.EACCES)  # who cannot write here does no harm
 
 
-class Opener:
+class StoreLock:
     """One open store; closed with it.
 
     Raises:

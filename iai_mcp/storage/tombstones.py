@@ -13,10 +13,10 @@ from uuid import UUID
 
 from iai_mcp.common.files import append_lines
 
-__all__ = ["Forgotten"]
+__all__ = ["Tombstones"]
 
 
-class Forgotten:
+class Tombstones:
     """The set of deleted ids, kept up to date with what other processes append."""
 
     def __init__(self, path: Path) -> None:

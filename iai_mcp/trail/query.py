@@ -123,7 +123,7 @@ def _newest_keys(store: MemoryStore, filters: TrailFilters, limit: int, offset: 
         rows = store.lane(number).rows(filters.sql(), columns)
         parts.append(rows.append_column("lane", pa.array([number] * len(rows), pa.int32())))
     rows = pa.concat_tables(parts).sort_by(_ORDER)
-    gone = {str(record_id) for record_id in store.forgotten.ids()}
+    gone = {str(record_id) for record_id in store.tombstones.ids()}
     page: dict[tuple[int, str], None] = {}
     for start in range(len(rows), 0, -4096):
         part = rows.slice(max(0, start - 4096), min(start, 4096)).to_pylist()
@@ -185,7 +185,7 @@ def _counts(store: MemoryStore, filters: TrailFilters) -> pa.Table:
     """``record_id``, ``recalls`` and ``last`` for each memory that has entries: only narrow columns are read."""
     parts = [_counts_in_lane(store, number, filters.sql()) for number in range(store.lanes)]
     counts = pa.concat_tables(parts)
-    gone = pa.array([str(record_id) for record_id in store.forgotten.ids()], pa.string())
+    gone = pa.array([str(record_id) for record_id in store.tombstones.ids()], pa.string())
     return counts.filter(pc.invert(pc.is_in(counts["record_id"], value_set=gone)))
 
 

@@ -117,7 +117,7 @@ def _merged(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def _known(store: MemoryStore, rows: pa.Table) -> pa.Table:
-    gone = pa.array([str(record_id) for record_id in store.forgotten.ids()], pa.string())
+    gone = pa.array([str(record_id) for record_id in store.tombstones.ids()], pa.string())
     return rows.filter(pc.invert(pc.is_in(rows["record_id"], value_set=gone))) if len(gone) else rows
 
 

@@ -21,7 +21,7 @@ from iai_mcp.record import utcnow
 from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import table_of
-from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.manifest import Copied, Listed
 
@@ -126,13 +126,13 @@ def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
 def _tidied(taken: Snapshot) -> dict[str, int]:
     """Leave one version of each table, without what was deleted; the rows of each."""
     layout, rows = taken.layout, {}
-    tables = [("records", "role", layout.records_scrub)]
+    tables = [("records", "role", layout.records_erasure)]
     for number in range(taken.meta.lanes):
-        note = layout.lane_scrub(number, taken.meta.generation)
+        note = layout.lane_erasure(number, taken.meta.generation)
         tables.append((taken.meta.lane_table(number), "rank", note))
     for name, column, note in tables:
         if (layout.root / f"{name}.lance").exists():
             table = table_of(layout.root, name)
-            Scrub(table, column, note, _EXCLUSIVE_AGE).run()
+            Erasure(table, column, note, _EXCLUSIVE_AGE).run()
             rows[name] = table.count_rows()
     return rows

@@ -20,13 +20,13 @@ from iai_mcp.common.files import sync_tree
 from iai_mcp.maintenance.ledger import Book, Place
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
 from iai_mcp.record import utcnow
-from iai_mcp.storage.exclusions import LeftOut, Span, Why
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span
 from iai_mcp.storage.meta import EmbedderMeta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import scan, table_of
 from iai_mcp.storage.tables.lane import LANE_SCHEMA, in_order
 from iai_mcp.storage.tables.records import record_schema
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.manifest import Copied, Listed
@@ -34,7 +34,7 @@ from iai_mcp.transfer.manifest import Copied, Listed
 __all__ = ["ENTRY_SCHEMA", "LEFT_OUT", "VERSION", "ExportManifest", "export"]
 
 VERSION = 1
-LEFT_OUT = "left-out.jsonl"
+LEFT_OUT = "exclusions.jsonl"
 ENTRY_SCHEMA = LANE_SCHEMA
 STEP = 20_000  # rows in memory at a time
 FILE_ROWS = 200_000
@@ -144,7 +144,7 @@ def _written(
 
 def _records(taken: Snapshot, schema: pa.Schema, seen: _Seen) -> Iterator[pa.Table]:
     column = taken.meta.vector_column
-    forgotten = _texts(Forgotten(taken.layout.forgotten).ids() - taken.forgetting)
+    forgotten = _texts(Tombstones(taken.layout.tombstones).ids() - taken.forgetting)
     going = _texts(taken.forgetting)
     for batch in scan(taken.layout.root, "records"):
         rows = pa.Table.from_batches([batch])
@@ -159,7 +159,7 @@ def _records(taken: Snapshot, schema: pa.Schema, seen: _Seen) -> Iterator[pa.Tab
 
 
 def _entries(taken: Snapshot, tables: list[str], seen: _Seen) -> Iterator[pa.Table]:
-    gone = _texts(Forgotten(taken.layout.forgotten).ids() - seen.half)
+    gone = _texts(Tombstones(taken.layout.tombstones).ids() - seen.half)
     for name in tables:
         for rows in in_order(table_of(taken.layout.root, name), STEP):
             ended = pc.is_in(rows["record_id"], value_set=gone)
@@ -174,17 +174,17 @@ def _entries(taken: Snapshot, tables: list[str], seen: _Seen) -> Iterator[pa.Tab
 
 def _account(taken: Snapshot, folder: Path, seen: _Seen) -> int:
     """Keep why numbers have no row, so that the account adds up where this is read; how many are elsewhere."""
-    log = LeftOut(folder / LEFT_OUT)
-    for why, producer, first, last in (spans := [*LeftOut(taken.layout.left_out).read()]):
-        if why is not Why.LATE:
+    log = Exclusions(folder / LEFT_OUT)
+    for why, producer, first, last in (spans := [*Exclusions(taken.layout.exclusions).read()]):
+        if why is not ExclusionReason.LATE:
             seen.book.add_seqs(Place.UNKNOWN, producer, range(first, last + 1))
     for producer, seqs in seen.ended.items():
         seen.book.add_seqs(Place.FORGOTTEN, producer, seqs)
     accounts = seen.book.accounts()
-    lost = [Span(Why.LOST, one.producer, first, last) for one in accounts for first, last in one.gaps]
+    lost = [Span(ExclusionReason.LOST, one.producer, first, last) for one in accounts for first, last in one.gaps]
     log.add_spans(spans)
     for producer, seqs in seen.ended.items():
-        log.add(Why.FORGOTTEN, [(producer, seq) for seq in seqs])
+        log.add(ExclusionReason.FORGOTTEN, [(producer, seq) for seq in seqs])
     log.add_spans(lost)
     if (folder / LEFT_OUT).exists():
         seen.files.append(manifest.listed(folder, folder / LEFT_OUT))

@@ -18,10 +18,10 @@ from iai_mcp.config import Settings
 from iai_mcp.embedders import adapters
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
 from iai_mcp.maintenance.reembed import reembed
-from iai_mcp.storage.exclusions import LeftOut, Span, Why, ranges, uncovered
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
 from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
 from iai_mcp.storage.tables.lane import AppendReport
-from iai_mcp.storage.tables.records import AdoptReport, record_schema
+from iai_mcp.storage.tables.records import MergeReport, record_schema
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.export import ENTRY_SCHEMA, LEFT_OUT, VERSION, ExportManifest
@@ -43,7 +43,7 @@ class Loaded:
     """
 
     manifest: ExportManifest
-    records: AdoptReport
+    records: MergeReport
     entries: AppendReport
     embedded: int = 0
 
@@ -75,7 +75,7 @@ def load(
 def _load(
     folder: Path, found: ExportManifest, store: MemoryStore, anew: bool, show: Callable[[int, int], object]
 ) -> Loaded:
-    total, done, records, entries = found.records + found.entries, 0, AdoptReport(), AppendReport()
+    total, done, records, entries = found.records + found.entries, 0, MergeReport(), AppendReport()
     for rows in _batches(folder, found.files, "records"):
         records += store.adopt_records(_without_vectors(rows, store) if anew else rows)
         show(done := done + len(rows), total)
@@ -156,10 +156,10 @@ def _without_vectors(rows: pa.Table, store: MemoryStore) -> pa.Table:
 def _account(store: MemoryStore, folder: Path, found: ExportManifest, strangers: dict[str, list[int]]) -> None:
     """Note why entries of the producers that came along have no row, as far as this store does not know yet."""
     spans = [
-        Span(Why.UNKNOWN, producer, first, last)
+        Span(ExclusionReason.UNKNOWN, producer, first, last)
         for producer, seqs in strangers.items()
         for first, last in ranges(seqs)
     ]
     if found.store_id != store.store_id:  # which knows more about its own entries than its export does
-        spans += LeftOut(folder / LEFT_OUT).read()
-    store.left_out.add_spans(uncovered(spans, store.left_out.read()))
+        spans += Exclusions(folder / LEFT_OUT).read()
+    store.exclusions.add_spans(uncovered(spans, store.exclusions.read()))

@@ -21,9 +21,9 @@ from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
 from iai_mcp.maintenance.verify import Report, verify
-from iai_mcp.storage.exclusions import Span, Why
+from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.meta import Layout, read_meta, save_meta
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.backup import VERSION, BackupManifest
@@ -137,10 +137,12 @@ def _made_whole(found: BackupManifest, building: Path, settings: Settings, as_co
     if broken := [one.said for one in report.breaches if one.kind == "unreadable"]:
         raise BrokenCopy(f"the backup cannot be used: {broken[0]}")
     strangers = {UUID(record_id) for lane in report.lanes for record_id in lane.unknown}
-    ended += _end_forgetting(store, strangers & Forgotten(layout.forgotten).ids())
+    ended += _end_forgetting(store, strangers & Tombstones(layout.tombstones).ids())
     missing = {ledger.producer: ledger.lost for ledger in report.ledgers if ledger.lost}
-    store.left_out.add_spans(
-        Span(Why.LOST, producer, first, last) for producer, spans in missing.items() for first, last in spans
+    store.exclusions.add_spans(
+        Span(ExclusionReason.LOST, producer, first, last)
+        for producer, spans in missing.items()
+        for first, last in spans
     )
     store.close()
     report = verify(layout, settings, settle=0)

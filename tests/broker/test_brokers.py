@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from iai_mcp.broker.memory import MemoryBroker
-from iai_mcp.broker.protocol import Poison, Pushed, QueueBroker, Refused
+from iai_mcp.broker.protocol import MalformedItem, Pushed, QueueBroker, Refused
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import LeaseLost
@@ -262,7 +262,7 @@ def test_a_drain_stops_when_the_place_fails_and_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(store, "append_provenance_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
         report = drain(store, broker, lane, RecordsCache(), DrainPolicy(linger=0))
-    assert report.outcome is Outcome.PLACE
+    assert report.outcome is Outcome.STORE_UNAVAILABLE
     assert broker.stats()[lane].in_flight == 1
     assert drain(store, broker, lane, RecordsCache(), DrainPolicy(linger=0)).applied == 1
 
@@ -347,7 +347,7 @@ def test_poison_is_buried_and_its_lane_goes_on(store: MemoryStore, client: redis
     assert seen(store, record_id) == ["1", "2"]
     assert DeadLetters(store.layout).count() == len(poison)
     assert all(isinstance(letter.raw, str) for letter in DeadLetters(store.layout).all())
-    assert isinstance(Poison(b"", ""), Poison)
+    assert isinstance(MalformedItem(b"", ""), MalformedItem)
 
 
 def test_what_cannot_be_read_counts_as_much_as_was_pushed(client: redis.Redis) -> None:
@@ -360,7 +360,7 @@ def test_what_cannot_be_read_counts_as_much_as_was_pushed(client: redis.Redis) -
     broker.push([parcel(0, 12)])
     lease = broker.lease(0)
     assert lease is not None
-    assert isinstance(broker.claim(lease, 11, 0.0)[0], Poison)
+    assert isinstance(broker.claim(lease, 11, 0.0)[0], MalformedItem)
     broker.ack(lease, 2)
     assert broker.wait_settled(mark, 1.0)
     assert broker.stats()[0].pending == 1

@@ -122,7 +122,7 @@ def test_an_overtaken_spill_reorders(pipeline: Pipeline, monkeypatch: pytest.Mon
             pipeline.server.connected = False
             pipeline.produce()
             wait_until(lambda: pipeline.queue._spill.unread)
-            turns = pipeline.queue._turns
+            turns = pipeline.queue._priority_lock
             with turns.step():  # Redis is back, and the replay has not had its turn
                 pipeline.server.connected = True
                 wait_until(lambda: pipeline.queue._broker.try_connect())  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from iai_mcp.broker.protocol import Poison
+from iai_mcp.broker.protocol import MalformedItem
 from iai_mcp.broker.redis.items import from_items, pushed_at
 from iai_mcp.entries.parcel import Parcel, decode, decode_all, encode, route
 from iai_mcp.errors import MalformedParcel
@@ -63,9 +63,9 @@ def test_lane_payloads(chance: random.Random) -> None:
     for number in range(40_000):
         raw = mutated(chance, encode(parcel(number)))
         (found,) = from_items([raw])
-        assert isinstance(found, Parcel | Poison)
+        assert isinstance(found, Parcel | MalformedItem)
         assert isinstance(pushed_at(raw), float)
-        if isinstance(found, Poison):
+        if isinstance(found, MalformedItem):
             assert found.raw == raw
 
 

@@ -242,7 +242,7 @@ def test_what_was_forgotten_long_ago_must_be_gone(store: MemoryStore) -> None:
     store.append_provenance_batch(pairs(record_id, "a"))
     store.delete(record_id)
     assert said("forgotten")[0] is State.PASS  # just now: a reader may have the old version open
-    for note in store.layout.locks.glob("*.scrub"):
+    for note in store.layout.locks.glob("*.erasure"):
         os.utime(note, (1, 1))
     assert said("forgotten")[0] is State.WARN
 

@@ -252,7 +252,7 @@ def test_killed_at_any_step_it_has_one_number_or_the_other_and_goes_on(
     with monkeypatch.context() as broken:
         broken.setattr(where, name, dying)
         with pytest.raises(Killed):
-            reshard.relane(Settings(embedder="none", store=path), 3)
+            reshard.reshard(Settings(embedder="none", store=path), 3)
     closed()
     holds(path, trails, lanes)
     run("lanes", 3, "--store", path)
@@ -267,7 +267,7 @@ def test_what_was_written_or_forgotten_since_it_was_killed_counts(
     with monkeypatch.context() as broken:
         broken.setattr(reshard, "save_meta", _die)
         with pytest.raises(Killed):
-            reshard.relane(Settings(embedder="none", store=path), 3)
+            reshard.reshard(Settings(embedder="none", store=path), 3)
     closed()
     first, second, *_ = trails
     store = MemoryStore(path)
@@ -294,7 +294,7 @@ def dying(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 MemoryStore.spread = dying
-reshard.relane(Settings.load(), 3)
+reshard.reshard(Settings.load(), 3)
 """
     victim = python(code, IAI_MCP_STORE=str(path))
     victim.communicate(timeout=60)

@@ -21,7 +21,7 @@ from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
-from iai_mcp.maintenance.ledger import Book, Place, out_of_turn, repeated
+from iai_mcp.maintenance.ledger import Book, Place, out_of_order, repeated
 from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
@@ -108,16 +108,16 @@ def test_an_entry_counts_once_at_its_most_advanced_place() -> None:
 
 def test_nothing_handed_out_is_nothing_to_account_for() -> None:
     assert Book().accounts() == []
-    assert out_of_turn(*[np.zeros(0, np.int64)] * 3).tolist() == []
+    assert out_of_order(*[np.zeros(0, np.int64)] * 3).tolist() == []
 
 
 def test_order_is_per_producer_within_a_record() -> None:
     book = Book()
     keys = book.keys(["a", "b"], [0, 0, 1, 0, 0, 1], [1, 5, 1, 2, 3, 2])
     records = np.array([7, 7, 7, 7, 8, 7])
-    late = out_of_turn(records, np.arange(6), keys)
+    late = out_of_order(records, np.arange(6), keys)
     assert [book.name(key) for key in keys[late]] == ["a-2"]  # a-3 is another record's, b counts for itself
-    assert out_of_turn(records, np.array([0, 3, 1, 2, 4, 5]), keys).tolist() == [False] * 6
+    assert out_of_order(records, np.array([0, 3, 1, 2, 4, 5]), keys).tolist() == [False] * 6
     assert repeated(keys[[0, 1, 0, 0]]).tolist() == [False, False, True, True]
 
 
@@ -279,7 +279,7 @@ def test_entries_out_of_turn_are_named(store: MemoryStore, record_id: UUID) -> N
     table_of(store, record_id).update(where="cue = 'a'", values={"seq": 99})
     report = look(store)
     assert kinds(report) == ["disordered"]
-    assert [key[16:] for lane in report.lanes for key in lane.out_of_turn] == ["-1"]
+    assert [key[16:] for lane in report.lanes for key in lane.out_of_order] == ["-1"]
     run(store, "--repair", code=0)
     assert look(store).clean
 
@@ -373,7 +373,7 @@ def test_a_half_written_line_of_the_log_hides_no_later_one(store: MemoryStore) -
     queue.start()
     queue.enqueue(pairs(uuid4(), "a"))
     assert queue.flush(30)
-    with open(store.layout.left_out, "ab") as file:
+    with open(store.layout.exclusions, "ab") as file:
         file.write(b'{"why":"unk')
     queue.enqueue(pairs(uuid4(), "b"))
     assert queue.flush(30)

@@ -16,7 +16,7 @@ from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
-from iai_mcp.pipeline.priority_lock import Turns
+from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.segment import Segment
 from iai_mcp.store import MemoryStore
@@ -147,7 +147,7 @@ def test_a_recall_does_not_wait_for_a_push_of_the_replay(make: Any) -> None:
 
 def test_a_recall_goes_before_the_next_step_of_a_replay() -> None:
     callers = threading.Lock()
-    turns = Turns(callers, 5)
+    turns = PriorityLock(callers, 5)
     turns._lock = Drowsy()  # type: ignore[assignment]
     steps, over = 0, threading.Event()
 

@@ -18,8 +18,8 @@ from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.exclusions import Why
-from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.exclusions import ExclusionReason
+from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.store import MemoryStore
@@ -78,8 +78,8 @@ def a_spill(store: MemoryStore, folder: Path, entries: list[tuple[UUID, str]], p
     return spill
 
 
-def why(store: MemoryStore, reason: Why) -> set[tuple[str, int]]:
-    spans = [span for span in store.left_out.read() if span.why is reason]
+def why(store: MemoryStore, reason: ExclusionReason) -> set[tuple[str, int]]:
+    spans = [span for span in store.exclusions.read() if span.why is reason]
     return {(span.producer, seq) for span in spans for seq in range(span.first, span.last + 1)}
 
 
@@ -92,7 +92,7 @@ def test_the_words_are_gone_from_the_disk(store: MemoryStore, secret: UUID) -> N
     assert store.delete(secret)
     assert holding(CUE, store.path) == holding(TEXT, store.path) == []
     assert (store.count(), store.lane(0).count()) == (20, 20)
-    assert [path for path in store.layout.locks.iterdir() if path.suffix == ".scrub"] == []
+    assert [path for path in store.layout.locks.iterdir() if path.suffix == ".erasure"] == []
     assert verify(store.layout, store.settings).clean
 
 
@@ -131,7 +131,7 @@ def test_a_crash_in_the_middle_is_finished_by_the_next_call(
     target: tuple[Any, str] = {
         "records": (RecordTable, "delete"),
         "rows": (LaneTable, "delete_record"),
-        "rewrite": (Scrub, "_rewrite"),
+        "rewrite": (Erasure, "_rewrite"),
     }[step]
     with monkeypatch.context() as broken:
         broken.setattr(*target, crash)
@@ -169,7 +169,7 @@ def test_a_spill_that_nobody_holds_is_rewritten_without_it(
     store.delete(secret)
     assert holding(CUE, overflow) == []
     assert (overflow / "torn.failed-1.jsonl").read_bytes() == b"something else\n"
-    assert why(store, Why.FORGOTTEN) >= {("ab" * 8, 2), ("cd" * 8, 1)}
+    assert why(store, ExclusionReason.FORGOTTEN) >= {("ab" * 8, 2), ("cd" * 8, 1)}
 
     store.enable_provenance_queue()
     wait_until(lambda: not [*overflow.glob("????????-*.jsonl")], 20)
@@ -191,7 +191,7 @@ def test_a_spill_that_a_living_process_holds_loses_it_when_it_is_drained(
     wait_until(lambda: not holding(CUE, overflow), 20)
     store.disable_provenance_queue()
     assert store.lane(0).count() == 20
-    assert why(store, Why.UNKNOWN) == {("ab" * 8, 1)}
+    assert why(store, ExclusionReason.UNKNOWN) == {("ab" * 8, 1)}
 
 
 def test_dead_letters_go_and_none_comes_back(store: MemoryStore, secret: UUID) -> None:
@@ -205,7 +205,7 @@ def test_dead_letters_go_and_none_comes_back(store: MemoryStore, secret: UUID) -
     letters.add_entry(0, (secret, {**own, "producer_seq": 2}), "a drain that was late")
     assert [letter.record_id for letter in letters.all()] == [None]
     assert holding(CUE, store.path) == []
-    assert why(store, Why.FORGOTTEN) >= {("p", 1), ("p", 2), ("p", 3)}
+    assert why(store, ExclusionReason.FORGOTTEN) >= {("p", 1), ("p", 2), ("p", 3)}
 
 
 def test_what_waits_in_redis_never_arrives(store: MemoryStore, secret: UUID, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def _forget_in_redis(store: MemoryStore, secret: UUID, server: Server) -> None:
         wait_until(lambda: cues(store.get(other).provenance) == ["stays"], 30)  # type: ignore[union-attr]
     assert trail(store, TrailFilters(cue=CUE)) == []
     assert holding(CUE, store.path) == []
-    assert why(store, Why.UNKNOWN) == {(queue.producer, 1)}
+    assert why(store, ExclusionReason.UNKNOWN) == {(queue.producer, 1)}
     report = verify(store.layout, Settings(redis_url=server.url))
     assert report.clean, report.breaches
 
@@ -263,7 +263,7 @@ def test_forgetting_while_others_recall(store: MemoryStore, secret: UUID, overfl
         thread.start()
     assert busy.wait(30)
     assert store.delete(secret)
-    wait_until(lambda: why(store, Why.UNKNOWN), 30)  # they go on for a while
+    wait_until(lambda: why(store, ExclusionReason.UNKNOWN), 30)  # they go on for a while
     stop.set()
     for thread in threads:
         thread.join(30)

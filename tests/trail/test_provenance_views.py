@@ -328,7 +328,7 @@ def test_a_stream_is_all_of_it_once_in_order_and_nothing_forgotten(
         store.append_provenance_batch([recalled(ids[n % 12], str(n), times[n]) for n in some])
     doubled(store, ids[3])
     store.delete(ids[5])
-    store.forgotten.add(ids[6])  # a process that was killed before it came to the trace
+    store.tombstones.add(ids[6])  # a process that was killed before it came to the trace
 
     found = [from_row(row) for rows in stream(store, TrailFilters()) for row in rows.to_pylist()]
     assert cues(found) == [str(n) for n in range(300) if n % 12 not in (5, 6)]

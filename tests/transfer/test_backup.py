@@ -175,7 +175,7 @@ def test_a_memory_that_is_forgotten_meanwhile_is_forgotten_in_the_copy(
     store.append_provenance_batch([*pairs(gone, "ab"), *pairs(kept, "cd")])
     monkeypatch.setenv("IAI_MCP_LOCK_TIMEOUT", "0.05")
     store.settings = replace(store.settings, lock_timeout=0.05)
-    at_link(monkeypatch, "records.lance/data", lambda: store.forgotten.add(gone))
+    at_link(monkeypatch, "records.lance/data", lambda: store.tombstones.add(gone))
     run("backup", tmp_path / "b", "--store", store.path)
     told, copy = restored(tmp_path / "b", tmp_path / "r", "--as-copy")
     assert told["forgotten"] == 1

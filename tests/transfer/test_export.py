@@ -21,7 +21,7 @@ from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.exclusions import LeftOut, Span, Why, uncovered
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, uncovered
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import export, load
 from tests.support import cues, entry, pairs, python
@@ -108,11 +108,11 @@ def test_a_second_import_adds_nothing_and_a_new_export_adds_what_is_new(
     other = MemoryStore(tmp_path / "other")
     run("export", tmp_path / "out", "--store", store.path)
     run("import", tmp_path / "out", "--store", other.path)
-    log = other.layout.left_out.read_bytes()
+    log = other.layout.exclusions.read_bytes()
     told = json.loads(run("import", tmp_path / "out", "--store", other.path, "--json").stdout)
     assert (told["added"], told["existing"]) == (0, 8)
     assert told["entries"] == {"added": 0, "existing": 35, "without_memory": 0}
-    assert other.layout.left_out.read_bytes() == log
+    assert other.layout.exclusions.read_bytes() == log
 
     store.append_provenance_batch(pairs(first, ["later"]))
     run("export", tmp_path / "out2", "--store", store.path)
@@ -146,7 +146,7 @@ def test_what_is_forgotten_is_neither_exported_nor_brought_back(store: MemorySto
 
 def test_a_deletion_that_did_not_get_to_the_end_is_not_exported(store: MemoryStore, tmp_path: Path) -> None:
     gone = filled(store)[0]
-    store.forgotten.add(gone)
+    store.tombstones.add(gone)
     store._records.delete(gone)  # and its provenance is still there
     run("export", tmp_path / "out", "--store", store.path)
     assert str(gone) not in str(content(tmp_path / "out"))
@@ -326,19 +326,23 @@ def test_an_export_that_was_killed_leaves_nothing_that_could_be_taken_for_one(
 
 
 def test_only_what_is_not_known_is_noted(tmp_path: Path) -> None:
-    known = [Span(Why.LOST, "p", 3, 5), Span(Why.LATE, "p", 1, 9), Span(Why.UNKNOWN, "q", 1, 9)]
+    known = [
+        Span(ExclusionReason.LOST, "p", 3, 5),
+        Span(ExclusionReason.LATE, "p", 1, 9),
+        Span(ExclusionReason.UNKNOWN, "q", 1, 9),
+    ]
     new = [
-        Span(Why.LOST, "p", 1, 8),
-        Span(Why.LOST, "p", 7, 9),
-        Span(Why.LATE, "p", 8, 10),
-        Span(Why.LOST, "q", 2, 3),
+        Span(ExclusionReason.LOST, "p", 1, 8),
+        Span(ExclusionReason.LOST, "p", 7, 9),
+        Span(ExclusionReason.LATE, "p", 8, 10),
+        Span(ExclusionReason.LOST, "q", 2, 3),
     ]
     assert uncovered(new, known) == [
-        Span(Why.LOST, "p", 1, 2),
-        Span(Why.LOST, "p", 6, 8),
-        Span(Why.LOST, "p", 9, 9),
-        Span(Why.LATE, "p", 10, 10),
+        Span(ExclusionReason.LOST, "p", 1, 2),
+        Span(ExclusionReason.LOST, "p", 6, 8),
+        Span(ExclusionReason.LOST, "p", 9, 9),
+        Span(ExclusionReason.LATE, "p", 10, 10),
     ]
-    log = LeftOut(tmp_path / "log")
+    log = Exclusions(tmp_path / "log")
     log.add_spans(new)
     assert uncovered(new, log.read()) == []

@@ -83,7 +83,7 @@ class RedisBroker(RedisLanes):
     """
 
     name = "redis"
-    held_here = False
+    in_process = False
 
     def __init__(
         self, connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
@@ -222,13 +222,13 @@ class RedisBroker(RedisLanes):
             client.close()
         self.control.connection_pool.disconnect()
 
-    def safe(self, mark: Mark) -> bool:
+    def is_durable(self, mark: Mark) -> bool:
         return True  # it is Redis's from the moment the push returned
 
-    def lost_touch(self) -> bool:
+    def needs_replay(self) -> bool:
         return False
 
-    def hurry(self, mark: Mark) -> None:
+    def flush_until(self, mark: Mark) -> None:
         """Lanes are drained elsewhere: their linger is theirs."""
 
     def wait_settled(self, mark: Mark, timeout: float) -> bool:
@@ -252,7 +252,7 @@ class RedisBroker(RedisLanes):
         """Wait a moment for the thread to get on."""
         time.sleep(max(0.0, min(timeout, 0.02)))
 
-    def take_back(self) -> list[Parcel]:
+    def drain_remaining(self) -> list[Parcel]:
         """Nothing is held in this process."""
         return []
 
@@ -260,7 +260,7 @@ class RedisBroker(RedisLanes):
         """End a wait of :meth:`tend`."""
         self._wake.set()
 
-    def put_off(self, lane: int, seconds: float) -> None:
+    def defer(self, lane: int, seconds: float) -> None:
         """Lanes are drained elsewhere."""
 
     # -- the breaker

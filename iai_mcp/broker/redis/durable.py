@@ -87,7 +87,7 @@ class DurableRedisBroker(RedisBroker):
             return Refused(LATE)
         return outcome
 
-    def safe(self, mark: Mark) -> bool:
+    def is_durable(self, mark: Mark) -> bool:
         """Whether everything that was replayed is on the disk."""
         client = self._push
         if self._unconfirmed and client is not None:
@@ -98,7 +98,7 @@ class DurableRedisBroker(RedisBroker):
                 self._open_breaker(error)
         return not self._unconfirmed
 
-    def lost_touch(self) -> bool:
+    def needs_replay(self) -> bool:
         doubt, self._doubt = self._doubt, False
         if doubt:
             self._unconfirmed = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from iai_mcp.broker.protocol import Claimed, Poison
+from iai_mcp.broker.protocol import Claimed, MalformedItem
 from iai_mcp.entries.parcel import decode, decode_all, outline
 from iai_mcp.errors import MalformedParcel
 
@@ -28,12 +28,12 @@ def _behind_header(item: bytes, error: MalformedParcel) -> Claimed:
             return decode(item[header.end() :])
         except MalformedParcel as behind:
             error = behind
-    return Poison(item, str(error))
+    return MalformedItem(item, str(error))
 
 
 def entries_in(claimed: Claimed) -> int:
     """How many entries were counted when this was pushed."""
-    if isinstance(claimed, Poison):
+    if isinstance(claimed, MalformedItem):
         found = outline(claimed.raw)
         return len(found.seqs) if found else 1
     return len(claimed.seqs)

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Poison
+from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, MalformedItem
 from iai_mcp.broker.redis.doorbell import Doorbell
 from iai_mcp.broker.redis.items import entries_in, from_items, pushed_at
 from iai_mcp.broker.redis.keys import Keys
@@ -225,5 +225,5 @@ class _Head:
         if not self.claimed or self._in_flight or self._entries >= max_entries:
             return 0.0
         oldest = self.claimed[0]
-        pushed = 0.0 if isinstance(oldest, Poison) else oldest.pushed
+        pushed = 0.0 if isinstance(oldest, MalformedItem) else oldest.pushed
         return min(linger, pushed + linger - time.time())

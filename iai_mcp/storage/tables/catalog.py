@@ -20,14 +20,14 @@ from iai_mcp.common.files import sync_path, sync_tree
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import StoreUnavailable
-from iai_mcp.storage.exclusions import LeftOut
+from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.meta import Layout, StoreMeta, lane_table
 from iai_mcp.storage.scratch import scratch
 from iai_mcp.storage.tables.lance import Table, translated
 from iai_mcp.storage.tables.lane import INDEXED, LaneTable
 from iai_mcp.storage.tables.records import RecordTable, record_schema
 from iai_mcp.storage.tables.rows import TABLE_SCHEMA
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 
 __all__ = ["Tables", "by_lane", "scan", "table_of"]
@@ -45,12 +45,12 @@ class Tables:
     """
 
     def __init__(
-        self, layout: Layout, settings: Settings, meta: StoreMeta, forgotten: Forgotten, left_out: LeftOut
+        self, layout: Layout, settings: Settings, meta: StoreMeta, tombstones: Tombstones, exclusions: Exclusions
     ) -> None:
         self._layout = layout
         self._settings = settings
-        self._forgotten = forgotten
-        self._left_out = left_out
+        self._tombstones = tombstones
+        self._exclusions = exclusions
         self._db = lancedb.connect(layout.root, read_consistency_interval=timedelta(0))
         self._guard = WriterLock(layout.guard, settings.lock_timeout)
         schema = record_schema(meta.embedder.dims, meta.vector_column)
@@ -59,7 +59,7 @@ class Tables:
                 self._open("records", schema, ["id"], text="index_text"),
                 layout.root / "records.lance",
                 WriterLock(layout.records_lock, settings.lock_timeout),
-                layout.records_scrub,
+                layout.records_erasure,
                 settings.cleanup_age,
             )
 
@@ -72,9 +72,9 @@ class Tables:
                 self._layout.root / f"{name}.lance",
                 WriterLock(self._layout.lane_lock(number), self._settings.lock_timeout),
                 self._layout.lane_token(number),
-                self._layout.lane_scrub(number, generation),
-                self._forgotten,
-                self._left_out,
+                self._layout.lane_erasure(number, generation),
+                self._tombstones,
+                self._exclusions,
                 self.records.some_ids,
                 self._settings.cleanup_age,
                 check,

@@ -17,7 +17,7 @@ import msgspec
 from iai_mcp.common.files import replace_file
 from iai_mcp.storage.tables.lance import Table, upkeep
 
-__all__ = ["Scrub"]
+__all__ = ["Erasure"]
 
 _SHARE = 10  # rewrites take at most one part in so many of the time
 
@@ -26,7 +26,7 @@ class _Note(msgspec.Struct, frozen=True):
     files: list[int]  # Lance's numbers of those that hold deleted rows; none is ever used again
 
 
-class Scrub:
+class Erasure:
     """The rewrites that one table is due. All but :meth:`due` wants the table's lock held.
 
     Args:

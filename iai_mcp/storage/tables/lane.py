@@ -22,13 +22,13 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.maintenance.ledger import repeated
-from iai_mcp.storage.exclusions import LeftOut, Why
-from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
+from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.high_water import HighWater, Spans, spans_of
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lance import Table, quoted, quoted_list, retry_vanished, translated
 from iai_mcp.storage.tables.rows import LANE_SCHEMA, distinct, from_row, to_arrow
-from iai_mcp.storage.tombstones import Forgotten
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit
@@ -36,9 +36,9 @@ from iai_mcp.telemetry.events import emit
 __all__ = [
     "INDEXED",
     "LANE_SCHEMA",
-    "Adopted",
     "AppendReport",
     "LaneTable",
+    "Merged",
     "distinct",
     "from_row",
     "in_order",
@@ -74,7 +74,7 @@ class AppendReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
+class Merged:
     """What became of rows that were merged as they are.
 
     Attributes:
@@ -96,9 +96,9 @@ class LaneTable:
         folder: Path,
         lock: WriterLock,
         token_file: Path,
-        scrub_note: Path,
-        forgotten: Forgotten,
-        left_out: LeftOut,
+        erasure_note: Path,
+        tombstones: Tombstones,
+        exclusions: Exclusions,
         some_ids: Callable[[Sequence[str], int], list[str]],
         cleanup_age: float,
         check_current: Callable[[], None] = lambda: None,
@@ -107,11 +107,11 @@ class LaneTable:
         self._folder = folder
         self._lock = lock
         self._token_file = token_file
-        self._forgotten = forgotten
-        self._left_out = left_out
+        self._tombstones = tombstones
+        self._exclusions = exclusions
         self._some_ids = some_ids
         self._check_current = check_current  # raises where this is no lane of the store any more
-        self._scrub = Scrub(table, "rank", scrub_note, cleanup_age)
+        self._erasure = Erasure(table, "rank", erasure_note, cleanup_age)
         self._seen_version = -1
         self._rows = 0  # in the table when it was last seen, and ours since
         self._next_seq = 1
@@ -140,7 +140,7 @@ class LaneTable:
             if applied < len(alive):
                 self._note_duplicates(zip(alive.keys, alive.givers, alive.seqs, strict=True))
             if strangers:
-                self._left_out.add(Why.UNKNOWN, zip(strangers.givers, strangers.seqs, strict=True))
+                self._exclusions.add(ExclusionReason.UNKNOWN, zip(strangers.givers, strangers.seqs, strict=True))
         return AppendReport(applied, len(alive) - applied, len(batch) - len(alive))
 
     def _nobody(self, ids: Sequence[str], cache: RecordsCache) -> set[str]:
@@ -148,10 +148,10 @@ class LaneTable:
         if strangers := cache.strangers(ids):
             cache.learn(strangers, self._some_ids)
             strangers = cache.strangers([*strangers])
-        gone = self._forgotten.hex()
+        gone = self._tombstones.hex()
         return strangers if gone.isdisjoint(ids) else strangers.union(gone.intersection(ids))
 
-    def adopt(self, rows: pa.Table, *, check: bool = True) -> Adopted:
+    def adopt(self, rows: pa.Table, *, check: bool = True) -> Merged:
         """Merge rows of another lane as they are, in their order, under numbers (``seq``) of this one.
 
         With ``check`` those whose memory does not exist are left out, and it is the caller's to note that.
@@ -170,11 +170,11 @@ class LaneTable:
             duplicate, repeats = len(rows) - len(strangers) - applied, 0
             if duplicate:
                 repeats = self._note_duplicates(_tuples(rows.filter(known).select(list(_ACCOUNTED))))
-        return Adopted(AppendReport(applied, duplicate, len(strangers)), strangers, repeats)
+        return Merged(AppendReport(applied, duplicate, len(strangers)), strangers, repeats)
 
     def _known(self, record_ids: pa.ChunkedArray) -> pa.Array:
         """Which of these ids have a memory that was not forgotten."""
-        there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._forgotten.ids()))
+        there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._tombstones.ids()))
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
 
     def _apply(self, batch: EntryBatch, token: int | None, *, alone: bool) -> int:
@@ -257,7 +257,7 @@ class LaneTable:
             keys = [key for key, _, _ in given]
             rows = self.rows([f"entry_id IN ({quoted_list(keys)})"], ["producer", "producer_seq"])
             missing = {(producer, seq) for _, producer, seq in given}.difference(_tuples(rows))
-            self._left_out.add(Why.DUPLICATE, missing)
+            self._exclusions.add(ExclusionReason.DUPLICATE, missing)
         return len(missing)
 
     def drop_record(self, record_id: str) -> None:
@@ -271,8 +271,8 @@ class LaneTable:
         with translated(), self._lock.hold():
             where = f"record_id = {quoted(str(record_id))}"
             rows = self.rows([where], ["producer", "producer_seq"])
-            self._left_out.add(Why.FORGOTTEN, _tuples(rows))
-            self._scrub.delete(where)
+            self._exclusions.add(ExclusionReason.FORGOTTEN, _tuples(rows))
+            self._erasure.delete(where)
             sync_tree(self._folder)
 
     def in_order(self, step: int) -> Iterator[pa.Table]:
@@ -310,13 +310,13 @@ class LaneTable:
 
     def maintain(self, *, force: bool = False) -> bool:
         """Compact, re-index and clean up after enough commits, after a deletion, or by ``force``; True if done."""
-        if not (self._due or force or self._scrub.due()):
+        if not (self._due or force or self._erasure.due()):
             return False
         started = time.monotonic()
         with translated(), self._lock.hold():
             self._due = False
             doubled = self._drop_doubled()
-            self._scrub.run()
+            self._erasure.run()
         seconds = round(time.monotonic() - started, 3)
         emit("compaction", table=self._folder.stem, rows=self.count(), doubled=doubled, seconds=seconds)
         return True

@@ -19,12 +19,12 @@ import pyarrow as pa
 from iai_mcp.common.files import sync_tree
 from iai_mcp.errors import EmbeddingMismatch, RecordExists
 from iai_mcp.record import MemoryRecord, index_text
-from iai_mcp.storage.tables.erasure import Scrub
+from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated
 from iai_mcp.storage.writer_lock import WriterLock
 from iai_mcp.telemetry.events import emit
 
-__all__ = ["AdoptReport", "Filters", "Hit", "RecordTable", "record_schema"]
+__all__ = ["Filters", "Hit", "MergeReport", "RecordTable", "record_schema"]
 
 _SHOWN = ["id", "text", "session_id", "role", "tags", "created_at", "updated_at", "index_text"]
 MAINTAIN_EVERY = 32  # commits
@@ -83,15 +83,15 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptReport:
+class MergeReport:
     """What became of memories of another store: new here, here already, forgotten here before."""
 
     added: int = 0
     existing: int = 0
     forgotten: int = 0
 
-    def __add__(self, other: AdoptReport) -> AdoptReport:
-        return AdoptReport(
+    def __add__(self, other: MergeReport) -> MergeReport:
+        return MergeReport(
             self.added + other.added, self.existing + other.existing, self.forgotten + other.forgotten
         )
 
@@ -99,11 +99,13 @@ class AdoptReport:
 class RecordTable:
     """The ``records`` table of one store."""
 
-    def __init__(self, table: Table, folder: Path, lock: WriterLock, scrub_note: Path, cleanup_age: float) -> None:
+    def __init__(
+        self, table: Table, folder: Path, lock: WriterLock, erasure_note: Path, cleanup_age: float
+    ) -> None:
         self._table = table
         self._folder = folder
         self._lock = lock
-        self._scrub = Scrub(table, "role", scrub_note, cleanup_age)
+        self._erasure = Erasure(table, "role", erasure_note, cleanup_age)
         self._unindexed = 0
 
     # -- writing
@@ -136,7 +138,7 @@ class RecordTable:
         sync_tree(self._folder, since=started)
         self._maintain_if_due(len(rows), version)
 
-    def adopt(self, rows: pa.Table, vector_column: str, gone: Callable[[], set[UUID]]) -> AdoptReport:
+    def adopt(self, rows: pa.Table, vector_column: str, gone: Callable[[], set[UUID]]) -> MergeReport:
         """Add memories of another store as they are (vectors in ``embedding``), where their id is new.
 
         ``gone``: the ids that were forgotten here, which stay so.
@@ -150,7 +152,7 @@ class RecordTable:
             new = kept.filter(pa.compute.invert(pa.compute.is_in(kept["id"], value_set=known)))
             if len(new):
                 self._merge(_as_stored(new, vector_column, self._table.schema))
-        return AdoptReport(len(new), len(kept) - len(new), len(rows) - len(kept))
+        return MergeReport(len(new), len(kept) - len(new), len(rows) - len(kept))
 
     def _maintain_if_due(self, written: int, version: int) -> None:
         self._unindexed += written
@@ -160,13 +162,13 @@ class RecordTable:
 
     def maintain(self, *, force: bool = True) -> None:
         """Compact, re-index and clean up; without ``force`` only where a deletion has left something to do."""
-        if force or self._scrub.due():
+        if force or self._erasure.due():
             with translated(), self._lock.hold():
                 self._maintain()
 
     def _maintain(self) -> None:
         started = time.monotonic()
-        self._scrub.run()
+        self._erasure.run()
         self._unindexed = 0
         seconds = round(time.monotonic() - started, 3)
         emit("compaction", table=self._folder.stem, rows=self._table.count_rows(), doubled=0, seconds=seconds)
@@ -174,7 +176,7 @@ class RecordTable:
     def delete(self, record_id: UUID) -> bool:
         """Remove a record; whether there was one. :meth:`maintain` removes what it said from the disk."""
         with translated(), self._lock.hold():
-            found = self._scrub.delete(f"id = {quoted(str(record_id))}")
+            found = self._erasure.delete(f"id = {quoted(str(record_id))}")
             sync_tree(self._folder)
         return bool(found)
 

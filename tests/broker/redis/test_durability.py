@@ -24,7 +24,7 @@ from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import Start, broker_of, lanes_now, record_id, seen, spill_files, start  # noqa: F401
 from tests.servers import Server, serving
 from tests.support import pairs, wait_until
-from workers.runner import bench_for
+from workers.runner import runner_for
 
 DURABLE = Settings(redis_durability="fsync", push_budget_ms=2000)
 OPTIONS = RedisOptions.of(DURABLE)
@@ -64,7 +64,7 @@ def test_a_push_and_its_confirmation_are_one_round_trip(
     calls = server.client().info("commandstats")["cmdstat_waitaof"]["calls"] - before
     assert (calls, broker_of(queue).round_trips, lanes_now(queue)) == (10, 10, (10, 0))
     assert not spill_files(home)
-    bench_for(durable.store_id, server.client("worker")).drain_all()
+    runner_for(durable.store_id, server.client("worker")).drain_all()
     assert seen(durable, record_id) == [str(turn) for turn in range(10)]
 
 
@@ -103,7 +103,7 @@ def test_with_everysec_entries_go_through_the_spill_and_it_is_said_once(
         assert [line.levelname for line in caplog.records if "appendfsync always" in line.message] == ["ERROR"]
         wait_until(lambda: sum(lanes_now(queue)) >= 20)
         wait_until(lambda: not spill_files(home))
-        bench_for(store.store_id, server.client("worker")).drain_all()
+        runner_for(store.store_id, server.client("worker")).drain_all()
         assert seen(store, record_id) == [str(turn) for turn in range(20)]
         server.client().config_set("appendfsync", "always")
         wait_until(lambda: queue.trouble is None)
@@ -135,7 +135,7 @@ def test_what_was_replayed_and_not_confirmed_is_replayed_again_ahead_of_what_fol
         queue.enqueue(pairs(record_id, "c"))
         Server.start(server)
         wait_until(lambda: not spill_files(home), 15)
-        bench_for(store.store_id, server.client("worker")).drain_all()
+        runner_for(store.store_id, server.client("worker")).drain_all()
         assert seen(store, record_id) == ["a", "b", "c"]
         queue.stop()
 

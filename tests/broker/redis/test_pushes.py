@@ -25,7 +25,7 @@ from tests.chaos.proxy import Proxy
 from tests.servers import Server, serving
 from tests.support import entry, wait_until
 from tests.test_store import _make
-from workers.runner import bench_for
+from workers.runner import runner_for
 
 STORE = "ab" * 16
 KEYS = Keys("", STORE)
@@ -239,7 +239,7 @@ def test_a_lane_that_is_no_list_means_spill_and_doubles_nothing(
     assert spill_files(home)
     server.client().delete(wrong)
     wait_until(lambda: not spill_files(home))
-    bench_for(store.store_id, server.client()).drain_all()
+    runner_for(store.store_id, server.client()).drain_all()
     assert [seen(store, ids[lane]) for lane in (1, 2, 3)] == [["a", "b"]] * 3
     assert queue.flush(5)  # what was counted and never came is not waited for
     assert lanes_now(queue) == (0, 0)
@@ -279,7 +279,7 @@ def test_an_interrupted_push_leaves_no_answer_to_the_next_and_loses_nothing(
     admin.config_set("maxmemory", 0)
     queue.enqueue([(record_id, entry("d"))])
     assert not interrupts
-    bench = bench_for(store.store_id, server.client())
+    bench = runner_for(store.store_id, server.client())
     wait_until(lambda: bench.drain_all() and queue.flush(0.1), 20)
     assert seen(store, record_id) == ["a", "b", "c", "d"]
 

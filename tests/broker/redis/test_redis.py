@@ -29,7 +29,7 @@ from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
 from workers import ProvenanceWorker, jobs
-from workers.runner import bench_for
+from workers.runner import runner_for
 from workers.worker import is_doorbell
 
 
@@ -117,7 +117,7 @@ def test_one_turn_drains_every_lane_that_has_little_in_it_but_does_not_wait_for_
     (own, mine), (stuck, theirs), (_, third), *_ = lanes.items()
     queue = start(connection)
     queue.enqueue([(one, entry("a")) for one in (mine, theirs, third)])
-    bench = bench_for(store.store_id, connection)
+    bench = runner_for(store.store_id, connection)
     lock = store.layout.lane_lock(stuck)
     with filelock.FileLock(lock):  # as a process that is paused in the middle of a merge
         assert jobs.turn(bench, own).applied == 1
@@ -217,7 +217,7 @@ def test_a_worker_refuses_the_doorbell_of_another_store(
     ProvenanceWorker(["provenance"], connection=connection).work(burst=True)
     assert seen(store, record_id) == []
     monkeypatch.setenv("IAI_MCP_STORE", str(store.path))
-    bench_for(store.store_id, connection).drain_all()
+    runner_for(store.store_id, connection).drain_all()
     assert seen(store, record_id) == ["a"]
 
 
@@ -245,7 +245,7 @@ def test_above_the_ceiling_producers_spill_and_come_back(
         queue.enqueue(pairs(record_id, [turn]))
     assert sum(lanes_now(queue)) == 10
     assert len(spill_files(home)) == 1
-    bench = bench_for(store.store_id, connection)
+    bench = runner_for(store.store_id, connection)
     wait_until(lambda: bench.drain_all() and len(seen(store, record_id)) == 30)
     assert seen(store, record_id) == [str(turn) for turn in range(30)]
     wait_until(lambda: not spill_files(home))
@@ -493,7 +493,7 @@ def test_after_a_wipe_tokens_and_numbers_go_on(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
     queue = start(server.client("producer"), patient(store))
-    bench = bench_for(store.store_id, server.client("worker"))
+    bench = runner_for(store.store_id, server.client("worker"))
     queue.enqueue(pairs(record_id, "a"))
     bench.drain_all()
     lane = store.lane(lane_of(record_id, store.lanes))
