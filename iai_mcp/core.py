@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
-from iai_mcp.entries.parcel import parse_ts
+from iai_mcp.common.times import parse_ts, utcnow
 from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
 from iai_mcp.recall import recall
-from iai_mcp.record import MemoryRecord, index_text, utcnow
+from iai_mcp.record import MemoryRecord, index_text
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
 from iai_mcp.trail.query import Recalled, TrailFilters, most_recalled, never_recalled, trail

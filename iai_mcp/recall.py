@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from iai_mcp.common.times import utcnow
 from iai_mcp.errors import BadParams
-from iai_mcp.record import MemoryRecord, utcnow
+from iai_mcp.record import MemoryRecord
 from iai_mcp.store import Filters, Hit, MemoryStore
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import log, quiet_words

@@ -5,17 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from iai_mcp.common.times import utcnow
 from iai_mcp.errors import BadParams
 
-__all__ = ["MemoryRecord", "as_uuid", "index_text", "utcnow"]
-
-
-def utcnow() -> datetime:
-    """The time now, aware, in UTC."""
-    return datetime.now(UTC)
+__all__ = ["MemoryRecord", "as_uuid", "index_text"]
 
 
 def index_text(text: str, *, role: str = "", previous: str = "", limit: int = 400) -> str:

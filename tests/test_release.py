@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_the_version_stands_in_one_place() -> None:
     assert "version" not in PROJECT["project"]
     assert PROJECT["project"]["dynamic"] == ["version"]
-    assert PROJECT["tool"]["hatch"]["version"]["path"] == "iai_mcp/__init__.py"
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "iai_mcp/_version.py"
     spelled = re.compile(rf"[\"']{re.escape(iai_mcp.__version__)}[\"']")
     sources = [path for folder in ("iai_mcp", "workers") for path in (ROOT / folder).rglob("*.py")]
     assert [path.name for path in sources if spelled.search(path.read_text())] == ["__init__.py"]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from iai_mcp import __version__
+from iai_mcp._version import __version__
 from iai_mcp.cli import (
     config,
     dead_letters,

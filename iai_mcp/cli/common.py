@@ -213,7 +213,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 def moment(option: str, value: str | None) -> datetime | None:
     """The time that ``option`` was given, in UTC: ISO 8601, or so long ago."""
-    from iai_mcp.entries.parcel import parse_ts
+    from iai_mcp.common.times import parse_ts
 
     if value is None:
         return None

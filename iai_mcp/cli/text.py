@@ -24,7 +24,7 @@ def when(iso: object) -> str:
     """An ISO time to the second, in UTC, or what there is instead."""
     from datetime import UTC
 
-    from iai_mcp.entries.parcel import parse_ts
+    from iai_mcp.common.times import parse_ts
 
     time = parse_ts(iso)
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if time else one_line(str(iso or ""), 19)

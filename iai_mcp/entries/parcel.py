@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -34,7 +33,6 @@ __all__ = [
     "lane_of",
     "lane_of_hex",
     "outline",
-    "parse_ts",
     "route",
     "rows_of",
 ]
@@ -331,20 +329,3 @@ def rows_of(said: Said, count: int) -> list[dict[str, Any]]:
     if not said:
         return [{} for _ in range(count)]
     return [dict(zip(said, row, strict=True)) for row in zip(*said.values(), strict=True)]
-
-
-def parse_ts(ts: object) -> datetime | None:
-    """``ts`` as an aware UTC time where it is ISO 8601 (naive means UTC), else None."""
-    if not isinstance(ts, str):
-        return None
-    try:
-        time = datetime.fromisoformat(ts)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
-def text_of(entry: Mapping[str, Any], key: str) -> str | None:
-    """``entry[key]`` where it is text."""
-    value = entry.get(key)
-    return value if isinstance(value, str) else None

@@ -74,8 +74,9 @@ def ingest(
 
 def _dated(items: Iterable[Passage | BadLine]) -> Iterator[MemoryRecord | BadLine]:
     """Passages as records; those without a time get now, a microsecond apart, which keeps their order."""
+    from iai_mcp.common.times import utcnow
     from iai_mcp.ingest.readers import BadLine
-    from iai_mcp.record import MemoryRecord, utcnow
+    from iai_mcp.record import MemoryRecord
 
     now = utcnow()
     for number, item in enumerate(items):

@@ -11,13 +11,14 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from iai_mcp.common.times import as_utc
 from iai_mcp.errors import UsageError
 from iai_mcp.ingest.splitter import Splitter
 
@@ -310,8 +311,7 @@ def _time(value: dict[str, Any], key: str) -> datetime | None:
     if not raw:
         return None
     try:
-        time = datetime.fromisoformat(raw)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        return as_utc(datetime.fromisoformat(raw))
     except (ValueError, OverflowError):
         raise _BadError(f"{key} is not an ISO 8601 time: {raw[:40]!r}") from None
 

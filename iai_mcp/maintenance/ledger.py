@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Account", "Book", "Place", "out_of_order", "repeated"]
+from iai_mcp.common.arrays import Ints, firsts
 
-Ints = NDArray[np.int64]
+__all__ = ["Account", "Book", "Place", "out_of_order"]
+
 _SEQ_BITS = 40
 
 
@@ -92,7 +93,7 @@ class Book:
         places = np.concatenate(self._places) if self._places else np.zeros(0, np.int8)
         order = np.lexsort((places, keys))
         keys, places = keys[order], places[order]
-        first = _firsts(keys)
+        first = firsts(keys)
         keys, places = keys[first], places[first]
         codes, seqs = keys >> _SEQ_BITS, keys & ((1 << _SEQ_BITS) - 1)
         counts = np.bincount(codes * len(Place) + places, minlength=len(self._codes) * len(Place))
@@ -112,11 +113,6 @@ class Book:
         ]
 
 
-def _firsts(ordered: Ints) -> NDArray[np.bool_]:
-    """Which of equal neighbours is the first."""
-    return np.concatenate((np.ones(min(1, len(ordered)), bool), ordered[1:] != ordered[:-1]))
-
-
 def _gaps(codes: Ints, seqs: Ints) -> dict[int, list[tuple[int, int]]]:
     """For each producer the numbers below its highest that are not there; both columns are sorted."""
     below = np.where(codes[1:] == codes[:-1], seqs[:-1], 0)
@@ -125,14 +121,6 @@ def _gaps(codes: Ints, seqs: Ints) -> dict[int, list[tuple[int, int]]]:
     for at in np.flatnonzero(seqs - before > 1):
         found.setdefault(int(codes[at]), []).append((int(before[at]) + 1, int(seqs[at]) - 1))
     return found
-
-
-def repeated(keys: Ints) -> NDArray[np.bool_]:
-    """Which rows repeat the key of a row before them."""
-    order = np.argsort(keys, kind="stable")
-    again = np.zeros(len(keys), bool)
-    again[order] = ~_firsts(keys[order])
-    return again
 
 
 def out_of_order(records: Ints, seqs: Ints, keys: Ints) -> NDArray[np.bool_]:

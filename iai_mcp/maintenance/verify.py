@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from iai_mcp.common.arrays import repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.maintenance.inventory import Finding, LaneRows, Sighting, look
-from iai_mcp.maintenance.ledger import Account, Place, out_of_order, repeated
+from iai_mcp.maintenance.ledger import Account, Place, out_of_order
 from iai_mcp.storage.meta import Layout
 
 __all__ = ["Finding", "LaneLook", "Ledger", "Report", "layout_of", "said_ranges", "verify"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from iai_mcp import __version__
+from iai_mcp._version import __version__
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.metrics.catalogue import CATALOGUE

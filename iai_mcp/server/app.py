@@ -36,7 +36,7 @@ from mcp_types import (
     ToolAnnotations,
 )
 
-from iai_mcp import __version__
+from iai_mcp._version import __version__
 from iai_mcp.errors import IaiMcpError, RecordNotFound, UsageError
 from iai_mcp.server import resources
 from iai_mcp.server.calls import Caller, Calls

@@ -15,8 +15,8 @@ import filelock
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.times import utcnow
 from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
-from iai_mcp.record import utcnow
 
 __all__ = ["SCHEMA_VERSION", "EmbedderMeta", "Layout", "StoreMeta", "lane_table", "open_meta", "save_meta"]
 

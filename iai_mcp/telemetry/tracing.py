@@ -54,7 +54,7 @@ def _tracer(where: str) -> Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise ConfigError("IAI_MCP_TRACES needs OpenTelemetry: pip install 'iai-mcp[otel]'") from None
-    from iai_mcp import __version__
+    from iai_mcp._version import __version__
 
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # nobody has set one
         exporter = _exporter(where)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from iai_mcp import __version__
+from iai_mcp._version import __version__
 from iai_mcp.common.files import sync_tree
+from iai_mcp.common.times import utcnow
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
 from iai_mcp.pipeline import recovery
-from iai_mcp.record import utcnow
 from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import table_of

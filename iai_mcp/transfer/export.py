@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from iai_mcp import __version__
+from iai_mcp._version import __version__
 from iai_mcp.common.files import sync_tree
+from iai_mcp.common.times import utcnow
 from iai_mcp.maintenance.ledger import Book, Place
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
-from iai_mcp.record import utcnow
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span
 from iai_mcp.storage.meta import EmbedderMeta
 from iai_mcp.storage.snapshot import Snapshot, snapshot

@@ -18,10 +18,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
+from iai_mcp.common.arrays import repeated
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel, lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
-from iai_mcp.maintenance.ledger import Book, Place, out_of_order, repeated
+from iai_mcp.maintenance.ledger import Book, Place, out_of_order
 from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill

@@ -10,9 +10,10 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
+from iai_mcp.common.times import as_utc
 from iai_mcp.errors import StoreUnavailable
 
 __all__ = ["Table", "matches", "quoted", "quoted_list", "retry_vanished", "sql_time", "translated", "upkeep"]
@@ -72,7 +73,7 @@ def quoted_list(texts: Sequence[str]) -> str:
 
 def sql_time(time: datetime) -> str:
     """``time`` as an SQL timestamp literal in UTC; naive times are UTC."""
-    aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    aware = as_utc(time)
     return f"timestamp '{aware.isoformat(sep=' ', timespec='microseconds')}'"
 
 

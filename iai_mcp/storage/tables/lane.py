@@ -17,11 +17,11 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
+from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import entry_id
 from iai_mcp.errors import LeaseLost
-from iai_mcp.maintenance.ledger import repeated
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.high_water import HighWater, Spans, spans_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,6 +17,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from iai_mcp.common.files import sync_tree
+from iai_mcp.common.times import as_utc
 from iai_mcp.errors import EmbeddingMismatch, RecordExists
 from iai_mcp.record import MemoryRecord, index_text
 from iai_mcp.storage.tables.erasure import Erasure
@@ -311,8 +312,8 @@ def _to_arrow(records: Iterable[MemoryRecord], vector_column: str, schema: pa.Sc
         "session_id": pa.array([record.session_id for record in records], pa.string()),
         "role": pa.array([record.role for record in records], pa.string()),
         "tags": pa.array([list(record.tags) for record in records], pa.list_(pa.string())),
-        "created_at": pa.array([_utc(record.created_at) for record in records], pa.timestamp("us", "UTC")),
-        "updated_at": pa.array([_utc(record.updated_at) for record in records], pa.timestamp("us", "UTC")),
+        "created_at": pa.array([as_utc(record.created_at) for record in records], pa.timestamp("us", "UTC")),
+        "updated_at": pa.array([as_utc(record.updated_at) for record in records], pa.timestamp("us", "UTC")),
         vector_column: _vectors([r.embedding for r in records], schema.field(vector_column).type),
     }
     empty = {name: pa.nulls(len(records), schema.field(name).type) for name in schema.names if name not in columns}
@@ -334,10 +335,6 @@ def _vectors(vectors: Sequence[Sequence[float]], kind: pa.DataType) -> pa.Array:
         if len(vector) not in (0, dims):
             raise EmbeddingMismatch(f"an embedding has {len(vector)} dimensions, this store has {dims}")
     return pa.array([list(vector) if len(vector) else None for vector in vectors], kind)
-
-
-def _utc(time: datetime) -> datetime:
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _from_row(row: dict[str, Any], vector_column: str | None = None) -> MemoryRecord:

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from iai_mcp.common.arrays import repeated
+from iai_mcp.common.times import parse_ts
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import parse_ts
-from iai_mcp.maintenance.ledger import repeated
 
 __all__ = ["LANE_SCHEMA", "TABLE_SCHEMA", "distinct", "distinct_rows", "from_row", "to_arrow"]
 

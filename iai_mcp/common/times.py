@@ -1,0 +1,27 @@
+"""Times: the one way from text, or from a naive time, to an aware UTC time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+__all__ = ["as_utc", "parse_ts", "utcnow"]
+
+
+def utcnow() -> datetime:
+    """The present time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def as_utc(time: datetime) -> datetime:
+    """``time`` as an aware UTC time; a naive one is UTC already."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def parse_ts(ts: object) -> datetime | None:
+    """``ts`` as an aware UTC time where it is ISO 8601 text, else None."""
+    if not isinstance(ts, str):
+        return None
+    try:
+        return as_utc(datetime.fromisoformat(ts))
+    except (ValueError, OverflowError):
+        return None
