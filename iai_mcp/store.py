@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair, lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.pipeline import recovery
+from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
@@ -50,9 +52,17 @@ from iai_mcp.telemetry.events import log
 if TYPE_CHECKING:
     import redis
 
-    from iai_mcp.provenance_queue import ProvenanceWriteQueue
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "open_store"]
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid"]
+_open_stores: weakref.WeakValueDictionary[tuple[str, int], MemoryStore] = weakref.WeakValueDictionary()
+
+
+def open_store(store_id: str) -> MemoryStore | None:
+    """The store of this id that this process has open; of several the one that last got a queue or was opened.
+
+    A worker in the same process drains into it.
+    """
+    return next((store for (known, _), store in reversed([*_open_stores.items()]) if known == store_id), None)
 
 
 class MemoryStore:
@@ -92,6 +102,7 @@ class MemoryStore:
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
+        self._register()
 
     # -- what the store is
 
@@ -137,9 +148,17 @@ class MemoryStore:
             return self._lanes[number]
 
     def close(self) -> None:
-        """Drain the queue, and say that nobody uses the store through this object any more."""
+        """Drain the queue and give the store up; this object is of no more use."""
         self.disable_provenance_queue()
+        self._unregister()
         self._store_lock.close()
+
+    def _register(self) -> None:
+        self._unregister()  # the latest one comes last
+        _open_stores[self.store_id, id(self)] = self
+
+    def _unregister(self) -> None:
+        _open_stores.pop((self.store_id, id(self)), None)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -393,13 +412,12 @@ class MemoryStore:
 
         With ``connection`` (or ``IAI_MCP_REDIS_URL``) entries go through Redis to ``rq`` workers.
         """
-        from iai_mcp.provenance_queue import ProvenanceWriteQueue
-
         with self._mutex:
             if self._provenance_queue is None:
                 queue = ProvenanceWriteQueue(self, coalesce_ms=coalesce_ms, connection=connection)
                 queue.start()
                 self._provenance_queue = queue
+                self._register()
 
     def disable_provenance_queue(self) -> None:
         """Drain the queue and write on the caller's thread again; does nothing where that is so already."""

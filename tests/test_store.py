@@ -28,7 +28,7 @@ from iai_mcp.errors import (
     StoreUnavailable,
 )
 from iai_mcp.record import MemoryRecord
-from iai_mcp.store import Filters, MemoryStore, RecordsCache
+from iai_mcp.store import Filters, MemoryStore, RecordsCache, open_store
 from iai_mcp.trail.query import TrailFilters, trail
 from tests.support import cues, entry, finished, pairs, python
 
@@ -293,6 +293,18 @@ def test_the_trail_is_filtered_and_paged(store: MemoryStore) -> None:
     since = datetime(2026, 11, 23, 12, 8, tzinfo=UTC)
     assert found(since=since) == ["Cue 8", "Cue 9"]
     assert found(until=since - timedelta(minutes=7)) == ["Cue 0"]
+
+
+def test_a_worker_in_the_same_process_finds_the_store_that_is_open(store: MemoryStore) -> None:
+    assert open_store(store.store_id) is store
+    later = MemoryStore(store.path)
+    assert open_store(store.store_id) is later
+    store.enable_provenance_queue()
+    assert open_store(store.store_id) is store
+    store.close()
+    assert open_store(store.store_id) is later
+    del later
+    assert open_store(store.store_id) is None
 
 
 def test_a_stale_fencing_token_writes_nothing(store: MemoryStore) -> None:

@@ -13,18 +13,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from iai_mcp.broker.protocol import Broker, Lease, MalformedItem
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
+from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit
-
-if TYPE_CHECKING:
-    from iai_mcp.store import MemoryStore, RecordsCache
 
 __all__ = ["DrainPolicy", "DrainReport", "Outcome", "drain", "write_pairs"]
 
@@ -75,7 +73,7 @@ class DrainReport:
 
 
 def drain(
-    store: MemoryStore,
+    store: ProvenanceStore,
     broker: Broker,
     lane: int,
     cache: RecordsCache,
@@ -138,7 +136,7 @@ def drain(
 
 
 def write_pairs(
-    store: MemoryStore, pairs: Sequence[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
+    store: ProvenanceStore, pairs: Sequence[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
 ) -> None:
     """Write ``pairs`` in order; what is sick is halved down to the entry and buried.
 
@@ -161,7 +159,7 @@ def write_pairs(
 
 
 def _write(
-    store: MemoryStore,
+    store: ProvenanceStore,
     part: Sequence[Pair],
     cache: RecordsCache,
     policy: DrainPolicy,
@@ -194,7 +192,7 @@ def _write(
     return last
 
 
-def _dead_letter(store: MemoryStore, report: DrainReport, what: Pair | bytes, reason: str) -> None:
+def _dead_letter(store: ProvenanceStore, report: DrainReport, what: Pair | bytes, reason: str) -> None:
     letters = DeadLetters(store.layout)
     if isinstance(what, bytes):
         letters.add_raw(report.lane, what, reason)
