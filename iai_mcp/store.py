@@ -45,6 +45,7 @@ from iai_mcp.storage.tables.catalog import Tables, by_lane
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import AppendReport, LaneTable
 from iai_mcp.storage.tables.records import Filters, Hit, MergeReport
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry import tracing
 from iai_mcp.telemetry.events import log
@@ -365,37 +366,47 @@ class MemoryStore:
     # -- provenance
 
     def append_provenance_batch(
-        self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]], records_cache: RecordsCache | None = None
+        self,
+        pairs: Iterable[tuple[UUID, Mapping[str, Any]]],
+        records_cache: RecordsCache | None = None,
+        *,
+        right: WriteRight | None = None,
     ) -> AppendReport:
         """Write provenance entries now, in order, one commit for each lane touched.
 
         Args:
             pairs: ``(record_id, entry)``. An entry with an ``entry_id`` that is in the store already adds
                 nothing; without one it is new. ``{ts, cue, session_id}`` suffices, further keys survive.
-            records_cache: what one drain remembers from batch to batch; see :class:`RecordsCache`.
+            records_cache: known ids that a drain keeps from batch to batch. With it the caller maintains the
+                lanes; without it, due maintenance is done now.
+            right: the lease under which one lane is drained. Entries of other lanes are written without it.
 
         Raises:
             BadParams: a pair is not a UUID and a mapping; nothing was written.
-            StoreUnavailable: the place fails; the same call may be repeated.
-            LeaseLost: the cache's fencing token is stale.
+            StoreUnavailable: the storage is unavailable; the same call may be repeated.
+            LeaseLost: ``right`` has passed on.
         """
         if isinstance(pairs, EntryBatch):
-            return self._append(pairs, records_cache)
+            return self._append(pairs, records_cache, right)
         given = [*pairs]
         if all(is_numbered(record_id, entry) for record_id, entry in given):
-            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache)
-        return self._direct.write(given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache))
+            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache, right)
+        return self._direct.write(
+            given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache, right)
+        )
 
-    def _append(self, batch: EntryBatch, records_cache: RecordsCache | None) -> AppendReport:
+    def _append(
+        self, batch: EntryBatch, records_cache: RecordsCache | None, right: WriteRight | None
+    ) -> AppendReport:
         cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
-        if cache.lane is not None and cache.covers(batch):
-            return self.lane(cache.lane).append(batch, cache)
+        kept = cache is records_cache
+        lane = cache.lane_of(batch.ids)
         report = AppendReport()
-        for number, part in batch.by_lane(self.lanes).items():
-            ours = cache.lane is None or cache.lane == number  # what it knows of a lane must be of that lane
-            report += self.lane(number).append(part, cache if ours else RecordsCache(cache.token))
-        if cache is not records_cache:  # a drain maintains its lane itself, after it has acknowledged
-            with suppress(OSError):  # the entries are there, whatever becomes of this
+        for number, part in ({lane: batch} if lane is not None else batch.by_lane(self.lanes)).items():
+            token = right.token if right is not None and right.lane == number else None
+            report += self.lane(number).append(part, cache, token, self.lanes if kept else 0)
+        if not kept:
+            with suppress(OSError):  # the entries are written all the same
                 self.tidy()
         return report
 

@@ -13,6 +13,7 @@ from iai_mcp.config import Settings
 from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.meta import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
+from iai_mcp.storage.tables.write_right import WriteRight
 
 if TYPE_CHECKING:  # importing it takes LanceDB along
     from iai_mcp.storage.tables.lane import AppendReport
@@ -86,13 +87,17 @@ class ProvenanceStore(Protocol):
         ...
 
     def append_provenance_batch(
-        self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]], records_cache: RecordsCache | None = None
+        self,
+        pairs: Iterable[tuple[UUID, Mapping[str, Any]]],
+        records_cache: RecordsCache | None = None,
+        *,
+        right: WriteRight | None = None,
     ) -> AppendReport:
         """Write entries in order; on return they are durable and readable by every process.
 
         Raises:
             StoreUnavailable: the storage is unavailable; the same call may be repeated.
-            LeaseLost: a later drain has taken the lane.
+            LeaseLost: ``right`` has passed on: a later drain has taken the lane.
         """
         ...
 

@@ -20,9 +20,8 @@ import msgspec
 
 from iai_mcp.broker.protocol import Mark, QueueBroker
 from iai_mcp.config import overflow_dir
-from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Outline, outline
-from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, write_pairs
+from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, EntryWriter
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.replay import STEP, replay
 from iai_mcp.spill.chain import adopt, orphans
@@ -123,12 +122,13 @@ def apply(store: ProvenanceStore) -> Moved:
     Raises:
         StoreUnavailable: the place fails; what was not written is still in its file.
     """
-    report, cache, files = DrainReport(-1), RecordsCache(), 0
+    report, files = DrainReport(-1), 0
+    writer = EntryWriter(store, RecordsCache(), DrainPolicy(), report)
     for chain in adopt(overflow_dir(store.settings), store.store_id):
         try:
             while not chain.empty:
                 before = chain.length
-                write_pairs(store, EntryBatch.of(chain.read(STEP)), cache, DrainPolicy(), report)
+                writer.write(chain.read(STEP))
                 chain.settle()
                 chain.commit()
                 files += before - chain.length
