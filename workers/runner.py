@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from iai_mcp.broker.redis.broker import RedisOptions
-from iai_mcp.broker.redis.durable import redis_broker
+from iai_mcp.broker.factory import redis_broker
 from iai_mcp.config import Settings
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
@@ -38,7 +37,7 @@ class LaneRunner:
         settings = store.settings
         self.store = store
         self.connection = connection
-        self.broker = redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
+        self.broker = redis_broker(settings, store.store_id, store.lanes, connection)
         self.broker.check_server()
         self._open_lanes()
         self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from uuid import UUID
 
+from iai_mcp.broker.factory import redis_broker
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
 from iai_mcp.maintenance.inventory import old_strays
@@ -54,13 +55,7 @@ def move_spill(store: MemoryStore) -> Moved:
     """
     if not store.settings.redis_url:
         return recovery.apply(store)
-    from iai_mcp.broker.redis.broker import RedisOptions
-    from iai_mcp.broker.redis.client import connect
-    from iai_mcp.broker.redis.durable import redis_broker
-
-    connection = connect(store.settings.redis_url)
-    options = RedisOptions.of(store.settings)
-    broker = redis_broker(connection, store.store_id, store.lanes, options)
+    broker = redis_broker(store.settings, store.store_id, store.lanes)
     try:
         return recovery.push(store, broker)
     finally:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iai_mcp.broker.protocol import Broker, Claimed, Lease, MalformedItem
+from iai_mcp.broker.protocol import Claimed, DrainBroker, Lease, MalformedItem
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
@@ -75,7 +75,7 @@ class DrainReport:
 
 def drain(
     store: ProvenanceStore,
-    broker: Broker,
+    broker: DrainBroker,
     lane: int,
     cache: RecordsCache,
     policy: DrainPolicy,
@@ -121,7 +121,7 @@ def _raise_fence(store: ProvenanceStore, lease: Lease) -> WriteRight | None:
     return WriteRight(lease.lane, lease.token)
 
 
-def _drain_batch(store: ProvenanceStore, broker: Broker, lease: Lease, writer: EntryWriter) -> bool:
+def _drain_batch(store: ProvenanceStore, broker: DrainBroker, lease: Lease, writer: EntryWriter) -> bool:
     """Claim, write and acknowledge one batch; False once the lane is empty and its lease given back."""
     watched = observer.now.batch(lease.lane)
     claimed = broker.claim(lease, writer.policy.max_batch, writer.policy.linger)

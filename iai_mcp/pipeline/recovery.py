@@ -18,12 +18,12 @@ from uuid import UUID
 
 import msgspec
 
-from iai_mcp.broker.protocol import Mark, QueueBroker
+from iai_mcp.broker.protocol import Mark, RemoteBroker
 from iai_mcp.config import overflow_dir
 from iai_mcp.entries.parcel import Outline, outline
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, EntryWriter
 from iai_mcp.pipeline.ports import ProvenanceStore
-from iai_mcp.pipeline.replay import STEP, replay
+from iai_mcp.pipeline.replay import STEP, ReplayCursor
 from iai_mcp.spill.chain import adopt, orphans
 from iai_mcp.spill.segment import Segment, is_held
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
@@ -32,7 +32,7 @@ from iai_mcp.telemetry.events import emit, quiet_words
 
 __all__ = ["Moved", "SpillFile", "apply", "forget", "listing", "outlines", "push"]
 
-SAFE_S = 3.0  # what a server that syncs every second may take to confirm
+DURABLE_S = 3.0  # a server that syncs every second confirms within this
 _PRODUCER = re.compile(r"[0-9a-f]{8}-(?P<producer>[0-9a-f]{16})-\d{6,}")
 
 
@@ -117,10 +117,12 @@ def outlines(path: Path) -> Iterator[Outline | None]:
 
 
 def apply(store: ProvenanceStore) -> Moved:
-    """Write what nobody holds to the store, in order, and remove the files; a poison entry is buried.
+    """Write spill files that no living process holds to the store, in order, and remove them.
+
+    An entry that cannot be written becomes a dead letter.
 
     Raises:
-        StoreUnavailable: the place fails; what was not written is still in its file.
+        StoreUnavailable: the storage is unavailable; what was not written is still in its file.
     """
     report, files = DrainReport(-1), 0
     writer = EntryWriter(store, RecordsCache(), DrainPolicy(), report)
@@ -138,14 +140,14 @@ def apply(store: ProvenanceStore) -> Moved:
     return Moved(files, report.applied, report.duplicate, report.unknown, report.dead)
 
 
-def push(store: ProvenanceStore, broker: QueueBroker) -> Moved:
-    """Push what nobody holds into the lanes of ``broker``, as far as it takes it."""
+def push(store: ProvenanceStore, broker: RemoteBroker) -> Moved:
+    """Push spill files that no living process holds into the lanes of ``broker``, as far as it takes them."""
     files = pushed = stayed = 0
     for chain in adopt(overflow_dir(store.settings), store.store_id):
         broker.open()
-        before = chain.length
-        while replay(chain, broker, store.lanes) or (chain.mark is not None and not chain.unread):
-            if chain.mark is None or not _settles(broker, chain.mark):
+        before, cursor = chain.length, ReplayCursor(chain)
+        while cursor.replay(broker, store.lanes) or (cursor.mark is not None and not chain.unread):
+            if cursor.mark is None or not _becomes_durable(broker, cursor.mark):
                 break
             chain.commit()
             if chain.empty:
@@ -157,12 +159,12 @@ def push(store: ProvenanceStore, broker: QueueBroker) -> Moved:
     return Moved(files=files, pushed=pushed, stayed=stayed)
 
 
-def _settles(broker: QueueBroker, mark: Mark) -> bool:
-    """Whether what was pushed up to ``mark`` is safe, within a few seconds; else its files stay."""
-    deadline = time.monotonic() + SAFE_S
-    while not (safe := broker.is_durable(mark)) and time.monotonic() < deadline:
+def _becomes_durable(broker: RemoteBroker, mark: Mark) -> bool:
+    """Whether everything up to ``mark`` becomes durable within a few seconds; else its files stay."""
+    deadline = time.monotonic() + DURABLE_S
+    while not (durable := broker.is_durable(mark)) and time.monotonic() < deadline:
         broker.wait_change(0.02)
-    return safe
+    return durable
 
 
 # -- forgetting

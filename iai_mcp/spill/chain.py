@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from iai_mcp.broker.protocol import Mark
 from iai_mcp.common.files import sync_path
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.parcel import Parcel, decode, encode
@@ -46,8 +45,6 @@ class Chain:
         self._uncommitted = 0  # entries read from the segment at the head
         self._mutex = threading.RLock()
         self._last: Segment | None = None
-        self.step = 1  # parcels in the next step of a replay
-        self.mark: Mark | None = None  # where in the broker's lanes the last parcels read from here are
 
     @property
     def unread(self) -> bool:
@@ -96,7 +93,7 @@ class Chain:
     def start_over(self) -> None:
         """Read everything again that was not committed: where it went, it may be lost."""
         with self._mutex:
-            self.mark = self._last = None
+            self._last = None
             self._entries -= self._uncommitted
             self._total -= self._uncommitted
             self._uncommitted = self._last_entries = 0

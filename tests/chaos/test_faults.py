@@ -410,7 +410,7 @@ def test_26_a_replay_is_killed_half_way(make: Make) -> None:
     rig.server.start()
     rig.queue.stop()
     flag = (
-        "import os\nimport iai_mcp.pipeline.recovery as o\nsteps = []\nreal = o.replay\n"
+        "import os\nfrom iai_mcp.pipeline.replay import ReplayCursor as o\nsteps = []\nreal = o.replay\n"
         "def step(*a):\n    steps.append(1)\n    return real(*a) if len(steps) < 3 else os.kill(os.getpid(), 9)\n"
         "o.replay = step"
     )

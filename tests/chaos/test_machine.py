@@ -89,7 +89,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def replay(self) -> None:
         self.broker._full_until = 0.0
-        self.queue._replay()
+        self.queue._background.replay()
 
     @rule()
     def client_restarts(self) -> None:
@@ -174,7 +174,7 @@ class Machine(RuleBasedStateMachine):
         worker = self.workers[0]
         for _ in range(200):
             self.broker._full_until = 0.0  # the clock goes on
-            self.queue._replay()
+            self.queue._background.replay()
             self.lease(0)
             while worker.lease is not None:
                 self.claim(0, 4)
