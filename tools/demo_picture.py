@@ -53,7 +53,9 @@ def demo() -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 100, COLUMNS, 0, 0))
     command = [sys.executable, "-m", "iai_mcp", "demo"]
     with tempfile.TemporaryDirectory() as home:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("IAI_MCP_", "NO_COLOR"))}
+        plain = {
+            name: value for name, value in os.environ.items() if not name.startswith(("IAI_MCP_", "NO_COLOR"))
+        }
         env = {**plain, "HOME": home, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
         process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=env)
         os.close(theirs)
@@ -93,7 +95,9 @@ def shortened(text: Text) -> list[Text]:
 
 def drawn(text: Text) -> str:
     """``text`` as an SVG that loads nothing from elsewhere."""
-    console = Console(record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor", force_terminal=True)
+    console = Console(
+        record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor", force_terminal=True
+    )
     console.print(text)
     form = re.sub(r"\s*@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     form = form.replace("Fira Code, monospace", FONTS)

@@ -1,8 +1,8 @@
 """MkDocs hooks: the site holds the repository's files that its pages link to, and loads nothing from elsewhere.
 
-Links in ``docs/`` are written for the repository: ``../benchmarks/README.md``, ``../deploy/prometheus/``. The site has
-a page below ``repository/`` for each such file, and the links lead there. A link to a file that is missing stays as it
-is, and a strict build fails on it.
+Links in ``docs/`` are written for the repository: ``../benchmarks/README.md``, ``../deploy/prometheus/``. The
+site has a page below ``repository/`` for each such file, and the links lead there. A link to a missing file stays
+as it is, and a strict build fails on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOWN = "repository"  # the folder of the site
 ALWAYS = ("CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
 PICTURES = (".png", ".svg")
-LANGUAGES = {"c": "c", "json": "json", "lua": "lua", "py": "python", "sh": "sh", "toml": "toml", "yaml": "yaml", "yml": "yaml"}
+LANGUAGES = {
+    "c": "c",
+    "json": "json",
+    "lua": "lua",
+    "py": "python",
+    "sh": "sh",
+    "toml": "toml",
+    "yaml": "yaml",
+    "yml": "yaml",
+}
 
 _FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
@@ -75,7 +84,8 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Check every page and style sheet.
 
     Raises:
-        PluginError: one of them loads something from elsewhere, or has a Mermaid element, for which Material would.
+        PluginError: one of them loads something from elsewhere, or has a Mermaid element, for which
+            Material does.
     """
     for file in sorted(Path(config.site_dir).rglob("*")):
         if file.suffix in (".html", ".css", ".svg") and (found := _OUTSIDE.search(_without_code(file))):
@@ -95,7 +105,7 @@ def _outward(path: str, text: str) -> Iterator[str]:
 
 
 def _resolved(path: str, target: str) -> str | None:
-    """The repository's path of a link in the file ``path``; None where it leads elsewhere or into the same file."""
+    """The repository's path of a link in the file ``path``; None for a URL and for an anchor of the same file."""
     if not target or re.match(r"[a-z]+:|/", target):
         return None
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
@@ -115,8 +125,9 @@ def _content(path: str) -> str | bytes:
         return file.read_bytes()
     if path.endswith(".md"):
         return file.read_text()
+    head = f"---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n"
     if file.is_dir():
         names = sorted(one.name for one in file.iterdir() if not one.name.startswith((".", "__")))
-        return f"# {path}\n\n" + "".join(f"- `{name}`\n" for name in names)
+        return head + "".join(f"- `{name}`\n" for name in names)
     language = LANGUAGES.get(file.suffix.removeprefix("."), "text")
-    return f"# {path}\n\n~~~~ {language}\n{file.read_text()}~~~~\n"
+    return f"{head}~~~~ {language}\n{file.read_text()}~~~~\n"
