@@ -80,6 +80,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join([*parts, _LINK.sub(led, markdown[end:])])
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings name things as ``:class:`Name```; the site shows the name."""
+    return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)", "", html)
+
+
 def on_post_build(config: MkDocsConfig) -> None:
     """Check every page and style sheet.
 
