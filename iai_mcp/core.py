@@ -10,12 +10,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
 from iai_mcp.common.times import parse_ts, utcnow
 from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
+from iai_mcp.parameters import CaptureParams, Params, ProvenanceParams, RecallParams, RecordParams, StatusParams
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord, index_text
 from iai_mcp.storage.dead_letters import DeadLetters
@@ -27,66 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "capture_records", "dispatch", "recalled_dict", "record_dict", "status", "trail_filters"]
 
-Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
-
-
-class _Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-_P = TypeVar("_P", bound=_Params)
-
-
-class CaptureParams(_Params, frozen=True):
-    """A memory to keep; the same text twice in one session (and role) is one memory."""
-
-    text: str
-    session_id: str = ""
-    role: str = ""
-    tags: list[str] = []
-    created_at: Any = None
-    record_id: Any = None
-    embedding: Any = None
-
-
-class RecallParams(_Params, frozen=True):
-    """A cue, and which memories count."""
-
-    cue: str
-    session_id: str = ""
-    cue_embedding: Any = None
-    limit: Limit = 10
-    session: str | None = None
-    tags: list[str] = []
-    role: str | None = None
-    since: Any = None
-    until: Any = None
-    record_provenance: bool = True
-    client: str = ""
-
-
-class RecordParams(_Params, frozen=True):
-    """One memory."""
-
-    record_id: Any
-
-
-class ProvenanceParams(_Params, frozen=True):
-    """Which entries (every given condition must hold), or which memories they make the most recalled or never."""
-
-    view: Literal["entries", "top", "never"] = "entries"
-    record_id: Any = None
-    session_id: str | None = None
-    cue: str | None = None
-    recall_id: str | None = None
-    since: Any = None
-    until: Any = None
-    limit: Limit = 100
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
-class StatusParams(_Params, frozen=True):
-    """Nothing."""
+_P = TypeVar("_P", bound=Params)
 
 
 def dispatch(store: MemoryStore, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -294,7 +236,7 @@ def _redis(store: MemoryStore) -> RedisLook | None:
     return look(connection or connect(store.settings.redis_url), store.settings, store.store_id, store.lanes)
 
 
-METHODS: dict[str, tuple[type[_Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
+METHODS: dict[str, tuple[type[Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
     "memory_capture": (CaptureParams, _capture),
     "memory_recall": (RecallParams, _recall),
     "memory_get": (RecordParams, _get),
