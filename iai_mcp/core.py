@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -17,6 +17,7 @@ from iai_mcp.common.times import parse_ts, utcnow
 from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
 from iai_mcp.ingest.capture import capture_records
 from iai_mcp.maintenance.status import status
+from iai_mcp.parameters import CaptureParams, Params, ProvenanceParams, RecallParams, RecordParams, StatusParams
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
@@ -24,66 +25,7 @@ from iai_mcp.trail.query import Recalled, TrailFilters, most_recalled, never_rec
 
 __all__ = ["METHODS", "dispatch", "recalled_dict", "record_dict", "trail_filters"]
 
-Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
-
-
-class _Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-_P = TypeVar("_P", bound=_Params)
-
-
-class CaptureParams(_Params, frozen=True):
-    """A memory to keep; the same text twice in one session (and role) is one memory."""
-
-    text: str
-    session_id: str = ""
-    role: str = ""
-    tags: list[str] = []
-    created_at: Any = None
-    record_id: Any = None
-    embedding: Any = None
-
-
-class RecallParams(_Params, frozen=True):
-    """A cue, and which memories count."""
-
-    cue: str
-    session_id: str = ""
-    cue_embedding: Any = None
-    limit: Limit = 10
-    session: str | None = None
-    tags: list[str] = []
-    role: str | None = None
-    since: Any = None
-    until: Any = None
-    record_provenance: bool = True
-    client: str = ""
-
-
-class RecordParams(_Params, frozen=True):
-    """One memory."""
-
-    record_id: Any
-
-
-class ProvenanceParams(_Params, frozen=True):
-    """Which entries (every given condition must hold), or which memories they make the most recalled or never."""
-
-    view: Literal["entries", "top", "never"] = "entries"
-    record_id: Any = None
-    session_id: str | None = None
-    cue: str | None = None
-    recall_id: str | None = None
-    since: Any = None
-    until: Any = None
-    limit: Limit = 100
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
-class StatusParams(_Params, frozen=True):
-    """Nothing."""
+_P = TypeVar("_P", bound=Params)
 
 
 def dispatch(store: MemoryStore, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -210,7 +152,7 @@ def _forget(store: MemoryStore, params: RecordParams) -> dict[str, Any]:
     return {"record_id": str(record_id), "forgotten": True}
 
 
-METHODS: dict[str, tuple[type[_Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
+METHODS: dict[str, tuple[type[Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
     "memory_capture": (CaptureParams, _capture),
     "memory_recall": (RecallParams, _recall),
     "memory_get": (RecordParams, _get),
