@@ -27,10 +27,10 @@ from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
 from iai_mcp.storage.exclusions import Exclusions
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import (
     DEFAULT_DIMS,
     EmbedderMeta,
-    Layout,
     StoreMeta,
     open_meta,
     read_meta,
@@ -279,7 +279,7 @@ class MemoryStore:
         """
         self._records.maintain(force=False)
         for number in range(self.lanes):
-            if number in self._lanes or self.layout.lane_erasure(number, self._opened.generation).exists():
+            if number in self._lanes or self.layout.erasure(self._opened.lane_table(number)).exists():
                 self.lane(number).maintain()
         sweep(self.layout)
 

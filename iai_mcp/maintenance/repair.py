@@ -16,7 +16,7 @@ from iai_mcp.maintenance.verify import LaneLook, Report, said_ranges, verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.recovery import Moved
 from iai_mcp.storage.exclusions import ExclusionReason, Span
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import distinct, piled_up
 from iai_mcp.store import MemoryStore

@@ -24,7 +24,8 @@ from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage import snapshot
-from iai_mcp.storage.meta import Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import read_meta
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.transfer import backup
 from iai_mcp.transfer.restore import TOKEN_STEP

@@ -225,13 +225,13 @@ def test_what_they_write_amid_upkeep_stays_in_order(
 ) -> None:
     lane = store.lane(lane_of(record_id, store.lanes))
     store.append_provenance_batch(numbered(record_id, 1))
-    whole = lane._scrub.run
+    whole = lane._erasure.run
 
     def run() -> None:
         whole()
         rude.append_provenance_batch(numbered(record_id, 2, 3, 4))
 
-    monkeypatch.setattr(lane._scrub, "run", run)
+    monkeypatch.setattr(lane._erasure, "run", run)
     lane.maintain(force=True)
     assert store.append_provenance_batch(numbered(record_id, 4, 5)).duplicate == 1
     assert trace(store, record_id) == ["1", "2", "3", "4", "5"]
