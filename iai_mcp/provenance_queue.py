@@ -22,7 +22,8 @@ from uuid import UUID
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import Mark, Pushed, QueueBroker
 from iai_mcp.config import overflow_dir
-from iai_mcp.entries.parcel import Pair, Parcel, route
+from iai_mcp.entries.parcel import Pair, Parcel
+from iai_mcp.entries.routing import route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
 from iai_mcp.pipeline.priority_lock import PriorityLock

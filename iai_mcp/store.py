@@ -20,7 +20,8 @@ import pyarrow as pa
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.embedders import adapters
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.pipeline import recovery
 from iai_mcp.record import MemoryRecord, as_uuid

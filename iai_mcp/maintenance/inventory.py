@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.entries.parcel import Outline
+from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import Account, Book, Place
 from iai_mcp.pipeline import recovery

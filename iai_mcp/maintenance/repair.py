@@ -11,6 +11,7 @@ from uuid import UUID
 
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
+from iai_mcp.entries.identity import split_entry_id
 from iai_mcp.maintenance.inventory import old_strays
 from iai_mcp.maintenance.verify import LaneLook, Report, said_ranges, verify
 from iai_mcp.pipeline import recovery
@@ -93,8 +94,8 @@ def _lane(store: MemoryStore, look: LaneLook) -> Iterator[str]:
         table.maintain(force=True)
         yield f"compacted lane {look.lane}"
     if look.out_of_order:
-        keys = [key.rpartition("-") for key in look.out_of_order]
-        store.exclusions.add(ExclusionReason.LATE, [(producer, int(seq)) for producer, _, seq in keys])
+        keys = [split_entry_id(key) for key in look.out_of_order]
+        store.exclusions.add(ExclusionReason.LATE, keys)
         yield f"accepted as out of turn: {many(len(keys), 'entry')} in lane {look.lane}"
 
 

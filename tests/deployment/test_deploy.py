@@ -100,7 +100,7 @@ def fenced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     owner = Server(tmp_path_factory.mktemp("redis"), acl=True).start()
     try:
         owner.client().set("billing:card", "secret")
-        owner.client().rpush("iai-mcp:abc:lane:0:pending", "1:1:{}")
+        owner.client().rpush("iai-mcp:abc:lane:0:pending", "{}")
         owner.client().acl_setuser("default", enabled=False)
         yield owner
     finally:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LanesChanged, StoreUnavailable
 from iai_mcp.maintenance import reshard
 from iai_mcp.maintenance.verify import verify

@@ -24,7 +24,7 @@ from mcp_types import Implementation
 
 from iai_mcp import core
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import BadParams, ConfigError
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server.app import build

@@ -17,7 +17,8 @@ from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery

@@ -28,7 +28,8 @@ from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
 from iai_mcp.broker.redis.push_transaction import Answer, Transactions
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit, log
 

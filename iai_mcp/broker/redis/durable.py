@@ -19,7 +19,8 @@ from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis.broker import PROBE_S, RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import failure
 from iai_mcp.broker.redis.waitaof import SETTING, Pace, confirmed, on_disk, pace, waitaof
-from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit
 

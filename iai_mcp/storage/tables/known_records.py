@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import dashed, lane_of_hex
+from iai_mcp.entries.identity import dashed
+from iai_mcp.entries.routing import lane_of_hex
 
 __all__ = ["RecordsCache"]
 
