@@ -12,7 +12,6 @@ import logging
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from iai_mcp.entries.parcel import Pair, Parcel
 from iai_mcp.entries.routing import route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
+from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.replay import replay
 from iai_mcp.spill.chain import Chain, Spill, adopt
@@ -38,12 +38,7 @@ from iai_mcp.telemetry.events import emit, log, quiet_words
 if TYPE_CHECKING:
     import redis
 
-    from iai_mcp.store import MemoryStore
-
-__all__ = ["ProvenanceWriteQueue", "QueueCounts", "open_stores"]
-
-open_stores: weakref.WeakValueDictionary[str, MemoryStore] = weakref.WeakValueDictionary()
-"""Stores that have had a queue in this process, by id: a worker in the same process drains these."""
+__all__ = ["ProvenanceWriteQueue", "QueueCounts"]
 
 SCAN_S = 1.0  # how often orphaned spill files are looked for
 PLACE_BACKOFF_S = (0.1, 5.0)  # first and longest wait after the store's place failed
@@ -83,7 +78,7 @@ class ProvenanceWriteQueue:
 
     def __init__(
         self,
-        store: MemoryStore,
+        store: ProvenanceStore,
         *,
         coalesce_ms: float = 50,
         max_queue_size: int = 4096,
@@ -98,7 +93,6 @@ class ProvenanceWriteQueue:
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
         self._store = store
-        open_stores[store.store_id] = store
         self._settings = store.settings
         self._journal = self._settings.journal != "off"
         self._lanes = store.lanes
@@ -402,7 +396,7 @@ class ProvenanceWriteQueue:
         return getattr(self._broker, "control", None)
 
 
-def _broker(store: MemoryStore, connection: redis.Redis | None, capacity: int) -> QueueBroker:
+def _broker(store: ProvenanceStore, connection: redis.Redis | None, capacity: int) -> QueueBroker:
     """The broker that the settings ask for; Redis is imported only where it is one."""
     settings = store.settings
     if connection is None and not settings.redis_url:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.pipeline import recovery
+from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
@@ -44,6 +46,7 @@ from iai_mcp.storage.tables.catalog import Tables, by_lane
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import AppendReport, LaneTable
 from iai_mcp.storage.tables.records import Filters, Hit, MergeReport
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry import tracing
 from iai_mcp.telemetry.events import log
@@ -51,9 +54,17 @@ from iai_mcp.telemetry.events import log
 if TYPE_CHECKING:
     import redis
 
-    from iai_mcp.provenance_queue import ProvenanceWriteQueue
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "open_store"]
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid"]
+_open_stores: weakref.WeakValueDictionary[tuple[str, int], MemoryStore] = weakref.WeakValueDictionary()
+
+
+def open_store(store_id: str) -> MemoryStore | None:
+    """The store of this id that this process has open; of several the one that last got a queue or was opened.
+
+    A worker in the same process drains into it.
+    """
+    return next((store for (known, _), store in reversed([*_open_stores.items()]) if known == store_id), None)
 
 
 class MemoryStore:
@@ -93,6 +104,7 @@ class MemoryStore:
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
+        self._register()
 
     # -- what the store is
 
@@ -138,9 +150,17 @@ class MemoryStore:
             return self._lanes[number]
 
     def close(self) -> None:
-        """Drain the queue, and say that nobody uses the store through this object any more."""
+        """Drain the queue and give the store up; this object is of no more use."""
         self.disable_provenance_queue()
+        self._unregister()
         self._store_lock.close()
+
+    def _register(self) -> None:
+        self._unregister()  # the latest one comes last
+        _open_stores[self.store_id, id(self)] = self
+
+    def _unregister(self) -> None:
+        _open_stores.pop((self.store_id, id(self)), None)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -347,37 +367,47 @@ class MemoryStore:
     # -- provenance
 
     def append_provenance_batch(
-        self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]], records_cache: RecordsCache | None = None
+        self,
+        pairs: Iterable[tuple[UUID, Mapping[str, Any]]],
+        records_cache: RecordsCache | None = None,
+        *,
+        right: WriteRight | None = None,
     ) -> AppendReport:
         """Write provenance entries now, in order, one commit for each lane touched.
 
         Args:
             pairs: ``(record_id, entry)``. An entry with an ``entry_id`` that is in the store already adds
                 nothing; without one it is new. ``{ts, cue, session_id}`` suffices, further keys survive.
-            records_cache: what one drain remembers from batch to batch; see :class:`RecordsCache`.
+            records_cache: known ids that a drain keeps from batch to batch. With it the caller maintains the
+                lanes; without it, due maintenance is done now.
+            right: the lease under which one lane is drained. Entries of other lanes are written without it.
 
         Raises:
             BadParams: a pair is not a UUID and a mapping; nothing was written.
-            StoreUnavailable: the place fails; the same call may be repeated.
-            LeaseLost: the cache's fencing token is stale.
+            StoreUnavailable: the storage is unavailable; the same call may be repeated.
+            LeaseLost: ``right`` has passed on.
         """
         if isinstance(pairs, EntryBatch):
-            return self._append(pairs, records_cache)
+            return self._append(pairs, records_cache, right)
         given = [*pairs]
         if all(is_numbered(record_id, entry) for record_id, entry in given):
-            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache)
-        return self._direct.write(given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache))
+            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache, right)
+        return self._direct.write(
+            given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache, right)
+        )
 
-    def _append(self, batch: EntryBatch, records_cache: RecordsCache | None) -> AppendReport:
+    def _append(
+        self, batch: EntryBatch, records_cache: RecordsCache | None, right: WriteRight | None
+    ) -> AppendReport:
         cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
-        if cache.lane is not None and cache.covers(batch):
-            return self.lane(cache.lane).append(batch, cache)
+        kept = cache is records_cache
+        lane = cache.lane_of(batch.ids)
         report = AppendReport()
-        for number, part in batch.by_lane(self.lanes).items():
-            ours = cache.lane is None or cache.lane == number  # what it knows of a lane must be of that lane
-            report += self.lane(number).append(part, cache if ours else RecordsCache(cache.token))
-        if cache is not records_cache:  # a drain maintains its lane itself, after it has acknowledged
-            with suppress(OSError):  # the entries are there, whatever becomes of this
+        for number, part in ({lane: batch} if lane is not None else batch.by_lane(self.lanes)).items():
+            token = right.token if right is not None and right.lane == number else None
+            report += self.lane(number).append(part, cache, token, self.lanes if kept else 0)
+        if not kept:
+            with suppress(OSError):  # the entries are written all the same
                 self.tidy()
         return report
 
@@ -394,13 +424,12 @@ class MemoryStore:
 
         With ``connection`` (or ``IAI_MCP_REDIS_URL``) entries go through Redis to ``rq`` workers.
         """
-        from iai_mcp.provenance_queue import ProvenanceWriteQueue
-
         with self._mutex:
             if self._provenance_queue is None:
                 queue = ProvenanceWriteQueue(self, coalesce_ms=coalesce_ms, connection=connection)
                 queue.start()
                 self._provenance_queue = queue
+                self._register()
 
     def disable_provenance_queue(self) -> None:
         """Drain the queue and write on the caller's thread again; does nothing where that is so already."""

@@ -16,9 +16,8 @@ from iai_mcp.broker.redis.durable import redis_broker
 from iai_mcp.config import Settings
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
-from iai_mcp.provenance_queue import open_stores
 from iai_mcp.storage.layout import Layout
-from iai_mcp.store import MemoryStore, RecordsCache
+from iai_mcp.store import MemoryStore, RecordsCache, open_store
 from iai_mcp.telemetry.events import emit, quiet_words
 from workers.jobs import TURN_S, WrongStore
 
@@ -126,7 +125,7 @@ def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:
     known = _runners.get(store_id)
     if known is not None and known.connection is connection:
         return known
-    store = open_stores.get(store_id) or configured_store()
+    store = open_store(store_id) or configured_store()
     if store.store_id != store_id:
         raise WrongStore(
             f"this worker serves the store {store.store_id} at {store.path}, not {store_id}; give each "

@@ -13,25 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from iai_mcp.broker.protocol import Mark, QueueBroker
 from iai_mcp.config import overflow_dir
-from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.wire import Outline, outline
-from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, write_pairs
+from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, EntryWriter
+from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.replay import STEP, replay
 from iai_mcp.spill.chain import adopt, orphans
 from iai_mcp.spill.segment import Segment, is_held
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry.events import emit, quiet_words
-
-if TYPE_CHECKING:
-    from iai_mcp.store import MemoryStore
 
 __all__ = ["Moved", "SpillFile", "apply", "forget", "listing", "outlines", "push"]
 
@@ -119,18 +116,19 @@ def outlines(path: Path) -> Iterator[Outline | None]:
 # -- moving on
 
 
-def apply(store: MemoryStore) -> Moved:
+def apply(store: ProvenanceStore) -> Moved:
     """Write what nobody holds to the store, in order, and remove the files; a poison entry is buried.
 
     Raises:
         StoreUnavailable: the place fails; what was not written is still in its file.
     """
-    report, cache, files = DrainReport(-1), RecordsCache(), 0
+    report, files = DrainReport(-1), 0
+    writer = EntryWriter(store, RecordsCache(), DrainPolicy(), report)
     for chain in adopt(overflow_dir(store.settings), store.store_id):
         try:
             while not chain.empty:
                 before = chain.length
-                write_pairs(store, EntryBatch.of(chain.read(STEP)), cache, DrainPolicy(), report)
+                writer.write(chain.read(STEP))
                 chain.settle()
                 chain.commit()
                 files += before - chain.length
@@ -140,7 +138,7 @@ def apply(store: MemoryStore) -> Moved:
     return Moved(files, report.applied, report.duplicate, report.unknown, report.dead)
 
 
-def push(store: MemoryStore, broker: QueueBroker) -> Moved:
+def push(store: ProvenanceStore, broker: QueueBroker) -> Moved:
     """Push what nobody holds into the lanes of ``broker``, as far as it takes it."""
     files = pushed = stayed = 0
     for chain in adopt(overflow_dir(store.settings), store.store_id):

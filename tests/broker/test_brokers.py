@@ -229,7 +229,7 @@ def test_a_drain_moves_a_lane_into_the_store(store: MemoryStore, broker: QueueBr
     lane = lane_of(record_id, LANES)
     for first in range(0, 30, 3):
         broker.push([for_store(store, record_id, first, first + 1, first + 2)])
-    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_pairs=7, linger=0))
+    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_batch=7, linger=0))
     assert (report.outcome, report.applied, report.duplicate) == (Outcome.EMPTY, 30, 0)
     assert seen(store, record_id) == [str(number) for number in range(30)]
     assert broker.wait_settled(broker.mark(), 0.0)
@@ -247,10 +247,10 @@ def test_a_drain_that_died_before_the_ack_is_repeated_without_doubling(
     with monkeypatch.context() as patch:
         patch.setattr(broker, "ack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            drain(store, broker, lane, RecordsCache(), DrainPolicy(max_pairs=2, linger=0))
+            drain(store, broker, lane, RecordsCache(), DrainPolicy(max_batch=2, linger=0))
     assert seen(store, record_id) == ["1", "2"]
     broker.push([for_store(store, record_id, 4)])
-    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_pairs=2, linger=0))
+    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_batch=2, linger=0))
     assert (report.applied, report.duplicate) == (2, 2)
     assert seen(store, record_id) == ["1", "2", "3", "4"]
 

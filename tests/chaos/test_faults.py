@@ -248,11 +248,11 @@ def test_17_a_paused_worker_wakes_after_its_lease_has_passed_on(make: Make) -> N
 import os, pathlib, signal
 from iai_mcp.store import MemoryStore
 real = MemoryStore.append_provenance_batch
-def stop_first(self, pairs, records_cache=None):
+def stop_first(self, pairs, **further):
     if not pathlib.Path({str(flag)!r}).exists():
         pathlib.Path({str(flag)!r}).touch()
         os.kill(os.getpid(), signal.SIGSTOP)
-    return real(self, pairs, records_cache)
+    return real(self, pairs, **further)
 MemoryStore.append_provenance_batch = stop_first
 """
     sleeper = rig.start_worker(pause)

@@ -9,6 +9,7 @@ import pytest
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.routing import lane_of, route
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.support import cues, entry
 
@@ -62,11 +63,13 @@ def test_a_lane_s_cache_does_not_keep_an_entry_from_its_own_lane(store: MemorySt
     ids = store.insert_many([MemoryRecord(text=str(number)) for number in range(20)])
     home = lane_of(ids[0], store.lanes)
     stranger = next(one for one in ids if lane_of(one, store.lanes) != home)
-    cache = RecordsCache(lane=home)
+    away = lane_of(stranger, store.lanes)
+    store.lane(away).raise_fence(9)  # the token of one lane says nothing of another
+    cache, right = RecordsCache(), WriteRight(home, 1)
     for seq in (1, 3):
         pairs = [(ids[0], entry(f"home {seq}")), (stranger, entry(f"away {seq}"))]
         batch = EntryBatch.of(route(store.store_id, "p", seq, pairs, 1, 0.0))
-        assert store.append_provenance_batch(batch, cache).applied == 2
+        assert store.append_provenance_batch(batch, cache, right=right).applied == 2
     for key, word in ((ids[0], "home"), (stranger, "away")):
         found = store.get(key)
         assert found is not None

@@ -121,33 +121,38 @@ class LaneTable:
 
     # -- writing
 
-    def append(self, batch: EntryBatch, cache: RecordsCache) -> AppendReport:
+    def append(
+        self, batch: EntryBatch, cache: RecordsCache, token: int | None = None, lanes: int = 0
+    ) -> AppendReport:
         """Write a batch in order; on return it is durable and readable by any process.
 
+        ``token``: the fencing token of the writer's lease; None without one. ``lanes``: as of
+        :meth:`RecordsCache.learn`.
+
         Raises:
-            LeaseLost: a later fencing token than ``cache.token`` has been seen here.
+            LeaseLost: a later fencing token than ``token`` has been seen here.
             StoreUnavailable: the place fails; nothing was acknowledged, the same call may be repeated.
         """
         with translated(), self._lock.hold() as alone:
             self._check_current()
             alive, strangers = batch, None
-            if nobody := self._nobody(batch.ids, cache):
+            if nobody := self._nobody(batch.ids, cache, lanes):
                 alive = batch.pick([one not in nobody for one in batch.ids])
                 strangers = batch.pick([one in nobody for one in batch.ids])
             fresh = alive.once()
-            self._check_fence(cache.token)
-            applied = self._apply(fresh, cache.token, alone=alone) if fresh else 0
+            self._check_fence(token)
+            applied = self._apply(fresh, token, alone=alone) if fresh else 0
             if applied < len(alive):
                 self._note_duplicates(zip(alive.keys, alive.givers, alive.seqs, strict=True))
             if strangers:
                 self._exclusions.add(ExclusionReason.UNKNOWN, zip(strangers.givers, strangers.seqs, strict=True))
         return AppendReport(applied, len(alive) - applied, len(batch) - len(alive))
 
-    def _nobody(self, ids: Sequence[str], cache: RecordsCache) -> set[str]:
+    def _nobody(self, ids: Sequence[str], cache: RecordsCache, lanes: int) -> set[str]:
         """The ids of which there is no record."""
-        if strangers := cache.strangers(ids):
-            cache.learn(strangers, self._some_ids)
-            strangers = cache.strangers([*strangers])
+        if strangers := cache.unknown(ids):
+            cache.learn(strangers, self._some_ids, lanes)
+            strangers = cache.unknown(strangers)
         gone = self._tombstones.hex()
         return strangers if gone.isdisjoint(ids) else strangers.union(gone.intersection(ids))
 
