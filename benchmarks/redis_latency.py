@@ -22,7 +22,8 @@ import redis_common as common
 from lancedb.index import BTree
 
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.storage.tables.lane import INDEXED, LANE_SCHEMA, to_arrow
 from iai_mcp.store import MemoryStore

@@ -18,7 +18,8 @@ from uuid import UUID
 
 from iai_mcp.broker.factory import queue_broker
 from iai_mcp.broker.protocol import Mark, Pushed
-from iai_mcp.entries.parcel import Pair, Parcel, route
+from iai_mcp.entries.parcel import Pair, Parcel
+from iai_mcp.entries.routing import route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.background import Background, Driver, LaneDrainer
 from iai_mcp.pipeline.counts import QueueCounts

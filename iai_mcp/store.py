@@ -21,7 +21,8 @@ import pyarrow as pa
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.embedders import adapters
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
 from iai_mcp.pipeline import recovery
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
@@ -29,10 +30,10 @@ from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
 from iai_mcp.storage.exclusions import Exclusions
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import (
     DEFAULT_DIMS,
     EmbedderMeta,
-    Layout,
     StoreMeta,
     open_meta,
     read_meta,
@@ -299,7 +300,7 @@ class MemoryStore:
         """
         self._records.maintain(force=False)
         for number in range(self.lanes):
-            if number in self._lanes or self.layout.lane_erasure(number, self._opened.generation).exists():
+            if number in self._lanes or self.layout.erasure(self._opened.lane_table(number)).exists():
                 self.lane(number).maintain()
         sweep(self.layout)
 

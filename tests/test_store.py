@@ -16,7 +16,7 @@ import lancedb
 import pytest
 
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import (
     BadParams,
     ConfigError,

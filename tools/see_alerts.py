@@ -26,7 +26,8 @@ import httpx2
 
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.meta import Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import read_meta
 from tests.server.test_server import Http, http, used
 from tests.servers import Server, free_port, serving
 from tests.support import ROOT, wait_until

@@ -15,6 +15,7 @@ from iai_mcp.broker.factory import redis_broker
 from iai_mcp.config import Settings
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
+from iai_mcp.storage.layout import Layout
 from iai_mcp.store import MemoryStore, RecordsCache, open_store
 from iai_mcp.telemetry.events import emit, quiet_words
 from workers.jobs import TURN_S, WrongStore
@@ -140,6 +141,6 @@ def configured_store() -> MemoryStore:
         WrongStore: there is no store at that place.
     """
     settings = Settings.load()
-    if not (settings.store_path / "store.json").exists():
+    if not Layout(settings.store_path).meta.exists():
         raise WrongStore(f"there is no store at {settings.store_path}; set IAI_MCP_STORE to an existing one")
     return MemoryStore(settings=settings)

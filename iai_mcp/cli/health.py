@@ -134,7 +134,8 @@ def _list(as_json: Json = False, store: Store = None) -> None:
     """List the spill files, those of other stores and those set aside among them."""
     from iai_mcp.config import overflow_dir
     from iai_mcp.pipeline.recovery import listing
-    from iai_mcp.storage.meta import Layout, read_meta
+    from iai_mcp.storage.layout import Layout
+    from iai_mcp.storage.meta import read_meta
 
     settings = settled(store)
     folder = overflow_dir(settings)

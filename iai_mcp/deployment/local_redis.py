@@ -24,7 +24,8 @@ from urllib.parse import quote
 
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep, worker_children
 from iai_mcp.errors import BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
-from iai_mcp.storage.meta import Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import read_meta
 
 if TYPE_CHECKING:
     from iai_mcp.config import Settings

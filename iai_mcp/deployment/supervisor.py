@@ -239,7 +239,8 @@ def check_start(settings: Settings) -> str | None:
             "`iai-mcp up` brings a Redis of its own"
         )
     from iai_mcp.broker.redis.inspect import check
-    from iai_mcp.storage.meta import Layout, read_meta
+    from iai_mcp.storage.layout import Layout
+    from iai_mcp.storage.meta import read_meta
 
     layout = Layout(settings.store_path.absolute())
     if not layout.meta.exists():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, exposed, overflow_dir
 from iai_mcp.errors import ConfigError
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 
 if TYPE_CHECKING:
     from iai_mcp.broker.redis.inspect import RedisLook
@@ -222,7 +222,7 @@ class _Patient:
         from iai_mcp.storage.tables.lane import piled_up
 
         for number in range(self.store.lanes):
-            if not (self.layout.root / f"{self.store.meta.lane_table(number)}.lance").exists():
+            if not self.layout.table(self.store.meta.lane_table(number)).exists():
                 continue  # made on first use
             stats = self.store.lane(number).stats()
             said = ", ".join(many(stats[f"{name}s"], name) for name in ("row", "version", "fragment"))
@@ -231,12 +231,12 @@ class _Patient:
 
     def check_forgotten(self) -> Iterator[Check]:
         old = time.time() - SCRUB_S
-        late = [path for path in self.layout.locks.glob("*.erasure") if path.stat().st_mtime < old]
+        late = [path for path in self.layout.erasures() if path.stat().st_mtime < old]
         if late:
             said = f"what forgotten memories said is still in the files of {', '.join(p.stem for p in late)}"
             yield Check("forgotten", State.WARN, said, "iai-mcp verify --repair, or start any client")
         else:
-            there = any(self.layout.locks.glob("*.erasure"))
+            there = any(self.layout.erasures())
             said = "what was forgotten just now goes soon" if there else "nothing is left of what was forgotten"
             yield Check("forgotten", State.PASS, said)
 

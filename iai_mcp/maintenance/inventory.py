@@ -22,14 +22,15 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.entries.parcel import Outline
+from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import Account, Book, Place
 from iai_mcp.pipeline import recovery
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
+from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.live_producers import live_producers
-from iai_mcp.storage.meta import Layout, StoreMeta, read_meta
+from iai_mcp.storage.meta import StoreMeta, read_meta
 from iai_mcp.storage.tables.catalog import scan
 from iai_mcp.storage.tables.lance import retry_vanished
 from iai_mcp.storage.tombstones import Tombstones
@@ -122,15 +123,15 @@ def look(layout: Layout, settings: Settings) -> Sighting:
     if settings.redis_url:
         mend = "start Redis, or mend IAI_MCP_REDIS_URL, and verify again"
         seen.guarded("what waits in Redis", mend, lambda: _in_redis(seen))
-    seen.guarded("the dead letters", f"look at {layout.dead}", lambda: _dead(seen))
+    seen.guarded("the dead letters", f"look at {layout.dead_letters}", lambda: _dead(seen))
     for number in range(seen.meta.lanes):
-        folder = layout.root / f"{seen.meta.lane_table(number)}.lance"
+        folder = layout.table(seen.meta.lane_table(number))
         if folder.exists():  # made on first use
             mend = f"restore {folder} from a backup"
             error = seen.guarded(f"lane {number}", mend, lambda n=number: _lane(seen, n))  # type: ignore[misc]
             if error is not None:
                 seen.broken[number] = error
-    mend = f"restore {layout.root / 'records.lance'} from a backup"
+    mend = f"restore {layout.records} from a backup"
     seen.guarded("the table of memories", mend, lambda: _records(seen))
     seen.guarded("the log of left-out entries", f"look at {layout.exclusions}", lambda: _exclusions(seen))
     seen.guarded("the store's folder", f"look after the permissions of {layout.root}", lambda: _strays(seen))
@@ -248,7 +249,7 @@ def _again(rows: pa.Table) -> Any:
 
 
 def _records(seen: Sighting) -> None:
-    ids = [batch.column("id") for batch in scan(seen.layout.root, "records", skip_vectors=True)]
+    ids = [batch.column("id") for batch in scan(seen.layout.root, RECORDS, skip_vectors=True)]
     seen.records = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
     forgotten = pa.array([str(record_id) for record_id in Tombstones(seen.layout.tombstones).ids()], pa.string())
     for half in forgotten.filter(pc.is_in(forgotten, value_set=seen.records)).to_pylist():

@@ -9,8 +9,9 @@ from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokerUnavailable
 from iai_mcp.pipeline import recovery
 from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.live_producers import live_producers
-from iai_mcp.storage.meta import Layout, StoreMeta
+from iai_mcp.storage.meta import StoreMeta
 
 __all__ = ["Elsewhere", "elsewhere"]
 

@@ -12,12 +12,13 @@ from uuid import UUID
 from iai_mcp.broker.factory import redis_broker
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
+from iai_mcp.entries.identity import split_entry_id
 from iai_mcp.maintenance.inventory import old_strays
 from iai_mcp.maintenance.verify import LaneLook, Report, said_ranges, verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.recovery import Moved
 from iai_mcp.storage.exclusions import ExclusionReason, Span
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import distinct, piled_up
 from iai_mcp.store import MemoryStore
@@ -88,8 +89,8 @@ def _lane(store: MemoryStore, look: LaneLook) -> Iterator[str]:
         table.maintain(force=True)
         yield f"compacted lane {look.lane}"
     if look.out_of_order:
-        keys = [key.rpartition("-") for key in look.out_of_order]
-        store.exclusions.add(ExclusionReason.LATE, [(producer, int(seq)) for producer, _, seq in keys])
+        keys = [split_entry_id(key) for key in look.out_of_order]
+        store.exclusions.add(ExclusionReason.LATE, keys)
         yield f"accepted as out of turn: {many(len(keys), 'entry')} in lane {look.lane}"
 
 

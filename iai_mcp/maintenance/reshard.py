@@ -17,7 +17,8 @@ from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUse
 from iai_mcp.maintenance.pending import elsewhere
-from iai_mcp.storage.meta import MAX_LANES, SCHEMA_VERSION, StoreMeta, save_meta
+from iai_mcp.storage.layout import RECORDS
+from iai_mcp.storage.meta import MAX_LANES, StoreMeta, save_meta
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
 
@@ -77,7 +78,7 @@ def reshard(
         plan = _plan(store, meta, lanes)
         _copy(store, meta, plan, show)
         _raise_tokens(store, max(meta.lanes, lanes))
-        new = msgspec.structs.replace(meta, lanes=lanes, generation=plan.generation, schema_version=SCHEMA_VERSION)
+        new = msgspec.structs.replace(meta, lanes=lanes, generation=plan.generation)
         save_meta(store.layout, new)  # until here the old number, from here the new one
         _clean(store, new)
         return Relaned(meta.lanes, lanes, plan.rows, plan.repeated)
@@ -106,7 +107,7 @@ def _plan(store: MemoryStore, meta: StoreMeta, lanes: int) -> _Plan:
     versions = [store.lane(number).version for number in range(meta.lanes)]
     fresh = _Plan(meta.generation + 1, lanes, versions, [])
     with suppress(FileNotFoundError, msgspec.DecodeError):
-        left = msgspec.json.decode(store.layout.lanes_plan.read_bytes(), type=_Plan)
+        left = msgspec.json.decode(store.layout.reshard_plan.read_bytes(), type=_Plan)
         if (left.generation, left.lanes, left.versions) == (fresh.generation, lanes, versions):
             return left
     store.drop_lanes(keep=(meta.generation,))
@@ -115,7 +116,7 @@ def _plan(store: MemoryStore, meta: StoreMeta, lanes: int) -> _Plan:
 
 
 def _save(store: MemoryStore, plan: _Plan) -> None:
-    replace_file(store.layout.lanes_plan, msgspec.json.encode(plan))
+    replace_file(store.layout.reshard_plan, msgspec.json.encode(plan))
 
 
 def _copy(store: MemoryStore, meta: StoreMeta, plan: _Plan, show: Callable[[int, int], object]) -> None:
@@ -130,7 +131,7 @@ def _copy(store: MemoryStore, meta: StoreMeta, plan: _Plan, show: Callable[[int,
             _save(store, plan)
     there = sum(table.count() for table in targets)
     if there != plan.rows - plan.repeated:
-        store.layout.lanes_plan.unlink()
+        store.layout.reshard_plan.unlink()
         raise StoreError(
             f"the new lanes hold {there} rows, not {plan.rows - plan.repeated}: the store is as it was; please "
             "report it"
@@ -160,7 +161,7 @@ def _raise_tokens(store: MemoryStore, lanes: int) -> None:
 def _clean(store: MemoryStore, meta: StoreMeta) -> None:
     """Remove what belongs to other generations."""
     store.drop_lanes(keep=(meta.generation,))
-    for path in store.layout.locks.glob("lane-*.erasure"):
-        if path not in [store.layout.lane_erasure(number, meta.generation) for number in range(meta.lanes)]:
-            path.unlink(missing_ok=True)
-    store.layout.lanes_plan.unlink(missing_ok=True)
+    kept = {store.layout.erasure(name) for name in (RECORDS, *map(meta.lane_table, range(meta.lanes)))}
+    for path in {*store.layout.erasures()} - kept:
+        path.unlink(missing_ok=True)
+    store.layout.reshard_plan.unlink(missing_ok=True)

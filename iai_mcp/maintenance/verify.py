@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.maintenance.inventory import Finding, LaneRows, Sighting, look
 from iai_mcp.maintenance.ledger import Account, Place, out_of_order
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 
 __all__ = ["Finding", "LaneLook", "Ledger", "Report", "layout_of", "said_ranges", "verify"]
 
@@ -164,7 +164,7 @@ def _mend_of_loss(seen: Sighting) -> str:
     if seen.unreadable:
         return "mend first what cannot be read: they may be there; then verify again"
     accept = "iai-mcp verify --repair notes that you accept it"
-    if not seen.settings.redis_url and any(seen.layout.locks.glob("lane-*.token")):
+    if not seen.settings.redis_url and any(seen.layout.lane_tokens()):
         return f"set IAI_MCP_REDIS_URL where this store's Redis may hold them, else {accept}"
     return accept
 

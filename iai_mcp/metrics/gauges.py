@@ -23,7 +23,8 @@ from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.metrics.catalogue import CATALOGUE
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.meta import Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import read_meta
 from iai_mcp.telemetry.events import log, quiet_words
 
 if TYPE_CHECKING:

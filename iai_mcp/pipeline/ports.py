@@ -11,7 +11,7 @@ from uuid import UUID
 
 from iai_mcp.config import Settings
 from iai_mcp.storage.exclusions import Exclusions
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.write_right import WriteRight
 

@@ -20,7 +20,7 @@ import msgspec
 
 from iai_mcp.broker.protocol import Mark, RemoteBroker
 from iai_mcp.config import overflow_dir
-from iai_mcp.entries.parcel import Outline, outline
+from iai_mcp.entries.wire import Outline, outline
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, EntryWriter
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.replay import STEP, ReplayCursor
@@ -208,20 +208,18 @@ def _keys_of(line: bytes, record_id: UUID) -> list[Key]:
 
 
 def _without(line: bytes, record_id: UUID) -> bytes:
-    """The line without the record's entries, whatever version wrote it; nothing of a line that is no JSON."""
+    """The line without the record's entries; fields that this version does not know stay.
+
+    Empty where no entry is left, and for a line that is no parcel.
+    """
     try:
         parcel: dict[str, Any] = msgspec.json.decode(line)
-        if "entries" in parcel:
-            parcel["entries"] = [entry for entry in parcel["entries"] if entry[0] != str(record_id)]
-            left = len(parcel["entries"])
-        else:
-            kept = [one != record_id.hex for one in parcel["ids"]]
-            left = sum(kept)
-            for name in ("ids", "seqs", "own"):
-                parcel[name] = _picked(parcel[name], kept)
+        kept = [one != record_id.hex for one in parcel["ids"]]
+        for name in ("ids", "seqs", "own"):
+            parcel[name] = _picked(parcel[name], kept)
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError, AttributeError):
         return b""
-    return msgspec.json.encode(parcel) + b"\n" if left else b""
+    return msgspec.json.encode(parcel) + b"\n" if any(kept) else b""
 
 
 def _picked(value: Any, kept: list[bool]) -> Any:

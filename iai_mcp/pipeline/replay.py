@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from iai_mcp.broker.protocol import Mark, Pushed, WriteBroker
-from iai_mcp.entries.parcel import Parcel, lane_of_hex, route
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of_hex, route
 from iai_mcp.spill.chain import Chain
 
 __all__ = ["STEP", "ReplayCursor"]

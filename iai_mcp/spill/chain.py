@@ -19,7 +19,8 @@ from pathlib import Path
 
 from iai_mcp.common.files import sync_path
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.entries.parcel import Parcel, decode, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import decode, encode
 from iai_mcp.errors import MalformedParcel, SpillUnavailable
 from iai_mcp.spill.segment import Segment, failed_name, is_held
 from iai_mcp.telemetry.events import emit

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from iai_mcp.entries.parcel import Parcel, decode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import decode
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.telemetry.events import emit
 

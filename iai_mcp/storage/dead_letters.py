@@ -17,9 +17,10 @@ import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.common.times import utcnow
-from iai_mcp.entries.parcel import Pair, outline
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.wire import outline
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 
@@ -73,18 +74,20 @@ class DeadLetters:
             if pair[0] in Tombstones(self.layout.tombstones).ids():  # looked up here: `forget` takes the same lock
                 self._note(ExclusionReason.FORGOTTEN, [letter])
             else:
-                append_lines(self.layout.dead, _line(letter))
+                append_lines(self.layout.dead_letters, _line(letter))
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
         """Keep bytes that are no entry."""
         coded = base64.b64encode(raw).decode()
         with self._lock():
-            append_lines(self.layout.dead, _line(DeadLetter(_new_id(), _now(), lane, reason[:2000], raw=coded)))
+            append_lines(
+                self.layout.dead_letters, _line(DeadLetter(_new_id(), _now(), lane, reason[:2000], raw=coded))
+            )
 
     def all(self) -> list[DeadLetter]:
         """Every dead letter, oldest first."""
         try:
-            lines = self.layout.dead.read_bytes().splitlines()
+            lines = self.layout.dead_letters.read_bytes().splitlines()
         except FileNotFoundError:
             return []
         return [letter for line in lines if (letter := _decode(line)) is not None]
@@ -92,7 +95,7 @@ class DeadLetters:
     def count(self) -> int:
         """How many there are."""
         try:
-            return self.layout.dead.read_bytes().count(b"\n")
+            return self.layout.dead_letters.read_bytes().count(b"\n")
         except FileNotFoundError:
             return 0
 
@@ -123,14 +126,16 @@ class DeadLetters:
                 if why is not None:
                     self._note(why, gone)
                 ids = {letter.id for letter in gone}
-                replace_file(self.layout.dead, b"".join(_line(one) for one in letters if one.id not in ids))
+                replace_file(
+                    self.layout.dead_letters, b"".join(_line(one) for one in letters if one.id not in ids)
+                )
             return len(gone)
 
     def _note(self, why: ExclusionReason, letters: Iterable[DeadLetter]) -> None:
         Exclusions(self.layout.exclusions).add(why, [key for letter in letters for key in letter.keys])
 
     def _lock(self) -> AbstractContextManager[object]:
-        return WriterLock(self.layout.root / "locks" / "dead.lock", timeout=30).hold()
+        return WriterLock(self.layout.dead_letters_lock, timeout=30).hold()
 
 
 def _line(letter: DeadLetter) -> bytes:

@@ -1,6 +1,7 @@
-"""A store's own facts (``store.json``) and the files that lie beside its tables.
+"""A store's own facts, in ``store.json``.
 
-Written once when the store is created, under a lock, and replaced whole when ``reembed`` changes them.
+They are written once when the store is created, under a lock. A re-embedding or another number of lanes
+replaces the file whole.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -17,11 +17,11 @@ import msgspec
 from iai_mcp.common.files import replace_file
 from iai_mcp.common.times import utcnow
 from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
+from iai_mcp.storage.layout import Layout, lane_table
 
-__all__ = ["SCHEMA_VERSION", "EmbedderMeta", "Layout", "StoreMeta", "lane_table", "open_meta", "save_meta"]
+__all__ = ["SCHEMA_VERSION", "EmbedderMeta", "StoreMeta", "open_meta", "read_meta", "save_meta", "signature"]
 
-SCHEMA_VERSION = 2
-FIRST_VERSION = 1  # of a store whose number of lanes was never changed; earlier programs read it
+SCHEMA_VERSION = 1
 DEFAULT_LANES = 4
 MAX_LANES = 256
 DEFAULT_DIMS = 384
@@ -39,7 +39,10 @@ class StoreMeta(msgspec.Struct, frozen=True):
     """What ``store.json`` holds.
 
     Attributes:
-        vector_column: the column of ``records`` that is searched.
+        store_id: the store's identity, 32 hexadecimal digits.
+        schema_version: the version of the store's format.
+        vector_column: the column of ``records`` that a search reads.
+        created_at: ISO 8601, UTC.
         generation: how often the number of lanes was changed; each generation has tables of its own.
     """
 
@@ -52,77 +55,12 @@ class StoreMeta(msgspec.Struct, frozen=True):
     generation: int = 0
 
     def lane_table(self, lane: int) -> str:
-        """The name of a lane's table."""
+        """The name of a lane's table in the current generation."""
         return lane_table(lane, self.generation)
 
 
-def lane_table(lane: int, generation: int) -> str:
-    """The name of a lane's table in any generation."""
-    return f"g{generation}_lane_{lane}" if generation else f"lane_{lane}"
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where everything of one store lies."""
-
-    root: Path
-
-    @property
-    def meta(self) -> Path:
-        return self.root / "store.json"
-
-    @property
-    def locks(self) -> Path:
-        return self.root / "locks"
-
-    @property
-    def guard(self) -> Path:
-        return self.locks / "store.lock"
-
-    @property
-    def records_lock(self) -> Path:
-        return self.root / "locks" / "records.lock"
-
-    @property
-    def records_erasure(self) -> Path:
-        return self.root / "locks" / "records.erasure"
-
-    @property
-    def store_lock(self) -> Path:
-        return self.root / "locks" / "open.lock"
-
-    @property
-    def scratch(self) -> Path:
-        return self.root / "scratch"
-
-    @property
-    def lanes_plan(self) -> Path:
-        return self.root / "locks" / "lanes.plan"
-
-    def lane_erasure(self, lane: int, generation: int = 0) -> Path:
-        return self.root / "locks" / f"lane-{lane}{f'-g{generation}' if generation else ''}.erasure"
-
-    @property
-    def tombstones(self) -> Path:
-        return self.root / "tombstones.log"
-
-    @property
-    def exclusions(self) -> Path:
-        return self.root / "exclusions.jsonl"
-
-    @property
-    def dead(self) -> Path:
-        return self.root / "dead-letters.jsonl"
-
-    def lane_lock(self, lane: int) -> Path:
-        return self.root / "locks" / f"lane-{lane}.lock"
-
-    def lane_token(self, lane: int) -> Path:
-        return self.root / "locks" / f"lane-{lane}.token"
-
-
 def open_meta(layout: Layout, *, lanes: int | None, embedder: EmbedderMeta) -> StoreMeta:
-    """Read the store's facts; create the store with ``lanes`` and ``embedder`` where there is none.
+    """Read the store's facts; create the store with ``lanes`` and ``embedder`` if there is none.
 
     Raises:
         ConfigError: ``lanes`` is out of range or is not the store's number of lanes.
@@ -148,7 +86,13 @@ def open_meta(layout: Layout, *, lanes: int | None, embedder: EmbedderMeta) -> S
 
 
 def read_meta(layout: Layout) -> StoreMeta:
-    """Decode ``store.json``, refusing what this version cannot read."""
+    """Read ``store.json``.
+
+    Raises:
+        StoreTooNew: a later version of this package wrote it.
+        StoreError: the file describes no store.
+        OSError: the file cannot be read.
+    """
     raw = layout.meta.read_bytes()
     try:
         version = msgspec.json.decode(raw)["schema_version"]
@@ -165,30 +109,33 @@ def read_meta(layout: Layout) -> StoreMeta:
 
 
 def save_meta(layout: Layout, meta: StoreMeta) -> None:
-    """Replace ``store.json``; processes that have the store open notice on their next look."""
+    """Replace ``store.json``; an open store sees the change at its next access.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     replace_file(layout.meta, msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n")
 
 
 def _create(layout: Layout, lanes: int, embedder: EmbedderMeta) -> None:
     layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    strangers = {path.name for path in layout.root.iterdir()} - {"locks"}
-    if strangers:
+    if any(path != layout.locks for path in layout.root.iterdir()):
         with suppress(OSError):
             if layout.meta.exists():
-                return  # another process was faster
+                return  # another process has just created it
         raise StoreError(
             f"{layout.root} is not empty and holds no store.json; choose an empty or a new folder for the store"
         )
-    layout.guard.parent.mkdir(exist_ok=True, mode=0o700)
-    with filelock.FileLock(layout.guard):
+    layout.locks.mkdir(exist_ok=True, mode=0o700)
+    with filelock.FileLock(layout.schema_lock):
         if not layout.meta.exists():
             now = utcnow().isoformat()
-            meta = StoreMeta(uuid.uuid4().hex, FIRST_VERSION, lanes, embedder, "embedding", now)
+            meta = StoreMeta(uuid.uuid4().hex, SCHEMA_VERSION, lanes, embedder, "embedding", now)
             save_meta(layout, meta)
 
 
 def signature(path: Path | str) -> tuple[int, int, int]:
-    """Changes whenever the file does; zeros where there is none."""
+    """Inode, size in bytes and time of change in ns of a file; zeros if there is none."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from iai_mcp.storage.meta import Layout
+from iai_mcp.storage.layout import Layout
 
 __all__ = ["scratch", "sweep"]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from uuid import UUID
 
 from iai_mcp.errors import StoreUnavailable
-from iai_mcp.storage.meta import Layout, StoreMeta, read_meta
+from iai_mcp.storage.layout import RECORDS, Layout
+from iai_mcp.storage.meta import StoreMeta, read_meta
 from iai_mcp.storage.scratch import scratch, sweep
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
@@ -68,16 +69,16 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
     target.locks.mkdir()
     meta = read_meta(source)
     before = set(Tombstones(source.tombstones).ids())
-    _copy_lines(source.dead, target.dead)
+    _copy_lines(source.dead_letters, target.dead_letters)
     for number in range(meta.lanes):  # lanes before memories: an entry's memory was there before it
-        name, note = meta.lane_table(number), source.lane_erasure(number, meta.generation)
+        name = meta.lane_table(number)
         with _still(source, source.lane_lock(number), lock_timeout):
-            _link_table(source.root / f"{name}.lance", target.root / f"{name}.lance")
-            _copy_if_there(note, target.locks / note.name)
+            _link_table(source.table(name), target.table(name))
+            _copy_if_there(source.erasure(name), target.erasure(name))
         _copy_if_there(source.lane_token(number), target.lane_token(number))
     with _still(source, source.records_lock, lock_timeout):
-        _link_table(source.root / "records.lance", target.root / "records.lance")
-        _copy_if_there(source.records_erasure, target.records_erasure)
+        _link_table(source.records, target.records)
+        _copy_if_there(source.erasure(RECORDS), target.erasure(RECORDS))
     _copy_lines(source.exclusions, target.exclusions)  # after the lanes: a row goes only once it is noted
     _copy_lines(source.tombstones, target.tombstones)  # last: who is being forgotten is known before they go
     shutil.copyfile(source.meta, target.meta)  # a re-embedding names its column once that is filled
@@ -88,7 +89,7 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
 @contextmanager
 def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
     """Nobody writes the table, or gives it an index, for the block."""
-    with WriterLock(lock, timeout).hold(), WriterLock(source.guard, timeout).hold():
+    with WriterLock(lock, timeout).hold(), WriterLock(source.schema_lock, timeout).hold():
         yield
 
 

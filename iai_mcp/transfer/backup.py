@@ -18,7 +18,8 @@ from iai_mcp.common.times import utcnow
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
 from iai_mcp.pipeline import recovery
-from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
+from iai_mcp.storage.layout import RECORDS, Layout
+from iai_mcp.storage.meta import EmbedderMeta, read_meta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import table_of
 from iai_mcp.storage.tables.erasure import Erasure
@@ -95,7 +96,7 @@ def backup(
         source=str(layout.root),
         lanes=taken.meta.lanes,
         embedder=taken.meta.embedder,
-        records=counts.pop("records", 0),
+        records=counts.pop(RECORDS, 0),
         entries=sum(counts.values()),
         spilled=spilled.entries,
         not_included=waiting.redis,
@@ -126,13 +127,10 @@ def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
 def _tidied(taken: Snapshot) -> dict[str, int]:
     """Leave one version of each table, without what was deleted; the rows of each."""
     layout, rows = taken.layout, {}
-    tables = [("records", "role", layout.records_erasure)]
-    for number in range(taken.meta.lanes):
-        note = layout.lane_erasure(number, taken.meta.generation)
-        tables.append((taken.meta.lane_table(number), "rank", note))
-    for name, column, note in tables:
-        if (layout.root / f"{name}.lance").exists():
+    tables = [(RECORDS, "role"), *((taken.meta.lane_table(number), "rank") for number in range(taken.meta.lanes))]
+    for name, column in tables:
+        if layout.table(name).exists():
             table = table_of(layout.root, name)
-            Erasure(table, column, note, _EXCLUSIVE_AGE).run()
+            Erasure(table, column, layout.erasure(name), _EXCLUSIVE_AGE).run()
             rows[name] = table.count_rows()
     return rows

@@ -21,6 +21,7 @@ from iai_mcp.common.times import utcnow
 from iai_mcp.maintenance.ledger import Book, Place
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span
+from iai_mcp.storage.layout import RECORDS
 from iai_mcp.storage.meta import EmbedderMeta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import scan, table_of
@@ -88,7 +89,7 @@ def export(
     seen = _Seen()
     with snapshot(store.layout, store.settings.lock_timeout) as taken:
         tables = [name for n in range(taken.meta.lanes) if _there(taken, name := taken.meta.lane_table(n))]
-        total = sum(table_of(taken.layout.root, name).count_rows() for name in ["records", *tables])
+        total = sum(table_of(taken.layout.root, name).count_rows() for name in [RECORDS, *tables])
         schema = record_schema(taken.meta.embedder.dims)
         for batch in _written(folder, "records", _records(taken, schema, seen), schema, seen):
             seen.records += len(batch)
@@ -118,7 +119,7 @@ def export(
 
 
 def _there(taken: Snapshot, name: str) -> bool:
-    return (taken.layout.root / f"{name}.lance").exists()  # a lane is made on first use
+    return taken.layout.table(name).exists()  # a lane is made on first use
 
 
 def _written(
@@ -146,7 +147,7 @@ def _records(taken: Snapshot, schema: pa.Schema, seen: _Seen) -> Iterator[pa.Tab
     column = taken.meta.vector_column
     forgotten = _texts(Tombstones(taken.layout.tombstones).ids() - taken.forgetting)
     going = _texts(taken.forgetting)
-    for batch in scan(taken.layout.root, "records"):
+    for batch in scan(taken.layout.root, RECORDS):
         rows = pa.Table.from_batches([batch])
         if column != "embedding":
             rows = rows.select([name for name in rows.column_names if name != "embedding"])

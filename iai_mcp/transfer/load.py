@@ -19,7 +19,8 @@ from iai_mcp.embedders import adapters
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
 from iai_mcp.maintenance.reembed import reembed
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
-from iai_mcp.storage.meta import EmbedderMeta, Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import EmbedderMeta, read_meta
 from iai_mcp.storage.tables.lane import AppendReport
 from iai_mcp.storage.tables.records import MergeReport, record_schema
 from iai_mcp.store import MemoryStore

@@ -22,7 +22,8 @@ from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
 from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.storage.exclusions import ExclusionReason, Span
-from iai_mcp.storage.meta import Layout, read_meta, save_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import read_meta, save_meta
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
@@ -125,7 +126,7 @@ def _made_whole(found: BackupManifest, building: Path, settings: Settings, as_co
         meta = msgspec.structs.replace(meta, store_id=uuid.uuid4().hex)
         save_meta(layout, meta)
         _rename_spill(building / "spill", found.store_id, meta.store_id)
-    for path in layout.locks.glob("lane-*.token"):
+    for path in layout.lane_tokens():
         with suppress(ValueError):
             replace_file(path, str(int(path.read_text()) + TOKEN_STEP).encode())
     store = MemoryStore(layout.root, settings=settings)

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.entries.parcel import decode
+from iai_mcp.entries.wire import decode
 from iai_mcp.errors import IaiMcpError, MalformedParcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
@@ -314,7 +314,7 @@ def test_19_poison_in_a_lane(make: Make) -> None:
     rig = make(workers=0)
     rig.produce(10)
     key = rig.queue._broker.keys.lane(lane_of(rig.records[0], rig.store.lanes), "pending")  # type: ignore[attr-defined]
-    rig.server.client().rpush(key, b"\xff\x00", b"1:1:[]", b"1:2:" + b"{" * 10_000_000)
+    rig.server.client().rpush(key, b"\xff\x00", b"[]", b"{" * 10_000_000)
     rig.produce(10)
     rig.start_worker()
     clean(rig)
@@ -450,7 +450,7 @@ def test_32_a_later_wire_version_is_refused_whole(make: Make) -> None:
     broker = rig.queue._broker
     key = broker.keys.lane(0, "pending")  # type: ignore[attr-defined]
     rig.server.client().rpush(
-        key, b'1:1:{"store":"x","lane":0,"producer":"n","pushed":1,"ids":[],"seqs":[],"own":{},"v":4}'
+        key, b'{"store":"x","lane":0,"producer":"n","pushed":1,"ids":[],"seqs":[],"own":{},"v":2}'
     )
     rig.produce(5)
     rig.start_worker()

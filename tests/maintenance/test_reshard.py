@@ -16,13 +16,15 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LanesChanged, StoreUnavailable
 from iai_mcp.maintenance import reshard
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.chain import Spill
-from iai_mcp.storage.meta import Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import SCHEMA_VERSION, read_meta
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python
@@ -102,12 +104,12 @@ def test_every_trail_moves_to_its_new_lane_as_it_is(lanes: int, path: Path, trai
     assert run("lanes", 4, "--store", path).stdout == "the store has 4 lanes already\n"
 
 
-def test_an_earlier_program_does_not_open_a_store_whose_lanes_it_would_not_find(
-    path: Path, trails: Trails
-) -> None:
-    assert read_meta(Layout(path)).schema_version == 1
+def test_another_number_of_lanes_is_another_generation_of_the_same_format(path: Path, trails: Trails) -> None:
+    before = read_meta(Layout(path))
     run("lanes", 2, "--store", path)
-    assert (read_meta(Layout(path)).schema_version, read_meta(Layout(path)).generation) == (2, 1)
+    after = read_meta(Layout(path))
+    assert (before.generation, after.generation) == (0, 1)
+    assert before.schema_version == after.schema_version == SCHEMA_VERSION == 1
 
 
 def test_an_id_that_two_lanes_have_is_one_entry_afterwards_and_accounted_for(path: Path, trails: Trails) -> None:
@@ -258,7 +260,7 @@ def test_killed_at_any_step_it_has_one_number_or_the_other_and_goes_on(
     run("lanes", 3, "--store", path)
     holds(path, trails, 3)
     assert len([*path.glob("*lane_*.lance")]) == 3
-    assert not Layout(path).lanes_plan.exists()
+    assert not Layout(path).reshard_plan.exists()
 
 
 def test_what_was_written_or_forgotten_since_it_was_killed_counts(
@@ -303,4 +305,4 @@ reshard.reshard(Settings.load(), 3)
     told = json.loads(run("lanes", 3, "--store", path, "--json").stdout)
     assert told == {"lanes": 3, "before": 4, "rows": 30, "repeated": 0}
     holds(path, trails, 3)
-    assert os.listdir(Layout(path).locks).count("lanes.plan") == 0
+    assert os.listdir(Layout(path).locks).count("reshard.plan") == 0

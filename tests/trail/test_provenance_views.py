@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli import common
 from iai_mcp.cli.app import app
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import BadParams
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.tables.lane import LaneTable

@@ -17,14 +17,16 @@ from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.spill.chain import Spill
 from iai_mcp.storage import snapshot
-from iai_mcp.storage.meta import Layout, read_meta
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import read_meta
 from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.transfer import backup

@@ -30,7 +30,8 @@ from iai_mcp.broker.redis.push_transaction import Transactions
 from iai_mcp.broker.redis.resp import Answer
 from iai_mcp.broker.redis.server import check_server
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit, log
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from iai_mcp.broker.redis.client import connect, control_client, failure
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Outline, outline
+from iai_mcp.entries.wire import Outline, outline
 from iai_mcp.errors import BrokerUnavailable
 
 __all__ = ["Waiting", "clock_offset", "waiting_in"]

@@ -18,10 +18,11 @@ from lancedb.index import FTS, BTree
 
 from iai_mcp.common.files import sync_path, sync_tree
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.storage.exclusions import Exclusions
-from iai_mcp.storage.meta import Layout, StoreMeta, lane_table
+from iai_mcp.storage.layout import RECORDS, Layout, lane_table
+from iai_mcp.storage.meta import StoreMeta
 from iai_mcp.storage.scratch import scratch
 from iai_mcp.storage.tables.lance import Table, translated
 from iai_mcp.storage.tables.lane import INDEXED, LaneTable
@@ -52,14 +53,14 @@ class Tables:
         self._tombstones = tombstones
         self._exclusions = exclusions
         self._db = lancedb.connect(layout.root, read_consistency_interval=timedelta(0))
-        self._guard = WriterLock(layout.guard, settings.lock_timeout)
+        self._schema_lock = WriterLock(layout.schema_lock, settings.lock_timeout)
         schema = record_schema(meta.embedder.dims, meta.vector_column)
         with translated():
             self.records = RecordTable(
-                self._open("records", schema, ["id"], text="index_text"),
-                layout.root / "records.lance",
+                self._open(RECORDS, schema, ["id"], text="index_text"),
+                layout.records,
                 WriterLock(layout.records_lock, settings.lock_timeout),
-                layout.records_erasure,
+                layout.erasure(RECORDS),
                 settings.cleanup_age,
             )
 
@@ -69,10 +70,10 @@ class Tables:
         with translated():
             return LaneTable(
                 self._open(name, TABLE_SCHEMA, INDEXED),
-                self._layout.root / f"{name}.lance",
+                self._layout.table(name),
                 WriterLock(self._layout.lane_lock(number), self._settings.lock_timeout),
                 self._layout.lane_token(number),
-                self._layout.lane_erasure(number, generation),
+                self._layout.erasure(name),
                 self._tombstones,
                 self._exclusions,
                 self.records.some_ids,
@@ -82,7 +83,7 @@ class Tables:
 
     def drop_lanes(self, keep: Container[int]) -> None:
         """Remove the lane tables of every generation but ``keep``."""
-        for path in self._layout.root.glob("*lane_*.lance"):
+        for path in self._layout.lane_tables():
             if (found := _LANE.fullmatch(path.stem)) and int(found["generation"] or 0) not in keep:
                 with translated():
                     self._db.drop_table(path.stem)
@@ -98,7 +99,7 @@ class Tables:
             table = self._opened(name)
         if _indexed(table) >= {*keys, *([text] if text else [])}:
             return table
-        with self._guard.hold():  # or without it, where its holder is paused: an index made twice does no harm
+        with self._schema_lock.hold():  # or without it: a second build does no harm
             _index(table, keys, text)
         return table
 
@@ -106,7 +107,7 @@ class Tables:
         try:
             return self._db.open_table(name)
         except ValueError as error:
-            place = self._layout.root / f"{name}.lance"
+            place = self._layout.table(name)
             raise StoreUnavailable(
                 f"{place} is no table, and stands where one belongs: restore a backup, or move it away"
             ) from error
@@ -117,7 +118,7 @@ class Tables:
         LanceDB itself looks whether a table is there, and commits later: a process that was paused in between
         would empty the table that another has made and filled meanwhile.
         """
-        place = self._layout.root / f"{name}.lance"
+        place = self._layout.table(name)
         with scratch(self._layout) as folder:
             _index(lancedb.connect(folder).create_table(name, schema=schema), keys, text)
             sync_tree(folder)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from iai_mcp.entries.parcel import dashed, lane_of_hex
+from iai_mcp.entries.identity import dashed
+from iai_mcp.entries.routing import lane_of_hex
 
 __all__ = ["RecordsCache"]
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import entry_id
+from iai_mcp.entries.identity import entry_id, entry_id_bounds
 from iai_mcp.errors import LeaseLost
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.tables.erasure import Erasure
@@ -249,7 +249,7 @@ class LaneTable:
 
     def _highest_of(self, producer: str) -> int:
         """The highest number of a producer's rows; its keys are one range of the index."""
-        first, end = quoted(f"{producer}-"), quoted(f"{producer}.")  # "." is what comes after "-"
+        first, end = map(quoted, entry_id_bounds(producer))
         query = self._table.search().where(f"entry_id >= {first} AND entry_id < {end}").select(["producer_seq"])
         found = query.to_arrow()["producer_seq"]
         return int(pa.compute.max(found).as_py()) if len(found) else 0

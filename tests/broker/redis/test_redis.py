@@ -22,7 +22,7 @@ from rq.serializers import JSONSerializer
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker

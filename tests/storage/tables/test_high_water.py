@@ -11,7 +11,8 @@ import pytest
 
 import iai_mcp.storage.tables.lane
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost, StoreUnavailable
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.tables.write_right import WriteRight
