@@ -24,11 +24,17 @@ SLOW_FILES = {
     "test_fuzz.py",
     "test_lanes.py",
     "test_machine.py",
+    "test_provenance_views.py",
     "test_redis.py",
     "test_server.py",
     "test_traces.py",
     "test_verify.py",
     "test_workers_cli.py",
+}
+SLOW_TESTS = {
+    "test_entries_come_back_in_the_order_of_the_recalls",
+    "test_files_versions_and_unindexed_rows_do_not_pile_up",
+    "test_trouble_with_the_place_is_retried_for_ever",
 }
 # A test of another file that asks for one of these fixtures, or names one of these functions, starts a process.
 SLOW_FIXTURES = {"programs", "redis", "server"}
@@ -60,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         assert isinstance(item, pytest.Function)
         starts = SLOW_FIXTURES & {*item.fixturenames} or STARTERS & {*names(item.function.__code__)}
-        if starts or item.path.name in SLOW_FILES:
+        if starts or item.path.name in SLOW_FILES or item.originalname in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)
 
 
