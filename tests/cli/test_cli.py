@@ -536,7 +536,7 @@ def test_dead_letters_are_retried_kept_or_dropped(
     assert "no dead letter" in one_error(run("dead", "show", fine, code=2))
 
     monkeypatch.setattr(MemoryStore, "append_provenance_batch", write)
-    assert run("dead", "retry", poison).stdout == "1 applied, 0 were applied before\n"
+    assert run("dead", "retry", poison).stdout == "1 applied, 0 already applied\n"
     assert "raw bytes" in run("dead", "retry", raw, code=1).stderr
     assert document("dead", "drop", raw) == {"dropped": 1}
     assert document("dead", "list") == {"letters": []}
