@@ -19,16 +19,16 @@ SLOW_FILES = {
     "test_deploy.py",
     "test_driver.py",
     "test_faults.py",
-    "test_folder.py",
+    "test_export.py",
     "test_forget.py",
     "test_fuzz.py",
-    "test_lanes.py",
+    "test_reshard.py",
     "test_machine.py",
     "test_redis.py",
     "test_server.py",
-    "test_traces.py",
+    "test_tracing.py",
     "test_verify.py",
-    "test_workers_cli.py",
+    "test_workers.py",
 }
 # A test of another file that asks for one of these fixtures, or names one of these functions, starts a process.
 SLOW_FIXTURES = {"programs", "redis", "server"}
