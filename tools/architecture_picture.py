@@ -1,8 +1,8 @@
 """Draws the floors of the house for ``docs/architecture.md``: ``python -m tools.architecture_picture``.
 
 The floors come from the import contract in ``pyproject.toml`` and the texts from the docstrings of the packages.
-So the picture shows what the linter enforces. It writes ``docs/images/architecture.svg`` and the Mermaid diagram of
-``docs/architecture.md``. ``--check`` writes nothing, and ends with exit code 1 where either is out of date.
+So the picture shows what the linter enforces. It writes ``docs/images/architecture.svg`` and the Mermaid diagram
+of ``docs/architecture.md``. ``--check`` writes nothing, and ends with exit code 1 where either is out of date.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class LaneRunner:
         self.broker = redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
         self.broker.check_server()
         self._open_lanes()
-        self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
+        self._policy = DrainPolicy(settings.max_batch, settings.linger_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]
         self._not_before = [0.0] * store.lanes
         self._threads = ThreadPoolExecutor(store.lanes, "iai-mcp-lane")
