@@ -50,7 +50,7 @@ class Gated(MemoryStore):
 
 
 @dataclass
-class LaneRunner:
+class Bench:
     """A queue over a gated store, and the memories in it."""
 
     store: Gated
@@ -71,7 +71,7 @@ def main() -> None:
 
 def latencies(rounds: int) -> None:
     """Time the calls, the ways in turns, and print the table."""
-    with harness.scratch() as folder, _runners(folder) as benches:
+    with harness.scratch() as folder, _benches(folder) as benches:
         ways: dict[str, Way] = {
             "queue.put of the list": queue.Queue[object]().put,
             "copy of the dicts": lambda pairs: [dict(entry) for _, entry in pairs],
@@ -88,7 +88,7 @@ def latencies(rounds: int) -> None:
     harness.show(f"{rounds} x {CALLS:,} calls", ("way", "p50", "p99", "max", "target (p50)"), rows)
 
 
-def _round(way: Way, recalls: list[list[Pair]], bench: LaneRunner | None, *, stalled: bool) -> list[float]:
+def _round(way: Way, recalls: list[list[Pair]], bench: Bench | None, *, stalled: bool) -> list[float]:
     """One call for each of ``recalls``; afterwards the queue is drained."""
     if bench is not None and stalled:
         bench.store.gate.clear()
@@ -113,7 +113,7 @@ def _latency(name: str, taken: Sequence[float]) -> list[object]:
 
 
 @contextmanager
-def _runners(folder: Path) -> Iterator[dict[str, LaneRunner]]:
+def _benches(folder: Path) -> Iterator[dict[str, Bench]]:
     benches = {
         "embedded": _bench(folder / "off", "off"),
         "draining": _bench(folder / "draining", "off"),
@@ -128,14 +128,14 @@ def _runners(folder: Path) -> Iterator[dict[str, LaneRunner]]:
             bench.queue.stop()
 
 
-def _bench(folder: Path, journal: Journal, *, max_queue_size: int = 4096) -> LaneRunner:
+def _bench(folder: Path, journal: Journal, *, max_queue_size: int = 4096) -> Bench:
     store = Gated(settings=harness.settings(folder, journal=journal))
     store.gate = threading.Event()
     store.gate.set()
     ids = store.insert_many(harness.records(1_000))
     queue = ProvenanceWriteQueue(store, max_queue_size=max_queue_size)
     queue.start()
-    return LaneRunner(store, queue, ids, full=max_queue_size == ROOM)
+    return Bench(store, queue, ids, full=max_queue_size == ROOM)
 
 
 def _recalls(ids: Sequence[uuid.UUID], count: int) -> Iterator[list[Pair]]:
@@ -184,7 +184,7 @@ class Fill:
         return [*amounts, self.files, f"{self.on_disk:.1f}"]
 
 
-def _fill(bench: LaneRunner, spill: Path, entries: int) -> tuple[list[Fill], float]:
+def _fill(bench: Bench, spill: Path, entries: int) -> tuple[list[Fill], float]:
     """Looks at ten moments and at the one when the queue is full; what was resident at that one."""
     start = _resident()
     rows: list[Fill] = []
@@ -200,7 +200,7 @@ def _fill(bench: LaneRunner, spill: Path, entries: int) -> tuple[list[Fill], flo
     return rows, full or 0.0
 
 
-def _look(bench: LaneRunner, spill: Path, waiting: int, start: float) -> Fill:
+def _look(bench: Bench, spill: Path, waiting: int, start: float) -> Fill:
     gc.collect()
     in_memory = sum(lane["pending"] + lane["in_flight"] for lane in bench.queue.stats()["lanes"])
     sizes = [path.stat().st_size for path in spill.iterdir()] if spill.exists() else []

@@ -50,7 +50,7 @@ class ProvenanceWriteQueue:
         coalesce_ms: the linger: how long the oldest entry of a lane waits for company, in milliseconds.
         max_queue_size: most batches (calls of ``enqueue``) that wait in memory, over all lanes; further
             ones are spilled. With Redis, ``IAI_MCP_LANE_CEILING`` takes its place.
-        max_batch_pairs: most entries in one write. With Redis, ``IAI_MCP_WORKER_BATCH`` takes its place.
+        max_batch_pairs: most entries in one write. With Redis, ``IAI_MCP_MAX_BATCH`` takes its place.
         connection: a ``redis.Redis``; default: ``IAI_MCP_REDIS_URL`` as the store's settings have it.
 
     Raises:

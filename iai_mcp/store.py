@@ -19,7 +19,8 @@ import msgspec
 import pyarrow as pa
 
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.embedders import adapters
+from iai_mcp.embedders import registry
+from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
@@ -99,7 +100,7 @@ class MemoryStore:
         self._records = self._tables.records
         self._lanes: dict[int, LaneTable] = {}
         self._mutex = threading.RLock()
-        self._embedder: adapters.Embedder | None = None
+        self._embedder: Embedder | None = None
         self._embedder_loaded = False
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
@@ -192,11 +193,11 @@ class MemoryStore:
     # -- embeddings
 
     @property
-    def embedder(self) -> adapters.Embedder | None:
+    def embedder(self) -> Embedder | None:
         """The configured embedder where it made this store's vectors (loaded on first use), else None."""
         with self._mutex:
             if not self._embedder_loaded:
-                self._embedder = adapters.load_or_none(self.settings) if self.vectors_match(warn=True) else None
+                self._embedder = registry.load_or_none(self.settings) if self.vectors_match(warn=True) else None
                 self._embedder_loaded = True
             return self._embedder
 
@@ -440,5 +441,5 @@ class MemoryStore:
 
 
 def _configured_embedder(settings: Settings) -> EmbedderMeta:
-    found = adapters.describe(settings)
+    found = registry.describe(settings)
     return EmbedderMeta(found.name, found.dims, found.weights) if found else EmbedderMeta("none", DEFAULT_DIMS)

@@ -1,7 +1,6 @@
 """One worker process for the configured store and Redis (``python -m workers``).
 
-Exit codes: 0 told to stop (or, with ``--burst``, done), 1 trouble that a new start may cure, 2 settings
-that cannot work.
+Exit codes: 0 stopped by a signal, or done (``--burst``); 1 an error that a restart may cure; 2 wrong settings.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from iai_mcp.telemetry.events import configure, log
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore
 
-RETRY_S = (0.5, 5.0)  # first and longest pause between looks for a Redis that is away
-PARENT_LOOK_S = 1.0
+RETRY_S = (0.5, 5.0)  # first and longest pause between attempts to reach Redis
+PARENT_LOOK_S = 1.0  # between two checks of the parent process
 
 
 def main() -> int:
-    """Run until told to stop; the exit code."""
+    """Run until a signal asks to stop; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--burst", action="store_true", help="end as soon as every lane is empty")
     parser.add_argument("--parent-pid", type=int, metavar="PID", help="end when this is no longer the parent")
@@ -38,7 +37,7 @@ def main() -> int:
     parser.add_argument("--metrics-folder", type=Path, help=argparse.SUPPRESS)  # of the supervisor of several
     parser.add_argument("--number", type=int, default=1, help=argparse.SUPPRESS)  # among these
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):  # until RQ puts its own handlers there
+    for number in (signal.SIGTERM, signal.SIGINT):  # until RQ installs its own handlers
         signal.signal(number, _leave)
     if options.parent_pid is not None:
         threading.Thread(target=_end_with, args=(options.parent_pid,), daemon=True).start()
@@ -53,16 +52,16 @@ def main() -> int:
 
 
 def _watch(options: argparse.Namespace, settings: Settings, store: MemoryStore) -> None:
-    """Count for whoever scrapes: the supervisor, or the port of our own."""
+    """Publish metrics: to the supervisor's folder, or on a port of this process."""
     if options.metrics_folder is not None:
-        from iai_mcp.metrics.instruments import Shared
+        from iai_mcp.metrics.endpoint import Shared
 
         Shared(options.metrics_folder).join(options.number, store)
     elif options.metrics_port is not None:
-        from iai_mcp.metrics import instruments
+        from iai_mcp.metrics import endpoint
 
-        watched = instruments.for_worker(settings, store)
-        served = instruments.serve(watched, options.metrics_host, options.metrics_port)
+        watched = endpoint.for_worker(settings, store)
+        served = endpoint.serve(watched, options.metrics_host, options.metrics_port)
         print(f"metrics on {served.url}", file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -71,19 +70,25 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Stop warmly once ``parent`` is gone: a supervisor that was killed could not say so."""
+    """Stop gracefully once ``parent`` is gone: a killed supervisor sends no signal."""
     while os.getppid() == parent:
         time.sleep(PARENT_LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None] | None = None) -> int:
-    """Work with ``settings``; without ``burst``, wait for a Redis that is away. ``watch`` gets the open store.
+    """Run one worker; the exit code.
+
+    Args:
+        burst: end once every lane is empty, and do not wait for an unreachable Redis.
+        watch: called once with the open store.
 
     Raises:
-        ConfigError: no Redis is configured, it refuses us, or it is too old.
-        BrokerUnavailable: Redis is away (``burst``), or went away in the middle of something.
+        ConfigError: no Redis is configured, it refuses the login, or it is too old.
+        WrongStore: there is no store at the configured path.
+        BrokerUnavailable: Redis is unreachable (``burst``), or was lost during the work.
     """
+    # Imported here: LanceDB takes a second, and the signal handlers must be there before.
     from redis.exceptions import RedisError
     from rq import Queue
 
@@ -112,7 +117,7 @@ def run(settings: Settings, *, burst: bool, watch: Callable[[MemoryStore], None]
             return 0 if runner.drain_all(asked) or asked() else 1
     except RedisError as error:
         raise BrokerUnavailable(f"Redis does not answer: {failure(error)}") from error
-    return 0 if worker.told_to_stop else 1  # RQ ends on errors as quietly as on request
+    return 0 if worker.told_to_stop else 1  # RQ ends on errors without a word
 
 
 def _reach(url: str, *, patient: bool) -> None:
@@ -125,13 +130,13 @@ def _reach(url: str, *, patient: bool) -> None:
         except BrokerUnavailable as error:
             if not patient:
                 raise
-            log.warning("%s; looking again in %g s", error, pause)
+            log.warning("%s; next attempt in %g s", error, pause)
         time.sleep(pause)
         pause = min(longest, pause * 2)
 
 
 def _stop_asked() -> Callable[[], bool]:
-    """Whether a signal has come since; RQ's handlers would raise in the middle of a write."""
+    """Tells whether a signal has come since; RQ's handlers would raise in the middle of a write."""
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
@@ -139,6 +144,4 @@ def _stop_asked() -> Callable[[], bool]:
 
 
 if __name__ == "__main__":
-    sys.stdout.flush()
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

@@ -1,38 +1,53 @@
-"""What a worker process keeps open between jobs: its store, its broker, what it has learned about lanes."""
+"""Drains the lanes of one store. A worker process keeps the runner, with its store and broker, between jobs."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from iai_mcp.broker.factory import redis_broker
 from iai_mcp.config import Settings
+from iai_mcp.errors import UsageError
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
 from iai_mcp.storage.layout import Layout
 from iai_mcp.store import MemoryStore, RecordsCache, open_store
 from iai_mcp.telemetry.events import emit, quiet_words
-from workers.jobs import TURN_S, WrongStore
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["LaneRunner", "runner_for"]
+__all__ = ["LaneRunner", "WrongStore", "configured_store", "runner_for"]
 
-PLACE_PAUSE_S = 1.0
-LEASED_PAUSE_S = 0.1
-BESIDE_S = 2.0  # how long a turn waits for lanes that are drained beside its own
-SMALL = 100  # items in a lane that is drained beside another
+TURN_S = 1.0  # the longest time that one doorbell keeps a worker from the other lanes
+STORE_PAUSE_S = 1.0  # after the store was unavailable
+LEASED_PAUSE_S = 0.1  # between looks at lanes that another worker drains
+SMALL_LANES_WAIT_S = 2.0  # the longest time that a turn waits for the small lanes that it has started
+SMALL_LANE = 100  # the largest number of items in one of those
+
+
+class WrongStore(UsageError):
+    """This worker does not serve the store."""
 
 
 class LaneRunner:
-    """One store's lanes, ready to be drained."""
+    """Drains the lanes of one store.
+
+    Args:
+        store: the open store.
+        connection: to the Redis that holds the store's lanes.
+
+    Raises:
+        ConfigError: the server is too old, or refuses the scripts.
+        redis.exceptions.RedisError: the server does not answer.
+    """
 
     def __init__(self, store: MemoryStore, connection: redis.Redis) -> None:
         settings = store.settings
@@ -41,67 +56,93 @@ class LaneRunner:
         self.broker = redis_broker(settings, store.store_id, store.lanes, connection)
         self.broker.check_server()
         self._open_lanes()
-        self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
+        self._policy = DrainPolicy(settings.max_batch, settings.linger_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]
         self._not_before = [0.0] * store.lanes
         self._threads = ThreadPoolExecutor(store.lanes, "iai-mcp-lane")
-        self._beside: dict[int, Future[DrainReport]] = {}
+        self._small: dict[int, Future[DrainReport]] = {}
 
     def _open_lanes(self) -> None:
-        """Open every lane's table now, and not while somebody waits for what is to be written to it."""
-        with suppress(OSError):  # said once there is something to drain
+        """Open every lane's table ahead of the first drain: opening takes a while."""
+        with suppress(OSError):  # the first drain reports it
             for lane in range(self.store.lanes):
                 self.store.lane(lane)
 
+    def turn(self, lane: int) -> DrainReport:
+        """Drain one lane for at most ``TURN_S``, and small lanes beside it; the report of ``lane``.
+
+        A lane that has more to drain at the end gets another doorbell.
+
+        Raises:
+            StoreError: the store has no such lane.
+        """
+        deadline = time.monotonic() + TURN_S
+        with _without_garbage_collection():
+            self._start_small_lanes(lane, deadline)
+            reports = [self.drain(lane, deadline=deadline), *self._finished_small_lanes()]
+        for report in reports:
+            if report.outcome is Outcome.TIME:
+                self.broker.ring(report.lane)
+            if report.batches or report.dead:
+                found = {"applied": report.applied, "unknown": report.unknown, "dead": report.dead}
+                emit("drained", lane=report.lane, **found)
+        return reports[0]
+
     def drain(self, lane: int, *, deadline: float | None = None) -> DrainReport:
-        """Drain one lane, unless its place has just failed."""
+        """Drain one lane, unless the store has just been unavailable.
+
+        Args:
+            deadline: when to stop, in seconds of ``time.monotonic()``; None: once the lane is empty.
+
+        Raises:
+            StoreError: the store has no such lane.
+        """
         self.store.lane(lane)  # refuses a number that is out of range
         if time.monotonic() < self._not_before[lane]:
             return DrainReport(lane, Outcome.STORE_UNAVAILABLE)
         report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
         if report.outcome is Outcome.STORE_UNAVAILABLE:
-            self._not_before[lane] = time.monotonic() + PLACE_PAUSE_S
+            self._not_before[lane] = time.monotonic() + STORE_PAUSE_S
             error = quiet_words(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
         return report
 
-    def drain_small(self, but: int, deadline: float) -> None:
-        """Begin to drain every other lane that has little in it, on threads of their own.
+    def _start_small_lanes(self, except_lane: int, deadline: float) -> None:
+        """Begin to drain every other lane that holds few items, each on its own thread.
 
-        A recall touches several lanes at once. Small merges mostly wait, so that one after the other they would
-        keep the last lane waiting for nothing; large ones are for as many workers as there are processors.
+        One recall touches several lanes. A small merge mostly waits for the disk, so small lanes run side by
+        side. A large merge uses the processor; another worker drains it.
         """
-        with suppress(RedisError):  # the drain of the lane itself will say so
-            small = [lane for lane in self.broker.idle_lanes(SMALL) if lane != but and lane not in self._beside]
-            self._beside.update(
-                (lane, self._threads.submit(self.drain, lane, deadline=deadline)) for lane in small
-            )
+        with suppress(RedisError):  # the drain of ``except_lane`` reports it
+            small = self.broker.idle_lanes(SMALL_LANE)
+            for lane in [lane for lane in small if lane != except_lane and lane not in self._small]:
+                self._small[lane] = self._threads.submit(self.drain, lane, deadline=deadline)
 
-    def drained_beside(self) -> list[DrainReport]:
-        """What has come of the lanes that are drained on threads.
+    def _finished_small_lanes(self) -> list[DrainReport]:
+        """The reports of the small lanes that are drained by now.
 
-        Waits for them, but not for long: a lane whose lock a paused process holds must not stop the others.
+        The wait is bounded: a paused process may hold the lock of a lane, which must not stop the others.
         """
-        wait(self._beside.values(), timeout=BESIDE_S)
-        done = [lane for lane, report in self._beside.items() if report.done()]
-        return [self._beside.pop(lane).result() for lane in done]
+        wait(self._small.values(), timeout=SMALL_LANES_WAIT_S)
+        done = [lane for lane, report in self._small.items() if report.done()]
+        return [self._small.pop(lane).result() for lane in done]
 
-    def sweep(self) -> Iterator[int]:
+    def ready_lanes(self) -> Iterator[int]:
         """Lanes that have work and no live lease: their doorbell was lost, or their worker died."""
         yield from self.broker.idle_lanes()
 
     def adopt_orphans(self) -> Moved:
-        """Push what dead clients of this store and user left in the spill."""
+        """Push the entries that dead clients of this store and user left in the spill."""
         return push(self.store, self.broker)
 
     def drain_all(self, stopping: Callable[[], bool] = lambda: False) -> bool:
-        """Drain until every lane is empty; False where the store fails, or where ``stopping()`` came first.
+        """Drain until every lane is empty; False if the store fails, or once ``stopping()`` is true.
 
-        A lane that somebody else leases is waited for: either they drain it, or the lease runs out.
+        Waits for a lane that another worker leases: it is drained, or its lease runs out.
         """
         self.adopt_orphans()
         while not stopping():
-            if lanes := list(self.sweep()):
+            if lanes := list(self.ready_lanes()):
                 reports = [self.drain(n, deadline=time.monotonic() + TURN_S) for n in lanes if not stopping()]
                 if not any(report.outcome in (Outcome.EMPTY, Outcome.TIME) for report in reports):
                     return False
@@ -112,14 +153,29 @@ class LaneRunner:
         return False
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause the garbage collector: a batch is some ten thousand dicts and no cycles.
+
+    Each collection would walk every imported module and double the CPU time of a batch.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 _runners: dict[str, LaneRunner] = {}
 
 
 def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:
-    """The runner for a store: one that this process has open, else the configured one.
+    """The runner of a store: the one that this process has open, else the configured one.
 
     Raises:
-        WrongStore: the configured store is another.
+        WrongStore: the configured store is another one, or does not exist.
     """
     known = _runners.get(store_id)
     if known is not None and known.connection is connection:
@@ -135,10 +191,10 @@ def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:
 
 
 def configured_store() -> MemoryStore:
-    """The store that this worker's own environment names; it must exist.
+    """Open the existing store that this worker's own environment names.
 
     Raises:
-        WrongStore: there is no store at that place.
+        WrongStore: there is no store at that path.
     """
     settings = Settings.load()
     if not Layout(settings.store_path).meta.exists():

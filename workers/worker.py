@@ -1,7 +1,7 @@
-"""The RQ worker that people should run: no fork for each job, one open store, and nothing but doorbells.
+"""The recommended RQ worker: one process, one open store, doorbells only.
 
-It insists on the JSON serializer whatever the command line says, runs the one known function, strips every
-other thing that a job can carry (callbacks, webhooks, repeats), and sweeps while it is idle.
+It always uses the JSON serializer. It runs the one known function and refuses jobs that carry callbacks, webhooks
+or repeats. While it is idle, it sweeps lanes whose doorbell was lost.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ from rq.worker.base import WorkerStatus
 from iai_mcp.broker.redis.client import failure
 from iai_mcp.broker.redis.doorbell import FUNCTION, JOB_TIMEOUT_S
 from iai_mcp.errors import IaiMcpError
+from workers.runner import LaneRunner, configured_store, runner_for
 
 if TYPE_CHECKING:
     from rq.job import Job
     from rq.queue import Queue
 
-    from workers.runner import LaneRunner
-
 __all__ = ["ProvenanceWorker"]
 
-SWEEP_S = 2
-FULL_PAUSE_S = 0.5
+SWEEP_S = 2  # between two sweeps of an idle worker, and the longest blocking pop
+FULL_PAUSE_S = 0.5  # between two drains while Redis is full
 
 
 class ProvenanceWorker(SimpleWorker):
     """Drains lanes on doorbells and, between them, lanes whose doorbell was lost."""
 
-    max_connection_wait_time = 5.0  # RQ's 60 s would let entries lie long after Redis is back
+    max_connection_wait_time = 5.0  # RQ's 60 s would delay entries after Redis is back
 
     def __init__(self, queues: Any, *args: Any, **options: Any) -> None:
         options["serializer"] = JSONSerializer
@@ -46,7 +45,7 @@ class ProvenanceWorker(SimpleWorker):
         options.setdefault("connection", next((q.connection for q in queues if not isinstance(q, str)), None))
         super().__init__(names, *args, **options)
         self.log.addFilter(_without_traceback)
-        self._own: LaneRunner | None = None
+        self._runner: LaneRunner | None = None
         self._last_sweep = 0.0
 
     def _set_ip_address(self, connection: Any) -> None:
@@ -57,17 +56,18 @@ class ProvenanceWorker(SimpleWorker):
 
     @property
     def told_to_stop(self) -> bool:
-        """Whether a signal has asked for the end."""
+        """Whether a signal has asked the worker to stop."""
         return self._shutdown_requested_date is not None
 
     # -- what runs
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a doorbell; anything else is thrown away with a word in the log."""
+        """Run a doorbell; drop any other job with a warning in the log."""
         if not is_doorbell(job):
-            self.log.warning("Worker %s: job %s is no doorbell; it is dropped unseen", self.name, job.id)
+            self.log.warning("Worker %s: job %s is no doorbell; it was dropped", self.name, job.id)
             job.delete()
             return
+        job.timeout, job.result_ttl, job.failure_ttl = JOB_TIMEOUT_S, 0, 0  # never the sender's
         try:
             super().execute_job(job, queue)
         except OutOfMemoryError:
@@ -77,21 +77,21 @@ class ProvenanceWorker(SimpleWorker):
 
     @property
     def dequeue_timeout(self) -> int:
-        """How long one blocking pop waits: RQ's 405 s would leave a lost doorbell lying."""
+        """Seconds that one blocking pop waits; RQ's 405 s would delay the sweep for a lost doorbell."""
         return SWEEP_S
 
     def heartbeat(self, *args: Any, **options: Any) -> None:
-        """RQ calls this between jobs and between pops: the moment to look around."""
+        """Sweep when idle: RQ calls this between jobs and between pops."""
         super().heartbeat(*args, **options)
         if self.get_state() == WorkerStatus.IDLE and time.monotonic() - self._last_sweep >= SWEEP_S:
             self._last_sweep = time.monotonic()
             self.sweep()
             self._heed_stop()
 
-    # -- a Redis that is full refuses RQ's own bookkeeping, but never the drain that would empty it
+    # -- a full Redis: it refuses RQ's bookkeeping, but never the drain that makes room
 
     def bootstrap(self, *args: Any, **options: Any) -> None:
-        """RQ's start-up; drains first where Redis has no room for it."""
+        """Start up as RQ does; if Redis is full, drain first."""
         try:
             super().bootstrap(*args, **options)
         except OutOfMemoryError:
@@ -99,7 +99,7 @@ class ProvenanceWorker(SimpleWorker):
             super().bootstrap(*args, **options)
 
     def dequeue_job_and_maintain_ttl(self, *args: Any, **options: Any) -> tuple[Job, Queue] | None:
-        """The next doorbell; while Redis is full, drain without being called."""
+        """The next doorbell; while Redis is full, drain without doorbells."""
         while True:
             try:
                 return super().dequeue_job_and_maintain_ttl(*args, **options)
@@ -109,7 +109,7 @@ class ProvenanceWorker(SimpleWorker):
                 time.sleep(FULL_PAUSE_S)
 
     def _heed_stop(self) -> None:
-        """End where a signal came during a sweep: RQ looks for that between jobs only, and none may come."""
+        """Stop if a signal came during a sweep: RQ checks for that between jobs only, and none may come."""
         if self._stop_requested:
             raise StopRequested
 
@@ -119,18 +119,16 @@ class ProvenanceWorker(SimpleWorker):
 
     def sweep(self) -> None:
         """Drain every lane of the configured store that has work and no live lease."""
-        from workers.jobs import turn
-
         try:
             if is_suspended(self.connection):
                 return
-            runner = self._bench()
-            for lane in runner.sweep():
+            runner = self._lane_runner()
+            for lane in runner.ready_lanes():
                 if self._stop_requested:
                     return
-                self._state = WorkerStatus.BUSY  # a SIGTERM now lets the batch in hand end
+                self._state = WorkerStatus.BUSY  # a SIGTERM now waits for the current batch
                 try:
-                    turn(runner, lane)
+                    runner.turn(lane)
                 finally:
                     self._state = WorkerStatus.IDLE
             runner.adopt_orphans()
@@ -138,16 +136,14 @@ class ProvenanceWorker(SimpleWorker):
         except (IaiMcpError, RedisError, OSError) as error:
             self.log.warning("Worker %s: the sweep will try again: %s", self.name, error)
 
-    def _bench(self) -> LaneRunner:
-        if self._own is None:
-            from workers.runner import configured_store, runner_for
-
-            self._own = runner_for(configured_store().store_id, self.connection)
-        return self._own
+    def _lane_runner(self) -> LaneRunner:
+        if self._runner is None:
+            self._runner = runner_for(configured_store().store_id, self.connection)
+        return self._runner
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Let everything pass; a Redis that went away needs no traceback: RQ's supervisors start the worker anew."""
+    """Pass every record, without the traceback of a lost Redis: the supervisor restarts the worker."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if isinstance(error, RedisError):
         record.msg, record.args = f"{record.getMessage()} {failure(error)}", ()
@@ -156,14 +152,14 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def is_doorbell(job: Job) -> bool:
-    """Whether ``job`` is the known function with a store's id and a lane, and nothing else besides.
+    """Whether ``job`` calls the known function with a store's id and a lane, and carries nothing else.
 
-    Callbacks, webhooks and repeats are other ways to name code or addresses; RQ would follow them.
+    RQ would follow callbacks, webhooks and repeats, which name other code or addresses.
     """
     try:
         known = job.func_name == FUNCTION and job.instance is None and not job.kwargs
         store_id, lane = job.args
-    except Exception:  # noqa: BLE001  undecodable bytes raise whatever they like
+    except Exception:  # noqa: BLE001  undecodable bytes raise errors of any kind
         return False
     extras = (
         job._success_callback_name,
@@ -174,7 +170,4 @@ def is_doorbell(job: Job) -> bool:
         job.retries_left,
         job._dependency_ids,
     )
-    if not known or any(extras) or not isinstance(store_id, str) or type(lane) is not int:
-        return False
-    job.timeout, job.result_ttl, job.failure_ttl = JOB_TIMEOUT_S, 0, 0
-    return True
+    return bool(known and not any(extras) and isinstance(store_id, str) and type(lane) is int)

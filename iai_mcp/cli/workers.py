@@ -116,10 +116,10 @@ def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Ite
     if port is None:
         yield None
         return
-    from iai_mcp.metrics import instruments
+    from iai_mcp.metrics import endpoint
 
-    with instruments.Shared.made(count) as shared:
-        served = instruments.serve(shared.registry(settings), host, port)
+    with endpoint.Shared.made(count) as shared:
+        served = endpoint.serve(shared.registry(settings), host, port)
         note(f"metrics on {served.url}")
         try:
             yield shared.folder

@@ -198,13 +198,13 @@ class _Patient:
         yield _private("store folder", [root])
 
     def check_embedder(self) -> Iterator[Check]:
-        from iai_mcp.embedders import adapters
+        from iai_mcp.embedders import registry
 
         made_by = self.store.meta.embedder.name
         if self.settings.embedder == "none":
             yield Check("embedder", State.PASS, f"none: words only (the store's vectors are by {made_by})")
             return
-        embedder = adapters.load(self.settings)
+        embedder = registry.load(self.settings)
         if embedder is None or not self.store.vectors_match():
             name = embedder.id.name if embedder is not None else "none"
             yield Check("embedder", State.WARN, f"{name} is set, the vectors are by {made_by}", "iai-mcp reembed")

@@ -46,7 +46,7 @@ class Look:
     """One source of gauges.
 
     Args:
-        name: of the source, for ``iai_mcp_look_up``.
+        name: of the source, for ``iai_mcp_source_up``.
         take: reads it, on a thread; may raise, may hang.
     """
 
@@ -105,7 +105,7 @@ class Looks(Collector):
         readings: list[Reading] = [("iai_mcp_build_info", __version__, 1.0)]
         for look in self._looks:
             found = look.fresh()
-            readings += [("iai_mcp_look_up", look.name, float(found is not None)), *(found or ())]
+            readings += [("iai_mcp_source_up", look.name, float(found is not None)), *(found or ())]
         yield from families(readings)
 
 

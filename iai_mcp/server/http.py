@@ -106,11 +106,11 @@ def serve(settings: Settings, path: str | Path | None, address: Address, token: 
 
 def _metrics(calls: Calls, settings: Settings, path: str | Path | None) -> Callable[[], tuple[bytes, str]]:
     """Start to measure this process; the function returns one scrape's body and content type."""
-    from iai_mcp.metrics import instruments
+    from iai_mcp.metrics import endpoint
 
     where = settings if path is None else replace(settings, store=Path(path).expanduser())
-    registry = instruments.for_server(where, calls.store)
-    return lambda: (instruments.exposition(registry), instruments.CONTENT_TYPE)
+    registry = endpoint.for_server(where, calls.store)
+    return lambda: (endpoint.exposition(registry), endpoint.CONTENT_TYPE)
 
 
 @contextmanager

@@ -280,8 +280,8 @@ def test_an_interrupted_push_leaves_no_answer_to_the_next_and_loses_nothing(
     admin.config_set("maxmemory", 0)
     queue.enqueue([(record_id, entry("d"))])
     assert not interrupts
-    bench = runner_for(store.store_id, server.client())
-    wait_until(lambda: bench.drain_all() and queue.flush(0.1), 20)
+    runner = runner_for(store.store_id, server.client())
+    wait_until(lambda: runner.drain_all() and queue.flush(0.1), 20)
     assert seen(store, record_id) == ["a", "b", "c", "d"]
 
 

@@ -28,7 +28,7 @@ from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
-from workers import ProvenanceWorker, jobs
+from workers import ProvenanceWorker
 from workers.runner import runner_for
 from workers.worker import is_doorbell
 
@@ -111,16 +111,16 @@ def test_one_turn_drains_every_lane_that_has_little_in_it_but_does_not_wait_for_
     store: MemoryStore, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = fakeredis.FakeStrictRedis()
-    monkeypatch.setattr("workers.runner.BESIDE_S", 0.5)
+    monkeypatch.setattr("workers.runner.SMALL_LANES_WAIT_S", 0.5)
     ids = store.insert_many([_make() for _ in range(12)])
     lanes = {lane_of(one, store.lanes): one for one in ids}
     (own, mine), (stuck, theirs), (_, third), *_ = lanes.items()
     queue = start(connection)
     queue.enqueue([(one, entry("a")) for one in (mine, theirs, third)])
-    bench = runner_for(store.store_id, connection)
+    runner = runner_for(store.store_id, connection)
     lock = store.layout.lane_lock(stuck)
     with filelock.FileLock(lock):  # as a process that is paused in the middle of a merge
-        assert jobs.turn(bench, own).applied == 1
+        assert runner.turn(own).applied == 1
         wait_until(lambda: seen(store, third) == ["a"])
         assert (seen(store, mine), seen(store, theirs)) == (["a"], [])
     wait_until(lambda: seen(store, theirs) == ["a"])
@@ -245,8 +245,8 @@ def test_above_the_ceiling_producers_spill_and_come_back(
         queue.enqueue(pairs(record_id, [turn]))
     assert sum(lanes_now(queue)) == 10
     assert len(spill_files(home)) == 1
-    bench = runner_for(store.store_id, connection)
-    wait_until(lambda: bench.drain_all() and len(seen(store, record_id)) == 30)
+    runner = runner_for(store.store_id, connection)
+    wait_until(lambda: runner.drain_all() and len(seen(store, record_id)) == 30)
     assert seen(store, record_id) == [str(turn) for turn in range(30)]
     wait_until(lambda: not spill_files(home))
 
@@ -335,13 +335,13 @@ def test_a_lost_doorbell_is_rung_again(store: MemoryStore, server: Server, recor
 
 STOPPED_IN_A_SWEEP = """
 import os, signal, sys
-from workers import jobs
 from workers.__main__ import main
-turn = jobs.turn
+from workers.runner import LaneRunner
+turn = LaneRunner.turn
 def stop_first(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     return turn(*args)
-jobs.turn = stop_first
+LaneRunner.turn = stop_first
 sys.exit(main())
 """
 
@@ -493,15 +493,15 @@ def test_after_a_wipe_tokens_and_numbers_go_on(
     store: MemoryStore, server: Server, record_id: UUID, start: Start
 ) -> None:
     queue = start(server.client("producer"), patient(store))
-    bench = runner_for(store.store_id, server.client("worker"))
+    runner = runner_for(store.store_id, server.client("worker"))
     queue.enqueue(pairs(record_id, "a"))
-    bench.drain_all()
+    runner.drain_all()
     lane = store.lane(lane_of(record_id, store.lanes))
     token = lane.token
     assert token > 0
     server.client().flushall()
     queue.enqueue(pairs(record_id, "b"))
-    bench.drain_all()
+    runner.drain_all()
     assert lane.token > token
     found = store.get(record_id)
     assert found is not None
