@@ -28,7 +28,9 @@ from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.replay import replay
-from iai_mcp.spill.chain import Chain, Spill, adopt
+from iai_mcp.spill.adoption import adopt
+from iai_mcp.spill.chain import Chain
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.exclusions import ExclusionReason, Key
 from iai_mcp.storage.live_producers import LiveProducer
 from iai_mcp.storage.tables.known_records import RecordsCache
