@@ -25,9 +25,9 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
-from iai_mcp.pipeline import recovery
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
+from iai_mcp.spill import erase
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
 from iai_mcp.storage.exclusions import Exclusions
@@ -289,7 +289,7 @@ class MemoryStore:
         self._records.delete(key)
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
-        recovery.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
+        erase.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
         if self._provenance_queue is None:  # whose thread does it else: it takes seconds where lanes are long
             self.tidy()
         return found

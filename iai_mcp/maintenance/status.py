@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from iai_mcp.spill.chain import waiting
+from iai_mcp.spill.listing import waiting
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 

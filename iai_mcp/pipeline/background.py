@@ -16,7 +16,7 @@ from iai_mcp.pipeline.overflow import Overflow
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.replay import ReplayCursor
-from iai_mcp.spill.chain import adopt
+from iai_mcp.spill.adoption import adopt
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry.events import emit, log, quiet_words
 

@@ -12,7 +12,7 @@ from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.exclusions import ExclusionReason, Key
 from iai_mcp.telemetry.events import emit, quiet_words
 

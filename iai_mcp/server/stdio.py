@@ -34,6 +34,7 @@ from mcp_types import (
     jsonrpc_message_adapter,
 )
 
+from iai_mcp.common.files import write_all
 from iai_mcp.config import Settings
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls
@@ -176,16 +177,10 @@ class _Link:
     async def _send(self, text: str) -> None:
         """Write ``text`` on a thread: a client that does not read must not stop the loop."""
         with suppress(OSError, RuntimeError):  # the client is gone; the end of stdin follows
-            await self._loop.run_in_executor(self._writer, _write_all, self._wire, f"{text}\n".encode())
+            await self._loop.run_in_executor(self._writer, write_all, self._wire, f"{text}\n".encode())
 
 
 def _id_of(line: bytes) -> RequestId | None:
     """The id of a request that is too long to parse, so that its client gets an answer; None: not found."""
     found = _ID_FIRST.match(line) or _ID_LAST.search(line, max(0, len(line) - _EDGE))
     return json.loads(found["id"]) if found else None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -22,7 +22,7 @@ from iai_mcp.errors import LanesChanged, StoreUnavailable
 from iai_mcp.maintenance import reshard
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import SCHEMA_VERSION, read_meta
 from iai_mcp.store import MemoryStore

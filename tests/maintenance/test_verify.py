@@ -26,7 +26,7 @@ from iai_mcp.errors import BadParams, StoreUnavailable
 from iai_mcp.maintenance.ledger import Book, Place, out_of_order
 from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore

@@ -23,7 +23,7 @@ from iai_mcp.errors import LeaseLost
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage import snapshot
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta
