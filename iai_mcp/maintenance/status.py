@@ -25,7 +25,7 @@ def status(store: MemoryStore) -> dict[str, Any]:
     With Redis, the lanes are read from Redis now. If Redis does not answer, their numbers are None and
     ``redis.error`` says why.
     """
-    queue = store._provenance_queue.stats() if store._provenance_queue is not None else None
+    queue = store.provenance_queue.stats() if store.provenance_queue is not None else None
     seen = _redis(store)
     redis = asdict(seen) if seen is not None else None
     now = redis.pop("lanes") if redis is not None else queue["lanes"] if queue else [_NOTHING] * store.lanes
@@ -63,7 +63,7 @@ def _lane(store: MemoryStore, number: int, now: Sequence[Mapping[str, Any]] | No
 
 def _redis(store: MemoryStore) -> RedisLook | None:
     """Inspect the Redis of the running queue, else the configured one; None in embedded mode."""
-    queue = store._provenance_queue
+    queue = store.provenance_queue
     connection = queue.connection if queue is not None else None
     if connection is None and (queue is not None or not store.settings.redis_url):
         return None
