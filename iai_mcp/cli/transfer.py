@@ -1,4 +1,4 @@
-"""The commands that move and copy a store as a whole: ``export``, ``backup``, ``restore`` and ``lanes``."""
+"""Owns the commands ``export``, ``backup``, ``restore`` and ``lanes``, which copy or reshape a whole store."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
 
 
 def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
-    """Copy the store to a folder, consistently, while clients go on writing; `restore` makes a store of it."""
+    """Copy the store to a folder, consistently, while clients write; `restore` makes a store of it."""
     from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.transfer.backup import backup as take
     from iai_mcp.transfer.manifest import total
@@ -72,12 +72,13 @@ def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
 def restore(
     source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `backup` made.")],
     as_copy: Annotated[
-        bool, typer.Option("--as-copy", help="Give it an identity of its own, to live beside the original.")
+        bool,
+        typer.Option("--as-copy", help="Give the store a new identity, so that it can run beside the original."),
     ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Make a store from a backup, checked file by file and entry by entry; all of it, or nothing."""
+    """Make a store from a backup, and check every file and entry; all of it or nothing."""
     from iai_mcp.transfer.restore import restore as make
 
     settings = settled(store)
@@ -109,27 +110,29 @@ def _restored(done: Restored, path: Path) -> dict[str, Any]:
 def _tell_restored(done: Restored, path: Path) -> None:
     typer.echo(f"{_held(done.manifest.records, done.report.total['applied'])} in {path}")
     if done.spilled:
-        typer.echo(f"put back: {many(done.spilled, 'spill file')}, for the next client or worker to replay")
+        typer.echo(f"restored: {many(done.spilled, 'spill file')}, which the next client or worker replays")
     if done.forgotten:
-        said = many(done.forgotten, "memory that was", "memories that were")
-        typer.echo(f"gone now: {said} being forgotten when the backup was made")
+        gone = many(done.forgotten, "memory that was", "memories that were")
+        typer.echo(f"deleted: {gone} being forgotten when the backup was made")
     missing = sum(last - first + 1 for spans in done.missing.values() for first, last in spans)
     if missing:
-        said = many(missing, "entry that was on its way", "entries that were on their way")
-        typer.echo(f"not in the backup: {said} when it was made")
+        absent = many(missing, "entry that was on its way", "entries that were on their way")
+        typer.echo(f"not in the backup: {absent} when it was made")
     if done.report.clean:
         typer.echo("every entry is accounted for")
 
 
 def lanes(
-    number: Annotated[int | None, typer.Argument(metavar="[N]", help="The new number; none: print it.")] = None,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="The new number; leave it out to print the number.")
+    ] = None,
     redis_gone: Annotated[
-        bool, typer.Option("--redis-gone", help="The Redis that the store was drained from is gone for good.")
+        bool, typer.Option("--redis-gone", help="The store's former Redis is gone for good.")
     ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Print the number of lanes, or change it while nobody has the store open; safe to interrupt."""
+    """Print the number of lanes, or change it while no process has the store open; safe to interrupt."""
     from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.storage.meta import read_meta
 
@@ -152,20 +155,17 @@ def lanes(
     else:
         typer.echo(f"{many(done.rows, 'entry')} moved from {many(done.before, 'lane')} to {done.now}")
     if done.repeated:
-        said = many(
-            done.repeated, "entry whose caller had given its id", "entries whose caller had given their id"
-        )
-        note(f"left out: {said} to an earlier one")
+        note(f"skipped: {many(done.repeated, 'entry')} whose id the caller had given to an earlier entry")
 
 
 # -- import, as far as it reads exports
 
 
 def is_export(paths: list[str]) -> bool:
-    """Whether the one path that was given is an export's folder.
+    """Whether the one given path is the folder of an export.
 
     Raises:
-        UsageError: it is one of several.
+        UsageError: the folder of an export is one of several paths.
     """
     from iai_mcp.errors import UsageError
     from iai_mcp.transfer.manifest import is_export as look
@@ -177,7 +177,7 @@ def is_export(paths: list[str]) -> bool:
 
 
 def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> None:
-    """Add what an export holds to the store."""
+    """Add the memories and the trace of an export to the store."""
     from iai_mcp.transfer.load import load
 
     settings = settled(store)
@@ -186,20 +186,20 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
     records, entries = done.records, done.entries
     if as_json:
         added = {"added": records.added, "existing": records.existing, "forgotten": records.forgotten}
-        traced = {"added": entries.applied, "existing": entries.duplicate, "without_memory": entries.unknown}
+        traced = {"added": entries.applied, "existing": entries.duplicate, "unknown": entries.unknown}
         rest = {"not_included": done.manifest.not_included, "embedded": done.embedded, "bad": []}
         print_json({**added, "entries": traced, **rest})
         return
     typer.echo(
         f"memories: {records.added:,} added, {records.existing:,} already there"
-        + (f", {records.forgotten:,} forgotten before and left out" if records.forgotten else "")
+        + (f", {records.forgotten:,} forgotten before and skipped" if records.forgotten else "")
     )
     typer.echo(
         f"entries: {entries.applied:,} added, {entries.duplicate:,} already there"
-        + (f", {entries.unknown:,} of memories that are not here left out" if entries.unknown else "")
+        + (f", {entries.unknown:,} of unknown memories skipped" if entries.unknown else "")
     )
     if done.embedded:
-        typer.echo(f"{done.embedded:,} embedded anew")
+        typer.echo(f"{done.embedded:,} embedded again")
     if done.manifest.not_included:
         missing = many(done.manifest.not_included, "entry that was on its way", "entries that were on their way")
         note(f"not in the export: {missing} when it was made")

@@ -112,13 +112,13 @@ def test_a_second_import_adds_nothing_and_a_new_export_adds_what_is_new(
     log = other.layout.exclusions.read_bytes()
     told = json.loads(run("import", tmp_path / "out", "--store", other.path, "--json").stdout)
     assert (told["added"], told["existing"]) == (0, 8)
-    assert told["entries"] == {"added": 0, "existing": 35, "without_memory": 0}
+    assert told["entries"] == {"added": 0, "existing": 35, "unknown": 0}
     assert other.layout.exclusions.read_bytes() == log
 
     store.append_provenance_batch(pairs(first, ["later"]))
     run("export", tmp_path / "out2", "--store", store.path)
     told = json.loads(run("import", tmp_path / "out2", "--store", other.path, "--json").stdout)
-    assert told["entries"] == {"added": 1, "existing": 35, "without_memory": 0}
+    assert told["entries"] == {"added": 1, "existing": 35, "unknown": 0}
     found = other.get(first)
     assert found is not None
     assert cues(found.provenance)[-1] == "later"
@@ -135,7 +135,7 @@ def test_what_is_forgotten_is_neither_exported_nor_brought_back(store: MemorySto
     assert str(UUID(int=7)) not in str(content(tmp_path / "after"))
 
     told = json.loads(run("import", tmp_path / "before", "--store", store.path, "--json").stdout)
-    assert (told["forgotten"], told["entries"]["without_memory"]) == (1, 2)
+    assert (told["forgotten"], told["entries"]["unknown"]) == (1, 2)
     assert store.get(UUID(int=7)) is None
     clean(store)
 
