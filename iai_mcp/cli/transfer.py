@@ -11,7 +11,7 @@ from iai_mcp.cli.common import Json, Show, Store, note, opened, print_json, prog
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
-    from iai_mcp.maintenance.pending import Elsewhere
+    from iai_mcp.maintenance.pending import Pending
     from iai_mcp.transfer.restore import Restored
 
 __all__ = ["import_export", "is_export", "register"]
@@ -37,14 +37,14 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
     layout_of(store, settled(store))
     with opened(store) as memories, progress("exporting") as show:
         move_spill(memories)
-        found, waiting = write(memories, folder, _shown(show))
+        found, waits = write(memories, folder, _shown(show))
     if as_json:
         sizes = {"files": len(found.files), "bytes": total(found.files), "not_included": found.not_included}
-        print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
+        print_json({"records": found.records, "entries": found.entries, **sizes, "pending": waits.document()})
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         typer.echo(f"{_held(found.records, found.entries)} in {folder} ({size})")
-    _tell_waiting(waiting)
+    _note_pending("export", waits)
 
 
 def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
@@ -56,17 +56,15 @@ def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
     settings = settled(store)
     layout = layout_of(store, settings)
     with progress("backing up") as show:
-        found, waiting = take(layout, settings, folder, _shown(show))
+        found, waits = take(layout, settings, folder, _shown(show))
     if as_json:
         sizes = {"files": len(found.files), "bytes": total(found.files), "spilled": found.spilled}
-        print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
+        print_json({"records": found.records, "entries": found.entries, **sizes, "pending": waits.document()})
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         spilled = f" and {found.spilled:,} that wait in the spill" if found.spilled else ""
         typer.echo(f"{_held(found.records, found.entries)}{spilled} in {folder} ({size})")
-    for said in waiting.told():
-        if "in the spill" not in said and "dead letter" not in said:
-            note(f"not in the backup: {said}")
+    _note_pending("backup", waits, local=False)  # the spill and the dead letters are in it
 
 
 def restore(
@@ -89,7 +87,8 @@ def restore(
     else:
         _tell_restored(done, settings.store_path)
     for finding in done.report.breaches:
-        note(f"BROKEN, as in the original: {finding.kind.replace('_', ' ')}: {finding.said} -> {finding.mend}")
+        kind = finding.kind.replace("_", " ")
+        note(f"BROKEN, as in the original: {kind}: {finding.message} -> {finding.remedy}")
     if not done.report.clean:
         raise typer.Exit(1)
 
@@ -216,15 +215,18 @@ def _shown(show: Show) -> Any:
     return lambda done, total: show(done, total)
 
 
-def _elsewhere(waiting: Elsewhere) -> dict[str, Any]:
-    return {
-        "spilled": waiting.spilled,
-        "redis": waiting.redis,
-        "dead": waiting.dead,
-        "living_producers": [*waiting.living],
-    }
-
-
-def _tell_waiting(waiting: Elsewhere) -> None:
-    for said in waiting.told():
-        note(f"not in the export: {said}")
+def _note_pending(copy: str, waits: Pending, *, local: bool = True) -> None:
+    """Say what the copy does not hold; ``local``: spill files and dead letters, too."""
+    lines = []
+    if local and (spilled := waits.spill.entries):
+        lines.append(f"{many(spilled, 'entry waits', 'entries wait')} in the spill")
+    if waits.redis is None:
+        lines.append(f"what waits in Redis cannot be counted: {waits.redis_error}")
+    elif waits.redis.entries:
+        lines.append(f"{many(waits.redis.entries, 'entry waits', 'entries wait')} in Redis")
+    if local and waits.dead:
+        lines.append(many(waits.dead, "dead letter"))
+    if waits.live_producers:
+        lines.append(f"{many(len(waits.live_producers), 'running client')} may hold entries in memory")
+    for line in lines:
+        note(f"not in the {copy}: {line}")

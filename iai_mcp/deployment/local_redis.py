@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep, worker_children
-from iai_mcp.errors import BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
+from iai_mcp.errors import BrokerLoading, BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta
 
@@ -122,7 +122,7 @@ class Deployment:
             try:
                 check(self.url)
             except BrokerUnavailable as error:
-                if time.monotonic() >= deadline and "loading" not in str(error).lower():
+                if time.monotonic() >= deadline and not isinstance(error, BrokerLoading):
                     raise
                 time.sleep(0.02)
             else:

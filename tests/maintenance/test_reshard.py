@@ -197,7 +197,7 @@ def test_nothing_may_wait_in_redis_and_redis_must_be_seen(
     tokens = [Layout(path).lane_token(number).read_text() for number in range(6)]
     assert tokens == ["5"] * 6  # no number starts below what another has given out
     server.kill()
-    assert "cannot be seen" in run("lanes", 2, "--store", path, code=1).stderr
+    assert "cannot be counted" in run("lanes", 2, "--store", path, code=1).stderr
 
 
 @pytest.mark.parametrize("number", [0, 257])
