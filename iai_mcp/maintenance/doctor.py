@@ -219,7 +219,7 @@ class _Patient:
             yield Check("embedder", State.PASS, said)
 
     def check_lanes(self) -> Iterator[Check]:
-        from iai_mcp.storage.tables.lane import piled_up
+        from iai_mcp.storage.tables.lane_reader import piled_up
 
         for number in range(self.store.lanes):
             if not self.layout.table(self.store.meta.lane_table(number)).exists():

@@ -1,4 +1,4 @@
-"""What a drain remembers from batch to batch: which records exist, and the token it writes under. Pure."""
+"""The memory of a drain from batch to batch: which records exist, and its fencing token. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from iai_mcp.entries.parcel import dashed, lane_of_hex
 
 __all__ = ["RecordsCache"]
 
-_KNOWN_LIMIT = 200_000
-_FEW = 10_000  # memories of which a drain learns the ids at once
+_KNOWN_LIMIT = 200_000  # ids
+_FEW = 10_000  # a drain learns the ids of a table of at most so many memories in one read
 
 
 @dataclass(slots=True)
 class RecordsCache:
-    """What one drain of a lane remembers from batch to batch.
+    """The memory of one drain of a lane, from batch to batch.
 
     Attributes:
         token: the fencing token under which the drain writes; None for writers without a lease.
-        lane: the lane that it belongs to, where it never leaves one, and ``lanes`` how many there are.
+        lane: the lane that the drain writes; None if it writes several.
+        lanes: the store's number of lanes; 0 if ``lane`` is None.
     """
 
     token: int | None = None
@@ -28,21 +29,23 @@ class RecordsCache:
     lanes: int = 0
     _known: set[str] = field(default_factory=set)  # ids that were seen in the records table
 
-    def strangers(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that were not seen in the records table; deletions are looked up beside it."""
+    def unseen(self, ids: Sequence[str]) -> set[str]:
+        """The ids (32 hexadecimal digits) that were not seen in the records table. Ignores deletions."""
         return set() if self._known.issuperset(ids) else {*ids} - self._known
 
-    def learn(self, strangers: set[str], some_ids: Callable[[Sequence[str], int], list[str]]) -> None:
-        """Remember those of the ids that ``some_ids`` knows, and what else of the lane it tells; old ones go when
-        there are too many."""
+    def learn(self, unseen: set[str], some_ids: Callable[[Sequence[str], int], list[str]]) -> None:
+        """Remember the ids that ``some_ids`` finds, among them all others of the lane that it returns.
+
+        The cache starts over once it holds too many ids.
+        """
         if len(self._known) > _KNOWN_LIMIT:
             self._known.clear()
         few = _FEW if self.lanes else 0
-        found = [text.replace("-", "") for text in some_ids([*map(dashed, strangers)], few)]
-        self._known.update(strangers.intersection(found))
+        found = [text.replace("-", "") for text in some_ids([*map(dashed, unseen)], few)]
+        self._known.update(unseen.intersection(found))
         if self.lanes:
             self._known.update(one for one in found if lane_of_hex(one, self.lanes) == self.lane)
 
     def covers(self, batch: EntryBatch) -> bool:
-        """Whether every record of the batch is known to be of :attr:`lane`."""
+        """Whether every record of the batch is known to exist and to belong to :attr:`lane`."""
         return self.lane is not None and self._known.issuperset(batch.ids)
