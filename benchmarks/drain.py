@@ -31,7 +31,9 @@ from iai_mcp.entries.parcel import Pair, Parcel
 from iai_mcp.entries.routing import lane_of, route
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.storage.tables.known_records import RecordsCache
-from iai_mcp.storage.tables.lane import INDEXED, LANE_SCHEMA, MAINTAIN_EVERY, to_arrow
+from iai_mcp.storage.tables.lane import INDEXED
+from iai_mcp.storage.tables.lane_reader import MAINTAIN_EVERY
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, to_arrow
 from iai_mcp.store import MemoryStore
 
 RECALLED = 2  # entries of one recall in one lane: ten hits over four lanes
@@ -194,7 +196,7 @@ def _push(lanes: Lanes, parcels: Iterator[Parcel] | Sequence[Parcel]) -> None:
 def _warm(lanes: Lanes, lane: int) -> None:
     """A drain that has been at work for a while knows the records of its lane."""
     lanes.caches[lane].learn({one.hex for one in lanes.ids[lane]}, lambda ids, _: [*ids])
-    lanes.store.lane(lane)._seen_version = -1
+    lanes.store.lane(lane)._numbering.seen_version = -1
 
 
 def _drain_one(lanes: Lanes, lane: int, batch: int) -> None:

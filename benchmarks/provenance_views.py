@@ -22,7 +22,8 @@ import harness
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import entry_id
 from iai_mcp.entries.routing import lane_of
-from iai_mcp.storage.tables.lane import MAINTAIN_EVERY, LaneTable
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.lane_reader import MAINTAIN_EVERY
 from iai_mcp.store import MemoryStore, RecordsCache
 
 RECORDS = 10_000

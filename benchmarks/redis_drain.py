@@ -32,7 +32,7 @@ from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import route
-from iai_mcp.storage.tables.lane import to_arrow
+from iai_mcp.storage.tables.rows import to_arrow
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
 

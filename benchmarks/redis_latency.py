@@ -25,7 +25,8 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.storage.tables.lane import INDEXED, LANE_SCHEMA, to_arrow
+from iai_mcp.storage.tables.lane import INDEXED
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, to_arrow
 from iai_mcp.store import MemoryStore
 
 PER_SECOND = 4

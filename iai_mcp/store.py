@@ -45,8 +45,9 @@ from iai_mcp.storage.scratch import sweep
 from iai_mcp.storage.store_lock import StoreLock
 from iai_mcp.storage.tables.catalog import Tables, by_lane
 from iai_mcp.storage.tables.known_records import RecordsCache
-from iai_mcp.storage.tables.lane import AppendReport, LaneTable
-from iai_mcp.storage.tables.records import Filters, Hit, MergeReport
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.records import Filters, Hit
+from iai_mcp.storage.tables.reports import AppendReport, MergeReport
 from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry import tracing
@@ -182,9 +183,11 @@ class MemoryStore:
         """The lane tables of another generation, made where they are missing."""
         return [self._tables.lane(generation, number) for number in range(lanes)]
 
-    def spread(self, rows: pa.Table, lanes: Sequence[LaneTable]) -> int:
+    def merge_into(self, rows: pa.Table, lanes: Sequence[LaneTable]) -> int:
         """Add provenance rows to ``lanes``; how many have an id that an entry of another lane has."""
-        return sum(lanes[number].adopt(part, check=False).repeats for number, part in by_lane(rows, len(lanes)))
+        return sum(
+            lanes[number].merge(part, check_records=False).repeats for number, part in by_lane(rows, len(lanes))
+        )
 
     def drop_lanes(self, keep: Container[int]) -> None:
         """Remove the lane tables of every generation but ``keep``."""
@@ -352,18 +355,28 @@ class MemoryStore:
 
     # -- what another store had
 
-    def adopt_records(self, rows: pa.Table) -> MergeReport:
+    def merge_records(self, rows: pa.Table) -> MergeReport:
         """Add memories as they are, with their vectors, where their id is new and was not forgotten here."""
-        return self._records.adopt(rows, self.meta.vector_column, self.tombstones.ids)
+        return self._records.merge(rows, self.meta.vector_column, self.tombstones.ids)
 
-    def adopt_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
-        """Add provenance rows as they are, each record's in the order given; and those without a memory here."""
-        report, strangers = AppendReport(), []
+    def merge_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
+        """Add provenance rows of another store, each record's in the order given.
+
+        Args:
+            rows: columns of ``LANE_SCHEMA``; their ``seq`` is replaced.
+
+        Returns:
+            The outcome, and the rows that were left out because their memory is not in this store.
+
+        Raises:
+            StoreUnavailable: the store failed; the call may be repeated.
+        """
+        report, unknown = AppendReport(), []
         for number, part in by_lane(rows, self.lanes):
-            done = self.lane(number).adopt(part)
+            done = self.lane(number).merge(part)
             report += done.report
-            strangers.append(done.strangers)
-        return report, strangers
+            unknown.append(done.unknown)
+        return report, unknown
 
     # -- provenance
 

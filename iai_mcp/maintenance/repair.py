@@ -20,7 +20,8 @@ from iai_mcp.pipeline.recovery import Moved
 from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tables.known_records import RecordsCache
-from iai_mcp.storage.tables.lane import distinct, piled_up
+from iai_mcp.storage.tables.lane_reader import piled_up
+from iai_mcp.storage.tables.rows import distinct
 from iai_mcp.store import MemoryStore
 
 __all__ = ["move_spill", "repair"]

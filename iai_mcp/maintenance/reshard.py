@@ -156,7 +156,7 @@ def _copy_lane(
 ) -> tuple[int, int]:
     done = repeated = 0
     for rows in source.in_order(STEP):
-        repeated += store.spread(rows, targets)
+        repeated += store.merge_into(rows, targets)
         done += len(rows)
         show(done)
     return done, repeated

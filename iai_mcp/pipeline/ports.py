@@ -16,7 +16,7 @@ from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.write_right import WriteRight
 
 if TYPE_CHECKING:  # importing it takes LanceDB along
-    from iai_mcp.storage.tables.lane import AppendReport
+    from iai_mcp.storage.tables.reports import AppendReport
 
 __all__ = ["ProvenanceLane", "ProvenanceStore"]
 

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import repeated
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.storage.tables.lance import retry_vanished
-from iai_mcp.storage.tables.lane import LANE_SCHEMA, LaneTable
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.rows import LANE_SCHEMA
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail.query import TrailFilters
 

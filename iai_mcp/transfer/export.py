@@ -24,8 +24,8 @@ from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span
 from iai_mcp.storage.layout import RECORDS
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import scan, table_of
-from iai_mcp.storage.tables.lane import in_order
-from iai_mcp.storage.tables.records import record_schema
+from iai_mcp.storage.tables.lane_reader import in_order
+from iai_mcp.storage.tables.record_rows import record_schema
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from iai_mcp.storage.meta import EmbedderMeta
-from iai_mcp.storage.tables.lane import LANE_SCHEMA
+from iai_mcp.storage.tables.rows import LANE_SCHEMA
 from iai_mcp.transfer.manifest import CopyManifest
 
 __all__ = [

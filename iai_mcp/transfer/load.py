@@ -21,8 +21,8 @@ from iai_mcp.maintenance.reembed import reembed
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import EmbedderMeta, read_meta
-from iai_mcp.storage.tables.lane import AppendReport
-from iai_mcp.storage.tables.records import MergeReport, record_schema
+from iai_mcp.storage.tables.record_rows import record_schema
+from iai_mcp.storage.tables.reports import AppendReport, MergeReport
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.format import ENTRY_SCHEMA, EXCLUSIONS, EXPORT_VERSION, ExportManifest
@@ -80,11 +80,11 @@ def _load(
 ) -> Loaded:
     total, done, records, entries = found.records + found.entries, 0, MergeReport(), AppendReport()
     for rows in _batches(folder, found.files, RECORD_FILES):
-        records += store.adopt_records(_without_vectors(rows, store) if anew else rows)
+        records += store.merge_records(_without_vectors(rows, store) if anew else rows)
         show(done := done + len(rows), total)
     unknown: dict[str, list[int]] = {}
     for rows in _batches(folder, found.files, ENTRY_FILES):
-        report, left = store.adopt_entries(rows)
+        report, left = store.merge_entries(rows)
         entries += report
         for table in left:
             for key in table.select(["producer", "producer_seq"]).to_pylist():

@@ -18,7 +18,9 @@ from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.tables import lane as lane_module
+from iai_mcp.storage.tables import lane_reader
 from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.rows import from_row, to_arrow
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.chaos.checker import Verdict, check
 from tests.chaos.history import Recorder, read
@@ -97,7 +99,7 @@ def test_ack_before_commit_loses(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
 
 def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def append_blindly(self: LaneTable, batch: Any, *_: Any, **__: Any) -> int:
-        self._table.add(lane_module.to_arrow(batch, 1))
+        self._table.add(to_arrow(batch, 1))
         return len(batch)
 
     for broken in (False, True):
@@ -105,7 +107,7 @@ def test_no_dedupe_doubles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patch:
             if broken:
                 patch.setattr(LaneTable, "_apply", append_blindly)
-                patch.setattr(lane_module, "distinct", lambda rows: [lane_module.from_row(r) for r in rows])
+                patch.setattr(lane_reader, "distinct", lambda rows: [from_row(r) for r in rows])
             with monkeypatch.context() as death:
                 death.setattr(RedisBroker, "ack", crash)
                 pipeline.crash_in_drain()

@@ -196,7 +196,7 @@ def test_versions_that_pile_up_are_a_warning_and_the_repair_compacts(
         store.append_provenance_batch(pairs(record_id, [number]))
     (lane,) = [number for number in range(4) if (store.path / f"lane_{number}.lance").exists()]
     assert said(f"lane {lane}")[0] is State.PASS
-    monkeypatch.setattr("iai_mcp.storage.tables.lane.PILED_UP", 4)
+    monkeypatch.setattr("iai_mcp.storage.tables.lane_reader.PILED_UP", 4)
     assert said(f"lane {lane}")[0] is State.WARN
     monkeypatch.setenv("IAI_MCP_CLEANUP_AGE", "0")
     result = CliRunner().invoke(app, ["verify", "--repair"])

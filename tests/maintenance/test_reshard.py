@@ -237,7 +237,7 @@ def _after(real: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 STEPS: dict[str, tuple[Any, str, Callable[..., Any], int]] = {
     "the plan is made": (reshard, "_copy", _die, 4),
-    "half of a lane is copied": (MemoryStore, "spread", _after(MemoryStore.spread, 2), 4),
+    "half of a lane is copied": (MemoryStore, "merge_into", _after(MemoryStore.merge_into, 2), 4),
     "two lanes are copied": (reshard, "_save", _after(reshard._save, 3), 4),
     "all lanes are copied": (reshard, "_raise_tokens", _die, 4),
     "right before the change": (reshard, "save_meta", _die, 4),
@@ -289,13 +289,13 @@ from iai_mcp.maintenance import reshard
 from iai_mcp.config import Settings
 from iai_mcp.store import MemoryStore
 reshard.STEP = 4
-real, calls = MemoryStore.spread, []
+real, calls = MemoryStore.merge_into, []
 def dying(*args):
     calls.append(1)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-MemoryStore.spread = dying
+MemoryStore.merge_into = dying
 reshard.reshard(Settings.load(), 3)
 """
     victim = python(code, IAI_MCP_STORE=str(path))

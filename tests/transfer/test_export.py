@@ -279,14 +279,14 @@ from iai_mcp.transfer import load
 from iai_mcp.config import Settings
 from iai_mcp.store import MemoryStore
 load.STEP = 4
-real, calls = MemoryStore.adopt_entries, []
+real, calls = MemoryStore.merge_entries, []
 def dying(self, rows):
     done = real(self, rows)
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
-MemoryStore.adopt_entries = dying
+MemoryStore.merge_entries = dying
 load.load(Path(sys.argv[1]), Settings.load())
 """
     victim = python(code, tmp_path / "out", IAI_MCP_STORE=str(tmp_path / "other"))

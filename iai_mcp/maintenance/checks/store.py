@@ -64,7 +64,7 @@ def embedder(subject: Subject) -> Iterator[Check]:
 
 def lanes(subject: Subject) -> Iterator[Check]:
     """Check that no lane table has piled up versions or fragments."""
-    from iai_mcp.storage.tables.lane import piled_up
+    from iai_mcp.storage.tables.lane_reader import piled_up
 
     for number in range(subject.store.lanes):
         if not subject.layout.table(subject.store.meta.lane_table(number)).exists():

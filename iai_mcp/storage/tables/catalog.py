@@ -1,4 +1,4 @@
-"""The tables of one store, made and indexed where they are missing; the only module that imports LanceDB."""
+"""The tables of one store. Opens them; creates and indexes missing ones. The only module that imports LanceDB."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from iai_mcp.storage.layout import RECORDS, Layout, lane_table
 from iai_mcp.storage.meta import StoreMeta
 from iai_mcp.storage.scratch import scratch
 from iai_mcp.storage.tables.lance import Table, translated
-from iai_mcp.storage.tables.lane import INDEXED, LaneTable
-from iai_mcp.storage.tables.records import RecordTable, record_schema
+from iai_mcp.storage.tables.lane import INDEXED, LaneContext, LaneTable
+from iai_mcp.storage.tables.record_rows import record_schema
+from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.storage.tables.rows import TABLE_SCHEMA
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
@@ -37,49 +38,31 @@ _LANE = re.compile(r"(g(?P<generation>\d+)_)?lane_\d+")
 
 
 class Tables:
-    """One process's way to the tables of a store.
-
-    Every handle sees the latest commit of any process.
+    """The tables of a store, for one process. Every handle sees the latest commit of any process.
 
     Attributes:
-        records: the memories.
+        records: the table of memories.
+
+    Raises:
+        StoreUnavailable: the tables cannot be opened or created.
     """
 
     def __init__(
         self, layout: Layout, settings: Settings, meta: StoreMeta, tombstones: Tombstones, exclusions: Exclusions
     ) -> None:
         self._layout = layout
-        self._settings = settings
-        self._tombstones = tombstones
-        self._exclusions = exclusions
         self._db = lancedb.connect(layout.root, read_consistency_interval=timedelta(0))
         self._schema_lock = WriterLock(layout.schema_lock, settings.lock_timeout)
         schema = record_schema(meta.embedder.dims, meta.vector_column)
         with translated():
-            self.records = RecordTable(
-                self._open(RECORDS, schema, ["id"], text="index_text"),
-                layout.records,
-                WriterLock(layout.records_lock, settings.lock_timeout),
-                layout.erasure(RECORDS),
-                settings.cleanup_age,
-            )
+            self.records = RecordTable(self._open(RECORDS, schema, ["id"], text="index_text"), layout, settings)
+        self._context = LaneContext(layout, settings, tombstones, exclusions, self.records.some_ids)
 
     def lane(self, generation: int, number: int, check: Callable[[], None] = lambda: None) -> LaneTable:
-        """One lane; ``check`` is called before each write, and raises where it must not be."""
+        """Open one lane; ``check`` is called before each write, and raises to refuse it."""
         name = lane_table(number, generation)
         with translated():
-            return LaneTable(
-                self._open(name, TABLE_SCHEMA, INDEXED),
-                self._layout.table(name),
-                WriterLock(self._layout.lane_lock(number), self._settings.lock_timeout),
-                self._layout.lane_token(number),
-                self._layout.erasure(name),
-                self._tombstones,
-                self._exclusions,
-                self.records.some_ids,
-                self._settings.cleanup_age,
-                check,
-            )
+            return LaneTable(self._open(name, TABLE_SCHEMA, INDEXED), number, generation, self._context, check)
 
     def drop_lanes(self, keep: Container[int]) -> None:
         """Remove the lane tables of every generation but ``keep``."""
@@ -89,13 +72,13 @@ class Tables:
                     self._db.drop_table(path.stem)
 
     def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
-        """The table, made where it is missing; an index that a full disk prevented is made now."""
+        """Open the table, or create it if it is missing. Adds an index that a full disk has prevented."""
         if not self._layout.meta.exists():
             raise StoreUnavailable(f"the store at {self._layout.root} is gone")
         try:
             table = self._db.open_table(name)
-        except ValueError:  # LanceDB's word for "there is none"
-            self._make(name, schema, keys, text)
+        except ValueError:  # LanceDB's error for a missing table
+            self._create(name, schema, keys, text)
             table = self._opened(name)
         if _indexed(table) >= {*keys, *([text] if text else [])}:
             return table
@@ -109,21 +92,21 @@ class Tables:
         except ValueError as error:
             place = self._layout.table(name)
             raise StoreUnavailable(
-                f"{place} is no table, and stands where one belongs: restore a backup, or move it away"
+                f"{place} is in the place of a table, but is none: restore a backup, or move it away"
             ) from error
 
-    def _make(self, name: str, schema: Any, keys: Sequence[str], text: str | None) -> None:
-        """Make the table whole, then give it its name, unless there is one of that name by then.
+    def _create(self, name: str, schema: Any, keys: Sequence[str], text: str | None) -> None:
+        """Create the complete table in a scratch folder, then rename it, unless another process was faster.
 
-        LanceDB itself looks whether a table is there, and commits later: a process that was paused in between
-        would empty the table that another has made and filled meanwhile.
+        LanceDB itself checks for the table, and commits later: a process that was paused in between would empty
+        the table that another process has created and filled meanwhile.
         """
         place = self._layout.table(name)
         with scratch(self._layout) as folder:
             _index(lancedb.connect(folder).create_table(name, schema=schema), keys, text)
             sync_tree(folder)
             try:
-                os.rename(folder / place.name, place)  # refused where a folder is that has anything in it
+                os.rename(folder / place.name, place)  # fails if there is a folder with anything in it
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
@@ -131,19 +114,19 @@ class Tables:
 
 
 def table_of(root: Path, name: str) -> Table:
-    """A table as it is; what is missing or broken is neither made nor mended."""
+    """Open a table as it is: nothing is created or repaired."""
     return lancedb.connect(root).open_table(name)
 
 
 def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:
-    """Every row of a table as Arrow batches; what is missing or broken is neither made nor mended."""
+    """Every row of a table as Arrow batches. The table is read as it is: nothing is created or repaired."""
     table = table_of(root, name)
     kept = [field.name for field in table.schema if not (skip_vectors and pa.types.is_fixed_size_list(field.type))]
     yield from table.search().select(kept).to_batches()
 
 
 def by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
-    """Provenance rows by the lane that their record belongs to, in their order."""
+    """Groups provenance rows by the lane of their record, each group in the order of ``rows``."""
     ids = rows["record_id"].combine_chunks().dictionary_encode()
     homes = np.array([lane_of(UUID(text), lanes) for text in ids.dictionary.to_pylist()], np.int64)
     found = homes[np.asarray(ids.indices, np.int64)]
@@ -152,7 +135,7 @@ def by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
 
 
 def _index(table: Table, keys: Sequence[str], text: str | None) -> None:
-    """Give the table the indexes that it lacks: B-trees for ``keys``, one of words for ``text``."""
+    """Add missing indexes: a B-tree for each of ``keys``, a full-text index for ``text``."""
     there = _indexed(table)
     for key in keys:
         if key not in there:

@@ -1,60 +1,49 @@
 """The table of memories: keyed inserts, filtered listing, vector and full-text search.
 
-Two indexes look at a memory: vectors (one column per embedder, ``meta.vector_column`` is the one searched)
-and BM25 over ``index_text``. ``text`` itself is only ever shown.
+Two searches find a memory: by vector (one column per embedder, a search reads ``meta.vector_column``) and by
+BM25 over ``index_text``. No search reads ``text``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
 
 from iai_mcp.common.files import sync_tree
-from iai_mcp.common.times import as_utc
-from iai_mcp.errors import EmbeddingMismatch, RecordExists
-from iai_mcp.record import MemoryRecord, index_text
+from iai_mcp.config import Settings
+from iai_mcp.errors import RecordExists
+from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated
+from iai_mcp.storage.tables.record_rows import SHOWN, from_row, merged_rows, to_rows, vector_array
+from iai_mcp.storage.tables.reports import MergeReport
 from iai_mcp.storage.writer_lock import WriterLock
 from iai_mcp.telemetry.events import emit
 
-__all__ = ["Filters", "Hit", "MergeReport", "RecordTable", "record_schema"]
+__all__ = ["Filters", "Hit", "RecordTable"]
 
-_SHOWN = ["id", "text", "session_id", "role", "tags", "created_at", "updated_at", "index_text"]
 MAINTAIN_EVERY = 32  # commits
-LOOK_UP = 16  # an id that is looked up in the index costs as much as so many that are read over
-MAINTAIN_ROWS = 256  # rows that the full-text index does not cover yet: 10k of them cost a query 80 ms
-
-
-def record_schema(dims: int, vector_column: str = "embedding") -> pa.Schema:
-    """The columns of ``records``; the vector is null where a memory waits for its embedding."""
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("index_text", pa.string(), nullable=False),
-            pa.field(vector_column, pa.list_(pa.float32(), dims)),
-            pa.field("session_id", pa.string()),
-            pa.field("role", pa.string()),
-            pa.field("tags", pa.list_(pa.string())),
-            pa.field("created_at", pa.timestamp("us", "UTC")),
-            pa.field("updated_at", pa.timestamp("us", "UTC")),
-        ]
-    )
+MAINTAIN_ROWS = 256  # rows that the full-text index does not cover yet; 10k of them cost a query 80 ms
+LOOK_UP = 16  # looking up one id in the index costs as much as reading this many ids of the table
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which memories count: every given condition must hold; of ``tags`` at least one.
+    """Selects memories: every given condition must hold.
 
-    ``since`` is inclusive, ``until`` exclusive; both compare with ``created_at``, naive times are UTC.
+    Attributes:
+        session: the memory's session.
+        tags: at least one of them must be among the memory's tags.
+        role: the memory's role.
+        since: earliest ``created_at``, inclusive; a naive time is UTC.
+        until: latest ``created_at``, exclusive; a naive time is UTC.
     """
 
     session: str | None = None
@@ -64,7 +53,7 @@ class Filters:
     until: datetime | None = None
 
     def sql(self) -> str | None:
-        """The filter as an SQL condition; None where everything counts."""
+        """The filter as an SQL condition; None if it selects every memory."""
         parts = matches(session_id=self.session, role=self.role)
         if self.tags:
             parts.append(f"array_has_any(tags, [{quoted_list(list(self.tags))}])")
@@ -77,36 +66,25 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A record that a search found, without its vector, and the search's own score (higher is better)."""
+    """A memory that a search found.
+
+    Attributes:
+        record: without vector and provenance.
+        score: the search's own, higher is better.
+    """
 
     record: MemoryRecord
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class MergeReport:
-    """What became of memories of another store: new here, here already, forgotten here before."""
-
-    added: int = 0
-    existing: int = 0
-    forgotten: int = 0
-
-    def __add__(self, other: MergeReport) -> MergeReport:
-        return MergeReport(
-            self.added + other.added, self.existing + other.existing, self.forgotten + other.forgotten
-        )
-
-
 class RecordTable:
     """The ``records`` table of one store."""
 
-    def __init__(
-        self, table: Table, folder: Path, lock: WriterLock, erasure_note: Path, cleanup_age: float
-    ) -> None:
+    def __init__(self, table: Table, layout: Layout, settings: Settings) -> None:
         self._table = table
-        self._folder = folder
-        self._lock = lock
-        self._erasure = Erasure(table, "role", erasure_note, cleanup_age)
+        self._folder = layout.records
+        self._lock = WriterLock(layout.records_lock, settings.lock_timeout)
+        self._erasure = Erasure(table, "role", layout.erasure(RECORDS), settings.cleanup_age)
         self._unindexed = 0
 
     # -- writing
@@ -126,33 +104,35 @@ class RecordTable:
             if not skip_existing and len(new) < len(records):
                 raise RecordExists("the same id comes twice in one insert")
             if new:
-                self._write(list(new.values()), vector_column)
+                self._merge_new(to_rows(new.values(), vector_column, self._table.schema))
         return list(new)
 
-    def _write(self, records: list[MemoryRecord], vector_column: str) -> None:
-        self._merge(_to_arrow(records, vector_column, self._table.schema))
-
-    def _merge(self, rows: pa.Table) -> None:
+    def _merge_new(self, rows: pa.Table) -> None:
         started = time.time()
         merge = self._table.merge_insert("id").when_not_matched_insert_all()
         version = merge.execute(rows, on_bad_vectors="null").version
         sync_tree(self._folder, since=started)
         self._maintain_if_due(len(rows), version)
 
-    def adopt(self, rows: pa.Table, vector_column: str, gone: Callable[[], set[UUID]]) -> MergeReport:
-        """Add memories of another store as they are (vectors in ``embedding``), where their id is new.
+    def merge(self, rows: pa.Table, vector_column: str, deleted: Callable[[], set[UUID]]) -> MergeReport:
+        """Add the memories of another store whose id is new here.
 
-        ``gone``: the ids that were forgotten here, which stay so.
+        Args:
+            rows: columns of :func:`record_schema`, with the vectors in ``embedding``.
+            deleted: the ids that were forgotten in this store; they stay forgotten.
+
+        Raises:
+            StoreUnavailable: the store failed; the call may be repeated.
         """
         with translated(), self._lock.hold():
-            forgotten = pa.array([str(one) for one in gone()], pa.string())
+            forgotten = pa.array([str(one) for one in deleted()], pa.string())
             kept = rows.filter(pa.compute.invert(pa.compute.is_in(rows["id"], value_set=forgotten)))
             known = pa.array(
                 [str(one) for one in self.existing([*map(UUID, kept["id"].to_pylist())])], pa.string()
             )
             new = kept.filter(pa.compute.invert(pa.compute.is_in(kept["id"], value_set=known)))
             if len(new):
-                self._merge(_as_stored(new, vector_column, self._table.schema))
+                self._merge_new(merged_rows(new, vector_column, self._table.schema))
         return MergeReport(len(new), len(kept) - len(new), len(rows) - len(kept))
 
     def _maintain_if_due(self, written: int, version: int) -> None:
@@ -162,7 +142,7 @@ class RecordTable:
             self._maintain()
 
     def maintain(self, *, force: bool = True) -> None:
-        """Compact, re-index and clean up; without ``force`` only where a deletion has left something to do."""
+        """Compact, re-index and clean up; without ``force`` only if a deletion has left work."""
         if force or self._erasure.due():
             with translated(), self._lock.hold():
                 self._maintain()
@@ -175,7 +155,7 @@ class RecordTable:
         emit("compaction", table=self._folder.stem, rows=self._table.count_rows(), doubled=0, seconds=seconds)
 
     def delete(self, record_id: UUID) -> bool:
-        """Remove a record; whether there was one. :meth:`maintain` removes what it said from the disk."""
+        """Remove a record; whether there was one. :meth:`maintain` removes its text from the disk."""
         with translated(), self._lock.hold():
             found = self._erasure.delete(f"id = {quoted(str(record_id))}")
             sync_tree(self._folder)
@@ -184,33 +164,37 @@ class RecordTable:
     # -- vectors
 
     def add_vector_column(self, name: str, dims: int) -> None:
-        """Add an empty vector column, unless it is there."""
+        """Add a column of ``dims`` float32, all null, unless the table has it already."""
         with translated(), self._lock.hold():
             if name not in self._table.schema.names:
                 self._table.add_columns(pa.field(name, pa.list_(pa.float32(), dims)))
 
     def drop_columns(self, names: list[str]) -> None:
-        """Remove columns that no embedder uses any more."""
+        """Remove the given columns, as far as the table has them."""
         with translated(), self._lock.hold():
             if present := [name for name in names if name in self._table.schema.names]:
                 self._table.drop_columns(present)
 
     def vector_columns(self) -> list[str]:
-        """Every column that holds vectors."""
+        """The names of the columns that hold vectors."""
         return [field.name for field in self._table.schema if pa.types.is_fixed_size_list(field.type)]
 
     def fill_vectors(self, column: str, ids: list[str], vectors: Sequence[Sequence[float]]) -> None:
-        """Set the vectors of records; ids that have gone in the meantime stay gone."""
+        """Set the vectors of existing records. An id that was deleted meanwhile is skipped.
+
+        Raises:
+            EmbeddingMismatch: a vector has the wrong number of dimensions.
+        """
         with translated(), self._lock.hold():
             kind = self._table.schema.field(column).type
-            rows = pa.table({"id": pa.array(ids), column: _vectors(vectors, kind)})
+            rows = pa.table({"id": pa.array(ids), column: vector_array(vectors, kind)})
             version = self._table.merge_insert("id").when_matched_update_all().execute(rows).version
             sync_tree(self._folder)
-            self._maintain_if_due(len(ids), version)  # rewritten rows have left the indexes
+            self._maintain_if_due(len(ids), version)  # the indexes do not cover rewritten rows
 
     @retry_vanished
     def without_vector(self, column: str, limit: int | None = None) -> list[tuple[str, str]]:
-        """``(id, index_text)`` of records whose vector is missing."""
+        """``(id, index_text)`` of at most ``limit`` records whose vector is missing."""
         query = self._table.search().where(f"{column} IS NULL").select(["id", "index_text"])
         rows = (query.limit(limit) if limit else query).to_arrow()
         return list(zip(rows["id"].to_pylist(), rows["index_text"].to_pylist(), strict=True))
@@ -224,19 +208,21 @@ class RecordTable:
 
     @retry_vanished
     def existing(self, ids: list[UUID]) -> set[UUID]:
-        """Which of ``ids`` are in the table."""
+        """The ids that are in the table."""
         texts = {str(record_id): record_id for record_id in ids}
         return {texts[text] for text in self.some_ids([*texts]) if text in texts}
 
     @retry_vanished
     def some_ids(self, wanted: Sequence[str], few: int = 0) -> list[str]:
-        """Those of ``wanted`` that are in the table; and all others, where it is cheaper to read them too.
+        """The ids of ``wanted`` that are in the table. If reading all ids is cheaper, every id of the table.
 
-        So it is for whoever comes again for others soon, where the table has but a ``few`` rows.
+        Args:
+            wanted: ids as text.
+            few: read all ids if the table has fewer rows than this; for a caller that soon asks for others.
         """
         if max(few, len(wanted) * LOOK_UP) > self._table.count_rows():
-            every: list[str] = self._table.search().select(["id"]).to_arrow()["id"].to_pylist()
-            return every
+            all_ids: list[str] = self._table.search().select(["id"]).to_arrow()["id"].to_pylist()
+            return all_ids
         there: list[str] = []
         for start in range(0, len(wanted), 4096):
             part = wanted[start : start + 4096]
@@ -246,19 +232,19 @@ class RecordTable:
 
     @retry_vanished
     def get(self, record_id: UUID, vector_column: str) -> MemoryRecord | None:
-        """The record with its vector, without provenance."""
+        """The record with its vector, without provenance; None if there is none."""
         query = self._table.search().where(f"id = {quoted(str(record_id))}")
-        rows = query.select([*_SHOWN, vector_column]).limit(1).to_arrow().to_pylist()
-        return _from_row(rows[0], vector_column) if rows else None
+        rows = query.select([*SHOWN, vector_column]).limit(1).to_arrow().to_pylist()
+        return from_row(rows[0], vector_column) if rows else None
 
     @retry_vanished
     def count(self, filters: Filters | None = None) -> int:
-        """Number of records that fit."""
+        """Number of records that ``filters`` selects."""
         return int(self._table.count_rows(filters.sql() if filters else None))
 
     @retry_vanished
     def ids(self, filters: Filters) -> pa.ChunkedArray:
-        """The ids of the records that fit, newest first; no texts are read."""
+        """The ids of the selected records as a column of texts, newest first."""
         query = self._table.search().select(["id", "created_at"])
         if where := filters.sql():
             query = query.where(where)
@@ -266,86 +252,38 @@ class RecordTable:
 
     @retry_vanished
     def by_ids(self, ids: list[str]) -> list[MemoryRecord]:
-        """These records in this order, as far as they are there."""
+        """The records with these ids, in the order of ``ids``. An id without a record is skipped."""
         if not ids:
             return []
-        rows = self._table.search().where(f"id IN ({quoted_list(ids)})").select(_SHOWN).to_arrow()
+        rows = self._table.search().where(f"id IN ({quoted_list(ids)})").select(SHOWN).to_arrow()
         by_id = {row["id"]: row for row in rows.to_pylist()}
-        return [_from_row(by_id[record_id]) for record_id in ids if record_id in by_id]
+        return [from_row(by_id[record_id]) for record_id in ids if record_id in by_id]
 
     def newest(self, filters: Filters, limit: int, offset: int = 0) -> list[MemoryRecord]:
-        """The records that fit, newest first."""
+        """The selected records, newest first, without vectors: at most ``limit``, after the first ``offset``."""
         return self.by_ids(self.ids(filters).slice(offset, limit).to_pylist())
 
     @retry_vanished
     def search_vector(self, vector: Any, column: str, limit: int, filters: Filters) -> list[Hit]:
-        """Nearest by cosine; the score is the cosine similarity, from -1 to 1."""
+        """The selected records nearest to ``vector``; the score is the cosine similarity, from -1 to 1."""
         query = self._table.search(vector, vector_column_name=column).distance_type("cosine")
-        return [Hit(_from_row(row), 1.0 - row["_distance"]) for row in _run(query, "_distance", limit, filters)]
+        return [Hit(from_row(row), 1.0 - row["_distance"]) for row in _run(query, "_distance", limit, filters)]
 
     @retry_vanished
     def search_text(self, words: str, limit: int, filters: Filters) -> list[Hit]:
-        """Best by BM25 over ``index_text``; the score is BM25's own, above 0."""
+        """The selected records that match ``words`` best; the score is that of BM25, above 0."""
         query = self._table.search(words, query_type="fts", fts_columns="index_text")
-        return [Hit(_from_row(row), row["_score"]) for row in _run(query, "_score", limit, filters)]
+        return [Hit(from_row(row), row["_score"]) for row in _run(query, "_score", limit, filters)]
 
     @retry_vanished
     def stream(self, vector_column: str) -> Iterator[MemoryRecord]:
         """Every record with its vector."""
-        query = self._table.search().select([*_SHOWN, vector_column])
-        return (_from_row(row, vector_column) for batch in query.to_batches() for row in batch.to_pylist())
+        query = self._table.search().select([*SHOWN, vector_column])
+        return (from_row(row, vector_column) for batch in query.to_batches() for row in batch.to_pylist())
 
 
 def _run(query: Any, score: str, limit: int, filters: Filters) -> list[dict[str, Any]]:
     if where := filters.sql():
         query = query.where(where, prefilter=True)
-    rows: list[dict[str, Any]] = query.limit(limit).select([*_SHOWN, score]).to_arrow().to_pylist()
+    rows: list[dict[str, Any]] = query.limit(limit).select([*SHOWN, score]).to_arrow().to_pylist()
     return rows
-
-
-def _to_arrow(records: Iterable[MemoryRecord], vector_column: str, schema: pa.Schema) -> pa.Table:
-    records = list(records)
-    columns = {
-        "id": pa.array([str(record.id) for record in records], pa.string()),
-        "text": pa.array([record.text for record in records], pa.string()),
-        "index_text": pa.array([r.index_text or index_text(r.text, role=r.role) for r in records], pa.string()),
-        "session_id": pa.array([record.session_id for record in records], pa.string()),
-        "role": pa.array([record.role for record in records], pa.string()),
-        "tags": pa.array([list(record.tags) for record in records], pa.list_(pa.string())),
-        "created_at": pa.array([as_utc(record.created_at) for record in records], pa.timestamp("us", "UTC")),
-        "updated_at": pa.array([as_utc(record.updated_at) for record in records], pa.timestamp("us", "UTC")),
-        vector_column: _vectors([r.embedding for r in records], schema.field(vector_column).type),
-    }
-    empty = {name: pa.nulls(len(records), schema.field(name).type) for name in schema.names if name not in columns}
-    columns.update(empty)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def _as_stored(rows: pa.Table, vector_column: str, schema: pa.Schema) -> pa.Table:
-    columns = {name: rows[name] for name in rows.column_names if name in schema.names and name != "embedding"}
-    columns[vector_column] = rows["embedding"]
-    empty = {name: pa.nulls(len(rows), schema.field(name).type) for name in schema.names if name not in columns}
-    columns.update(empty)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def _vectors(vectors: Sequence[Sequence[float]], kind: pa.DataType) -> pa.Array:
-    dims = kind.list_size
-    for vector in vectors:
-        if len(vector) not in (0, dims):
-            raise EmbeddingMismatch(f"an embedding has {len(vector)} dimensions, this store has {dims}")
-    return pa.array([list(vector) if len(vector) else None for vector in vectors], kind)
-
-
-def _from_row(row: dict[str, Any], vector_column: str | None = None) -> MemoryRecord:
-    return MemoryRecord(
-        id=UUID(row["id"]),
-        text=row["text"],
-        embedding=(row[vector_column] or []) if vector_column else [],
-        session_id=row["session_id"] or "",
-        role=row["role"] or "",
-        tags=row["tags"] or [],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        index_text=row["index_text"],
-    )

@@ -1,4 +1,4 @@
-"""Entries as rows of a lane's table, and back: whatever a caller gave survives. Pure."""
+"""Entries as rows of a lane's table, and back. Every value that a caller gave survives. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from iai_mcp.common.arrays import repeated
+from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.times import parse_ts
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import KEY_SEPARATOR
 
-__all__ = ["LANE_SCHEMA", "TABLE_SCHEMA", "distinct", "distinct_rows", "from_row", "to_arrow"]
+__all__ = [
+    "LANE_SCHEMA",
+    "TABLE_SCHEMA",
+    "codes",
+    "distinct",
+    "distinct_rows",
+    "from_row",
+    "renumbered",
+    "to_arrow",
+]
 
 LANE_SCHEMA = pa.schema(
     [
@@ -37,49 +46,61 @@ LANE_SCHEMA = pa.schema(
     ]
 )
 
-# Ids are noise: to try and compress them takes 40 % of an append, and makes a table a quarter smaller.
-_AS_IT_IS = {b"lance-encoding:compression": b"none"}
+# Ids are random: compressing them takes 40 % of an append and makes a table only a quarter smaller.
+_UNCOMPRESSED = {b"lance-encoding:compression": b"none"}
 TABLE_SCHEMA = pa.schema(
     [
-        field.with_metadata(_AS_IT_IS) if field.name in ("entry_id", "record_id", "recall_id") else field
+        field.with_metadata(_UNCOMPRESSED) if field.name in ("entry_id", "record_id", "recall_id") else field
         for field in LANE_SCHEMA
     ]
 )
 
 _TEXT = ("ts", "cue", "session_id", "recall_id", "client")
 _TYPED = [LANE_SCHEMA.field(name) for name in (*_TEXT, "rank", "score")]
-_KEYS = ("entry_id", "producer", "producer_seq")  # the store's own
+_KEYS = ("entry_id", "producer", "producer_seq")  # given by the queue or the store
 _GIVEN = frozenset({*_TEXT, "rank", "score", *_KEYS})
 _NO_COLUMN = (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError)  # values that no column takes
-# Microseconds from 1677 to 2262: Arrow also reads years that no ``datetime`` holds, which would fail every read.
+# Microseconds from 1677 to 2262. Arrow also parses years that no ``datetime`` holds; a read of those would fail.
 _ARROW_US = (-(2**63) // 1000, 2**63 // 1000)
 
 
 def distinct(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """``rows`` in a record's order, the first of each ``entry_id``, as the dicts that callers know."""
+    """The entries of ``rows`` in order (``seq``, then ``producer_seq``), the first of each ``entry_id``."""
     ordered = sorted(rows, key=lambda row: (row["seq"], row["producer_seq"]))
     return list({row["entry_id"]: from_row(row) for row in reversed(ordered)}.values())[::-1]
 
 
 def distinct_rows(rows: pa.Table) -> pa.Table:
-    """:func:`distinct` while they are columns still, for more of them than anybody looks at.
+    """:func:`distinct` for columns: the same rows in the same order, as a table.
 
-    Ordered by NumPy, and taken by a list, since Arrow would import its query engine and NumPy's masked arrays
-    for it, a third of what a short command takes.
+    NumPy orders them, and a list selects them. Arrow would import its query engine and NumPy's masked arrays for
+    that, which takes a third of the time of a short command.
     """
     order = np.lexsort((np.asarray(rows["producer_seq"]), np.asarray(rows["seq"])))
-    codes = np.asarray(rows["entry_id"].combine_chunks().dictionary_encode().indices, np.int64)[order]
-    return rows.take(pa.array(order[~repeated(codes)].tolist(), pa.int64()))
+    again = repeated(codes(rows["entry_id"])[order])
+    return rows.take(pa.array(order[~again].tolist(), pa.int64()))
+
+
+def codes(texts: pa.ChunkedArray) -> Ints:
+    """A number for each text; equal texts have equal numbers."""
+    return np.asarray(texts.combine_chunks().dictionary_encode().indices, np.int64)
+
+
+def renumbered(rows: pa.Table, first: int) -> pa.Table:
+    """``rows`` with the ``seq`` numbers ``first``, ``first + 1`` and so on, cast to ``LANE_SCHEMA``."""
+    at = LANE_SCHEMA.get_field_index("seq")
+    numbers = pa.array(np.arange(first, first + len(rows), dtype=np.int64))
+    return rows.set_column(at, LANE_SCHEMA.field("seq"), numbers).cast(LANE_SCHEMA)
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry that a row holds: given keys as they came, ours beside them, nothing for what is null."""
+    """The entry of a row: the caller's keys as they came, the store's keys beside them, no key for a null."""
     entry = {key: value for key, value in row.items() if value is not None and key not in ("time", "rest")}
     return {**msgspec.json.decode(row["rest"]), **entry} if row.get("rest") else entry
 
 
 def to_arrow(batch: EntryBatch, first_seq: int) -> pa.Table:
-    """Rows for a batch, numbered from ``first_seq``; columns are built, not rows."""
+    """The rows of a batch in its order, with ``seq`` numbers from ``first_seq`` on."""
     with suppress(*_NO_COLUMN):
         if (values := _columns(batch)) is not None:
             return _table(batch, batch.given, values, None, first_seq)
@@ -95,22 +116,24 @@ def to_arrow(batch: EntryBatch, first_seq: int) -> pa.Table:
 
 
 def _columns(batch: EntryBatch) -> dict[str, pa.Array] | None:
-    """The typed columns as they are, where every entry of the batch has the same keys; else None."""
-    own, said = batch.own, set().union(*batch.shared)
-    if not isinstance(own, dict) or not said.isdisjoint(own) or not (own.keys() | said) <= _GIVEN:
+    """The typed columns of a batch whose entries all have the same keys; None for any other batch."""
+    own, shared_names = batch.own, set().union(*batch.shared)
+    if not isinstance(own, dict) or not shared_names.isdisjoint(own):
         return None
-    group, shared = pa.array(batch.group), _by_name(batch.shared, said)
+    if not (own.keys() | shared_names) <= _GIVEN:
+        return None
+    group, shared = pa.array(batch.group), _by_name(batch.shared, shared_names)
     found = {}
     for field in _TYPED:
         if field.name in own:
             found[field.name] = pa.array(own[field.name], field.type)
-        elif field.name in said:
+        elif field.name in shared_names:
             found[field.name] = pa.array(shared[field.name], field.type).take(group)
     return found
 
 
 def _by_name(entries: Sequence[Mapping[str, Any]], names: set[str]) -> dict[str, Sequence[Any]]:
-    """What they say under each name; mostly they say the same, and are then looked into once each."""
+    """The values of each name. Entries mostly have the same keys; one look at each entry is then enough."""
     if len(names) > 1:
         with suppress(KeyError):
             return dict(zip(names, zip(*map(itemgetter(*names), entries), strict=True), strict=True))
@@ -118,9 +141,9 @@ def _by_name(entries: Sequence[Mapping[str, Any]], names: set[str]) -> dict[str,
 
 
 def _values(entries: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-    """The typed columns of entries of any kind."""
-    said = _by_name(entries, set().union(*entries))
-    return {field.name: pa.array(said[field.name], field.type) for field in _TYPED if field.name in said}
+    """The typed columns of entries with any keys."""
+    values = _by_name(entries, set().union(*entries))
+    return {field.name: pa.array(values[field.name], field.type) for field in _TYPED if field.name in values}
 
 
 def _table(
@@ -164,7 +187,7 @@ def _dashed(ids: Sequence[str]) -> pa.Array:
 
 
 def _times(texts: pa.Array) -> pa.Array:
-    """What :func:`parse_ts` says of each; Arrow reads a column of times with offsets ten times faster."""
+    """:func:`parse_ts` of each; Arrow reads a column of times with offsets ten times faster."""
     kind = LANE_SCHEMA.field("time").type
     with suppress(pa.ArrowInvalid):
         times = texts.cast(kind)
@@ -181,7 +204,7 @@ def _rest(entry: Mapping[str, Any]) -> str | None:
 
 
 def _split(entry: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """``entry`` as what fits the typed columns, and the rest as JSON: nothing a caller gave is refused."""
+    """The values of ``entry`` that fit the typed columns, and the rest as JSON. No value is refused."""
     typed = {key: _plain(value) for key, value in entry.items() if _fits(key, value)}
     rest = {key: value for key, value in entry.items() if key not in (*typed, *_KEYS) and value is not None}
     return typed, _json(rest) if rest else None
@@ -196,7 +219,7 @@ def _fits(key: str, value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Text without lone surrogates, which no UTF-8 column takes."""
+    """Text with ``?`` for lone surrogates, which no UTF-8 column takes."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

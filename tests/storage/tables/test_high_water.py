@@ -79,7 +79,7 @@ def it_was_adopted(store: MemoryStore, record_id: UUID, _: pytest.MonkeyPatch) -
     lane = store.lane(lane_of(record_id, store.lanes))
     rows = lane.rows([], None)
     moved = [{**rows.to_pylist()[0], "entry_id": f"p-{n}", "producer_seq": n, "cue": str(n)} for n in (2, 3)]
-    lane.adopt(type(rows).from_pylist(moved, schema=rows.schema))
+    lane.merge(type(rows).from_pylist(moved, schema=rows.schema))
 
 
 @pytest.mark.parametrize(
