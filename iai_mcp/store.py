@@ -7,16 +7,14 @@ tables, keyed and written by one writer at a time, so that an entry is never the
 from __future__ import annotations
 
 import hashlib
-import threading
 import weakref
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import msgspec
-import pyarrow as pa
 
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.embedders import registry
@@ -24,32 +22,22 @@ from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
-from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
+from iai_mcp.errors import EmbeddingMismatch
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.spill import erase
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
-from iai_mcp.storage.exclusions import Exclusions
-from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import (
     DEFAULT_DIMS,
     EmbedderMeta,
-    StoreMeta,
-    open_meta,
-    read_meta,
     save_meta,
-    signature,
 )
-from iai_mcp.storage.scratch import sweep
-from iai_mcp.storage.store_lock import StoreLock
-from iai_mcp.storage.tables.catalog import Tables, by_lane
+from iai_mcp.storage.opened import OpenedStore
 from iai_mcp.storage.tables.known_records import RecordsCache
-from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.records import Filters, Hit
-from iai_mcp.storage.tables.reports import AppendReport, MergeReport
+from iai_mcp.storage.tables.reports import AppendReport
 from iai_mcp.storage.tables.write_right import WriteRight
-from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry import tracing
 from iai_mcp.telemetry.events import log
 
@@ -69,7 +57,7 @@ def open_store(store_id: str) -> MemoryStore | None:
     return next((store for (known, _), store in reversed([*_open_stores.items()]) if known == store_id), None)
 
 
-class MemoryStore:
+class MemoryStore(OpenedStore):
     """Memories and who recalled them, in one local folder that any number of processes may share.
 
     Args:
@@ -86,70 +74,16 @@ class MemoryStore:
     def __init__(
         self, path: str | Path | None = None, *, lanes: int | None = None, settings: Settings | None = None
     ) -> None:
-        self.settings = settings or Settings.load()
-        tracing.start(self.settings)
-        self.path = Path(path).expanduser() if path is not None else self.settings.store_path
-        self.layout = Layout(self.path.absolute())
-        open_meta(self.layout, lanes=lanes, embedder=_configured_embedder(self.settings))
-        self._store_lock = StoreLock(self.layout.store_lock)  # from now on nobody changes the number of lanes
-        self._meta_path = str(self.layout.meta)  # looked at on every enqueue: a Path costs thrice the stat
-        self._meta_signature = signature(self._meta_path)
-        self._meta = self._opened = read_meta(self.layout)
-        self.tombstones = Tombstones(self.layout.tombstones)
-        self.exclusions = Exclusions(self.layout.exclusions)
-        self._tables = Tables(self.layout, self.settings, self._meta, self.tombstones, self.exclusions)
-        self._records = self._tables.records
-        self._lanes: dict[int, LaneTable] = {}
-        self._mutex = threading.RLock()
+        settings = settings or Settings.load()
+        tracing.start(settings)
+        folder = Path(path).expanduser() if path is not None else settings.store_path
+        super().__init__(folder, settings, lanes=lanes, embedder=_configured_embedder(settings))
         self._embedder: Embedder | None = None
         self._embedder_loaded = False
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
         self._register()
-
-    # -- what the store is
-
-    @property
-    def meta(self) -> StoreMeta:
-        """The store's own facts, as any process last wrote them."""
-        now = signature(self._meta_path)
-        if now != self._meta_signature:
-            self._meta, self._meta_signature = read_meta(self.layout), now
-        return self._meta
-
-    @property
-    def store_id(self) -> str:
-        """The store's identity; it names the owner of spill files and broker keys."""
-        return self._meta.store_id
-
-    @property
-    def lanes(self) -> int:
-        """The number of lanes, as when the store was opened."""
-        return self._opened.lanes
-
-    def check_lanes(self) -> None:
-        """Make sure that the lanes are those that were opened.
-
-        Raises:
-            LanesChanged: somebody has changed their number since.
-        """
-        if self.meta.generation != self._opened.generation:
-            raise LanesChanged(
-                f"the store at {self.path} has {self._meta.lanes} lanes now, and had {self.lanes} when this "
-                "process opened it: start it anew"
-            )
-
-    def lane(self, number: int) -> LaneTable:
-        """The table of one lane, opened on first use."""
-        if (known := self._lanes.get(number)) is not None:
-            return known
-        with self._mutex:
-            if number not in self._lanes:
-                if not 0 <= number < self.lanes:
-                    raise StoreError(f"lane {number} is out of range: this store has {self.lanes} lanes")
-                self._lanes[number] = self._tables.lane(self._opened.generation, number, self.check_lanes)
-            return self._lanes[number]
 
     def close(self) -> None:
         """Drain the queue and give the store up; this object is of no more use."""
@@ -163,35 +97,6 @@ class MemoryStore:
 
     def _unregister(self) -> None:
         _open_stores.pop((self.store_id, id(self)), None)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only one that has this store open, for the block.
-
-        Raises:
-            StoreInUse: somebody else has it open; the message says who, where the system tells.
-            LanesChanged: somebody else was alone in between.
-        """
-        self._store_lock.be_alone()
-        try:
-            self.check_lanes()
-            yield
-        finally:
-            self._store_lock.share()
-
-    def lanes_of(self, generation: int, lanes: int) -> list[LaneTable]:
-        """The lane tables of another generation, made where they are missing."""
-        return [self._tables.lane(generation, number) for number in range(lanes)]
-
-    def merge_into(self, rows: pa.Table, lanes: Sequence[LaneTable]) -> int:
-        """Add provenance rows to ``lanes``; how many have an id that an entry of another lane has."""
-        return sum(
-            lanes[number].merge(part, check_records=False).repeats for number, part in by_lane(rows, len(lanes))
-        )
-
-    def drop_lanes(self, keep: Container[int]) -> None:
-        """Remove the lane tables of every generation but ``keep``."""
-        self._tables.drop_lanes(keep)
 
     # -- embeddings
 
@@ -297,17 +202,6 @@ class MemoryStore:
             self.tidy()
         return found
 
-    def tidy(self) -> None:
-        """Maintain what is due, and take what was forgotten off the disk, once no reader can have it open.
-
-        Direct writes do this, and a running queue or worker every now and then; mostly there is nothing to do.
-        """
-        self._records.maintain(force=False)
-        for number in range(self.lanes):
-            if number in self._lanes or self.layout.erasure(self._opened.lane_table(number)).exists():
-                self.lane(number).maintain()
-        sweep(self.layout)
-
     def count(self, filters: Filters | None = None) -> int:
         """Number of memories (that fit)."""
         return self._records.count(filters)
@@ -352,31 +246,6 @@ class MemoryStore:
     def search_text(self, words: str, *, limit: int = 10, filters: Filters | None = None) -> list[Hit]:
         """Memories that hold ``words``, best first by BM25."""
         return self._records.search_text(words, limit, filters or Filters())
-
-    # -- what another store had
-
-    def merge_records(self, rows: pa.Table) -> MergeReport:
-        """Add memories as they are, with their vectors, where their id is new and was not forgotten here."""
-        return self._records.merge(rows, self.meta.vector_column, self.tombstones.ids)
-
-    def merge_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
-        """Add provenance rows of another store, each record's in the order given.
-
-        Args:
-            rows: columns of ``LANE_SCHEMA``; their ``seq`` is replaced.
-
-        Returns:
-            The outcome, and the rows that were left out because their memory is not in this store.
-
-        Raises:
-            StoreUnavailable: the store failed; the call may be repeated.
-        """
-        report, unknown = AppendReport(), []
-        for number, part in by_lane(rows, self.lanes):
-            done = self.lane(number).merge(part)
-            report += done.report
-            unknown.append(done.unknown)
-        return report, unknown
 
     # -- provenance
 
