@@ -1,7 +1,6 @@
-"""What the server and the command line both call: one function, methods by name, plain dicts out.
+"""The one entry point of the server and the command line: a method's name and parameters in, plain JSON types out.
 
-Parameters are checked against one typed struct for each method, so that a wrong one is refused with its
-name before anything happens.
+The parameters are checked first, against one typed struct for each method. An error names the wrong parameter.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _P = TypeVar("_P", bound=Params)
 
 
 def dispatch(store: MemoryStore, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Run ``method`` with ``params``; the result as plain JSON types.
+    """Run ``method`` with ``params``; returns plain JSON types.
 
     Raises:
         UnknownMethod: there is no such method.
@@ -105,13 +104,13 @@ def _provenance(store: MemoryStore, params: ProvenanceParams) -> dict[str, Any]:
     if params.view == "never":
         return {"records": [record_dict(found) for found in never_recalled(store, filters, **page)]}
     entries = trail(store, filters, **page)
-    if not entries or filters.record_id in store.tombstones.ids():  # what has a trace need not be looked up
+    if not entries or filters.record_id in store.tombstones.ids():  # a memory with entries exists
         _check_record(store, filters)
     return {"entries": entries}
 
 
 def trail_filters(store: MemoryStore, params: Mapping[str, Any]) -> TrailFilters:
-    """The conditions that ``memory_provenance`` would take from ``params``, for who reads more than a page.
+    """The conditions that ``memory_provenance`` takes from ``params``, for callers that read more than a page.
 
     Raises:
         BadParams: a parameter is unknown or of the wrong kind.
@@ -139,7 +138,7 @@ def _check_record(store: MemoryStore, filters: TrailFilters) -> None:
 
 
 def recalled_dict(found: Recalled) -> dict[str, Any]:
-    """A memory and how often it was recalled as plain JSON types."""
+    """A memory and its number of recalls, as plain JSON types."""
     shown = record_dict(found.record)
     last = found.last.isoformat() if found.last else None
     return {"record_id": shown.pop("record_id"), "recalls": found.recalls, "last_recalled": last, **shown}
@@ -163,7 +162,7 @@ METHODS: dict[str, tuple[type[Params], Callable[[MemoryStore, Any], dict[str, An
 
 
 def record_dict(record: MemoryRecord) -> dict[str, Any]:
-    """A memory as plain JSON types, without its vector and provenance."""
+    """A memory as plain JSON types, without vector and provenance."""
     return {
         "record_id": str(record.id),
         "text": record.text,
@@ -181,8 +180,8 @@ def _hit_dict(hit: Hit, rank: int) -> dict[str, Any]:
 
 
 def _content_id(store: MemoryStore, params: CaptureParams) -> uuid.UUID:
-    said = f"{params.session_id}\n{params.role}\n{params.text}"
-    return uuid.uuid5(uuid.UUID(store.store_id), said)
+    content = f"{params.session_id}\n{params.role}\n{params.text}"
+    return uuid.uuid5(uuid.UUID(store.store_id), content)
 
 
 def _time(name: str, value: object) -> datetime | None:

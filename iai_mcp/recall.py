@@ -1,7 +1,7 @@
-"""Recall: a cue goes in, ranked memories come out, and each of them keeps a trace of having been asked for.
+"""Recall: searches memories by a cue, ranks them, and leaves a provenance entry on each hit.
 
-Two searches look at the same memories, by meaning (cosine) and by words (BM25); their scores are brought to
-0..1 each and added. Trouble with the trace never fails a recall: it is logged and counted.
+Two searches see the same memories: one by meaning (cosine), one by words (BM25). Their scores are scaled to 0..1
+and added with weights. A failure to leave entries never fails a recall: it is logged and counted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from iai_mcp.telemetry.events import log, quiet_words
 __all__ = ["Recall", "fuse", "recall"]
 
 VECTOR_WEIGHT = 0.4
-DEPTH = 100  # how many of each search are fused
+DEPTH = 100  # hits of each search that are fused
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a recall found.
+    """The result of a recall.
 
     Attributes:
-        recall_id: names this recall in every provenance entry that it left.
-        hits: best first; scores lie in 0..1.
+        recall_id: identifies this recall in every provenance entry that it left.
+        hits: the best first; scores are in 0..1.
         timings_ms: ``embed``, ``search``, ``provenance`` and ``total``, in milliseconds.
     """
 
@@ -51,7 +51,17 @@ def recall(
     record_provenance: bool = True,
     client: str = "",
 ) -> Recall:
-    """The ``limit`` memories that fit ``cue`` best, as many as there are, and one entry on each.
+    """Find the ``limit`` memories that match ``cue`` best, and leave one provenance entry on each.
+
+    There is no score threshold: fewer than ``limit`` hits mean that the store has no more memories that match
+    ``filters``.
+
+    Args:
+        session_id: the session of the caller, for the entries.
+        cue_embedding: used instead of embedding the cue.
+        filters: conditions on the memories.
+        record_provenance: leave entries.
+        client: the calling program, for the entries.
 
     Raises:
         BadParams: the cue is empty and there is no embedding for it.
@@ -80,11 +90,11 @@ def recall(
 
 
 def fuse(by_vector: Sequence[Hit], by_text: Sequence[Hit], weight: float = VECTOR_WEIGHT) -> list[Hit]:
-    """Both lists as one, best first: ``weight`` times the vector score plus the rest times the text score.
+    """Merge two lists of hits, the best first: ``weight * vector score + (1 - weight) * text score``.
 
-    Scores are scaled to 0..1 within each list (min-max); who is missing from a list has 0 there. Ranks
-    alone (reciprocal rank fusion) would lose how far apart the hits are; ``benchmarks/recall_quality.py``
-    measures both on conversations.
+    Scores are scaled to 0..1 within each list (min-max). A memory that is missing from a list has score 0 there.
+    Reciprocal rank fusion would lose how far apart the hits are; ``benchmarks/recall_quality.py`` measures both
+    on conversations.
     """
     if not by_text:
         weight = 1.0
@@ -122,7 +132,7 @@ def _search(
     by_vector = store.search_vector(vector, limit=depth, filters=filters) if vector is not None else []
     by_text = store.search_text(cue, limit=depth, filters=filters) if cue.strip() else []
     hits = fuse(by_vector, by_text)[:limit]
-    if len(hits) < limit:  # there is no threshold: who asks for ten gets ten, the newest of the rest
+    if len(hits) < limit:  # no threshold: fill up with the newest of the rest
         found = {hit.record.id for hit in hits}
         rest = store.list_records(filters, limit=limit + len(found))
         hits += [Hit(record, 0.0) for record in rest if record.id not in found][: limit - len(hits)]
@@ -138,6 +148,6 @@ def _leave_trace(
     pairs = [(hit.record.id, {**common, "rank": rank, "score": hit.score}) for rank, hit in enumerate(hits, 1)]
     try:
         store.queue_provenance_batch(pairs)
-    except Exception as error:  # noqa: BLE001  the memories are found; the trace's trouble is the operator's
+    except Exception as error:  # noqa: BLE001  the recall itself succeeded; the operator sees the log
         store.provenance_failures += len(pairs)
         log.error("%d provenance entries were not taken: %s", len(pairs), quiet_words(error))

@@ -1,4 +1,4 @@
-"""What a memory is: the record that people store and get back, free of any storage."""
+"""The memory record that callers store and get back; independent of any storage."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["MemoryRecord", "as_uuid", "index_text"]
 
 
 def index_text(text: str, *, role: str = "", previous: str = "", limit: int = 400) -> str:
-    """The text that both indexes see: who said it, what came before it, and the text itself.
+    """The text that both indexes see: the previous text, the role, and the text itself.
 
-    On long conversations this lifts hit@10 over indexing the bare text (``benchmarks/recall_quality.py``
-    shows by how much). ``previous`` is cut to its last ``limit`` characters, so that a long predecessor
-    does not drown the text.
+    On long conversations this raises hit@10 over indexing the bare text; ``benchmarks/recall_quality.py``
+    measures by how much. ``previous`` is cut to its last ``limit`` characters, so that it does not outweigh
+    the text.
     """
     head = f"{role}: " if role else ""
     before = f"{previous[-limit:].strip()}\n" if previous else ""
@@ -27,7 +27,7 @@ def index_text(text: str, *, role: str = "", previous: str = "", limit: int = 40
 
 
 def as_uuid(value: object) -> uuid.UUID:
-    """``value`` as a record id.
+    """Convert ``value`` to a record id.
 
     Raises:
         BadParams: it is not a UUID.
@@ -45,11 +45,13 @@ class MemoryRecord:
     """One memory.
 
     Attributes:
-        text: shown to people, verbatim.
-        id: the record's key; fresh unless given.
-        embedding: as many floats as the store has dimensions, or empty ("to be filled").
-        index_text: what is indexed in place of ``text``; empty means "role and text".
-        provenance: who recalled this memory, in order; filled by ``MemoryStore.get``, ignored by ``insert``.
+        text: the memory as it is shown.
+        id: the key; a new random one by default.
+        embedding: one float for each dimension of the store, or empty: the vector is made later.
+        role: of the speaker, such as ``user`` or ``assistant``.
+        created_at, updated_at: aware times, in UTC.
+        index_text: indexed in place of ``text``; empty means role and text.
+        provenance: the entries that recalls left, in order; ``MemoryStore.get`` fills it, ``insert`` ignores it.
     """
 
     text: str

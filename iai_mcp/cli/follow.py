@@ -44,7 +44,7 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
         try:
             with _printer(target.format, of_one_record=params["record_id"] is not None) as show:
                 while not stop.asked:
-                    show(follower.look())
+                    show(follower.poll())
                     if _reader_left(POLL_MS):
                         break
         except BrokenPipeError:

@@ -222,8 +222,8 @@ def _all_rows(memories: MemoryStore, request: _Request) -> Rows:
     from iai_mcp.trail import query
 
     if request.view == "top":
-        return _memories("top", map(recalled_dict, query.each_recalled(memories, filters)))
-    return _memories("never", map(record_dict, query.each_unasked(memories, filters)))
+        return _memories("top", map(recalled_dict, query.all_recalled(memories, filters)))
+    return _memories("never", map(record_dict, query.all_never_recalled(memories, filters)))
 
 
 def _memories(view: str, documents: Iterable[Document]) -> Rows:

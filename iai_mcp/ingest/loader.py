@@ -1,6 +1,6 @@
-"""Passages become memories in batches, each batch one durable commit that is then counted.
+"""Stores passages as memories in batches; each batch is one durable commit.
 
-What was imported before, or forgotten since, is left alone: importing the same file again adds nothing.
+Memories that exist or were forgotten are left alone, so importing the same file again adds nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["BATCH", "BATCH_EMBEDDED", "ImportReport", "ingest"]
 
 BATCH = 256
-BATCH_EMBEDDED = 64  # takes a second or two, which is as long as a progress bar should stand still
+BATCH_EMBEDDED = 64  # embedding takes a second or two: the progress bar should not stand still for longer
 
 
 @dataclass(slots=True)
 class ImportReport:
-    """What an import did, in memories; ``bad`` is the input that could not be read."""
+    """The result of an import, in numbers of memories; ``bad`` lists input that could not be read."""
 
     added: int = 0
     existing: int = 0
@@ -32,7 +32,7 @@ class ImportReport:
 
     @property
     def read(self) -> int:
-        """How many memories were read and dealt with."""
+        """Number of memories that were read and processed."""
         return self.added + self.existing + self.forgotten
 
 
@@ -45,10 +45,18 @@ def ingest(
     on_bad: Callable[[BadLine], object] | None = None,
     on_batch: Callable[[ImportReport], object] | None = None,
 ) -> ImportReport:
-    """Keep the passages of ``items`` as memories; with ``strict``, up to the first bad line.
+    """Store the passages of ``items`` as memories; with ``strict``, stop at the first bad line.
 
-    A count is of what is durable: an exception leaves whole batches in the store, and a second run adds
-    the rest.
+    Counts are of durable memories. An exception leaves whole batches in the store; a second run adds the rest.
+
+    Args:
+        batch: memories of one commit.
+        on_bad: called with each bad line.
+        on_batch: called with the report after each full batch.
+
+    Raises:
+        EmbedderUnavailable: the embedder fails.
+        StoreUnavailable: the store cannot be written.
     """
     from iai_mcp.ingest.readers import BadLine
 
@@ -64,16 +72,16 @@ def ingest(
             continue
         records.append(item)
         if len(records) >= batch:
-            _keep(store, records, report)
+            _store_batch(store, records, report)
             records = []
             if on_batch is not None:
                 on_batch(report)
-    _keep(store, records, report)
+    _store_batch(store, records, report)
     return report
 
 
 def _dated(items: Iterable[Passage | BadLine]) -> Iterator[MemoryRecord | BadLine]:
-    """Passages as records; those without a time get now, a microsecond apart, which keeps their order."""
+    """Passages as records. Those without a time get the present, a microsecond apart, to keep their order."""
     from iai_mcp.common.times import utcnow
     from iai_mcp.ingest.readers import BadLine
     from iai_mcp.record import MemoryRecord
@@ -94,7 +102,7 @@ def _dated(items: Iterable[Passage | BadLine]) -> Iterator[MemoryRecord | BadLin
         )
 
 
-def _keep(store: MemoryStore, records: list[MemoryRecord], report: ImportReport) -> None:
+def _store_batch(store: MemoryStore, records: list[MemoryRecord], report: ImportReport) -> None:
     from iai_mcp.ingest.capture import capture_records
 
     gone = store.tombstones.ids()

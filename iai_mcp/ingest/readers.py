@@ -1,7 +1,7 @@
-"""Reads files into passages, records-to-be: in order, streaming, and past anything it cannot read.
+"""Reads files into passages, in order and as a stream.
 
-Input that is wrong is one :class:`BadLine` and the reading goes on. Ids depend on content alone, so the same
-file imported again, from wherever it lies, gives the same ids.
+Wrong input gives a :class:`BadLine`, and reading goes on. Ids depend on content alone, so the same file gives the
+same ids at any path.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NAMESPACE = uuid.UUID("6b0f0d3e-5f0c-5d0a-9c55-2f8f2f1f9d11")  # changing it ch
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One piece of text to remember.
+    """A piece of text that becomes a memory.
 
     Attributes:
-        created_at: aware, in UTC; None where the file does not say.
-        source: where it came from, ``file:line`` (first line, from 1).
+        created_at: aware, in UTC; None where the file has no time.
+        source: ``file:line``, its first line, from 1.
     """
 
     id: uuid.UUID
@@ -50,7 +50,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """Input that was left out: line ``line`` (from 1; 0 is the whole file) of ``file``, and why."""
+    """Input that was left out, and why: line ``line`` of ``file``, from 1; 0 is the whole file."""
 
     file: str
     line: int
@@ -58,10 +58,11 @@ class BadLine:
 
 
 def read_paths(paths: Sequence[Path | str], *, stdin: IO[bytes] | None = None) -> Iterator[Passage | BadLine]:
-    """Passages of files, of folders (recursive, sorted, without hidden ones) and of ``-``, standard input.
+    """Read passages from files, from folders and from ``-``, standard input.
 
-    JSON lines, Claude Code transcripts, Markdown, reStructuredText and plain text are read; a file of
-    another suffix counts as JSON lines if it begins with ``{``, else as Markdown. JSON lines are streamed.
+    Folders are read recursively, in sorted order, without hidden files. Known formats are JSON lines, Claude Code
+    transcripts, Markdown, reStructuredText and plain text. A file with another suffix is read as JSON lines if it
+    begins with ``{``, else as Markdown.
 
     Raises:
         UsageError: a path does not exist; raised before anything is read.
@@ -103,7 +104,7 @@ def _read_file(path: Path) -> Iterator[Passage | BadLine]:
 
 
 def _printable(path: object) -> str:
-    """A path as text that can be stored: file names may hold bytes that are not UTF-8."""
+    """A path as valid UTF-8: file names may hold other bytes."""
     return os.fsencode(os.fspath(path) if isinstance(path, Path) else str(path)).decode("utf-8", "replace")
 
 
@@ -113,7 +114,7 @@ _Line = tuple[int, bytes | None]  # None: longer than _MAX_LINE
 
 
 class _BadError(Exception):
-    """A line that cannot be taken; its text is the reason."""
+    """A line cannot be used; the message is the reason."""
 
 
 def _lines(stream: IO[bytes]) -> Iterator[_Line]:
@@ -153,7 +154,7 @@ def _read_stream(stream: IO[bytes], name: str, *, session: str, suffix: str) -> 
 
 
 def _peek(lines: Iterator[_Line]) -> tuple[bytes, Iterator[_Line]]:
-    """The first line that is not blank, stripped, and all the lines again."""
+    """The first line that is not blank, stripped, and an iterator over all lines."""
     head: list[_Line] = []
     for line in lines:
         head.append(line)
@@ -193,7 +194,7 @@ def _id_of(draft: _Draft, seen: dict[uuid.UUID, int]) -> uuid.UUID:
     if draft.given_id:
         try:
             return uuid.UUID(draft.given_id)
-        except ValueError:  # ids such as "17" are unique in their session at best
+        except ValueError:  # an id such as "17" is unique within its session at best
             return _uuid5("given", draft.session_id, draft.given_id)
     when = draft.created_at.isoformat() if draft.created_at else ""
     content = ("content", draft.session_id, when, draft.role, draft.text)
@@ -210,7 +211,7 @@ def _uuid5(*parts: str) -> uuid.UUID:
 
 # Lines of a transcript that hold no conversation and may carry neither a message nor a session.
 _SILENT_TYPES = frozenset({"summary", "system", "progress", "file-history-snapshot", "queue-operation"})
-# What the client writes in the user's name.
+# Texts that the client writes in the user's name.
 _MACHINE_WRITTEN = (
     "<command-",
     "<local-command-",
@@ -268,7 +269,7 @@ def _is_transcript(value: dict[str, Any]) -> bool:
 
 
 def _transcript_line(number: int, value: dict[str, Any]) -> _Draft | None:
-    """What the user or the assistant said in this line, or None: most lines are tools and bookkeeping."""
+    """The text of the user or the assistant in this line; None for tools and bookkeeping."""
     if value["type"] not in ("user", "assistant") or value.get("isMeta") or value.get("isCompactSummary"):
         return None
     message = value.get("message")

@@ -1,6 +1,6 @@
-"""Reads the trace across lanes: who recalled what, when and for which cue, what is recalled most, and what never.
+"""Queries the trail across lanes: which recall found which memory, and which memories are recalled most or never.
 
-Every entry counts once, and nothing of a forgotten memory counts at all.
+Every entry counts once. Entries of forgotten memories do not count.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from iai_mcp.store import MemoryStore
 __all__ = [
     "Recalled",
     "TrailFilters",
-    "each_recalled",
-    "each_unasked",
+    "all_never_recalled",
+    "all_recalled",
     "most_recalled",
     "never_recalled",
     "trail",
@@ -33,15 +33,18 @@ __all__ = [
 ]
 
 _ORDER = [("time", "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
-_TEXTS = 1000
-_MANY = 1000  # entries of one memory: from there on only the columns that choose a page are read of all of them
+_BATCH = 1000  # memories that are read at a time
+_WHOLE_ROWS = 1000  # of a memory with more entries, only the columns that choose a page are read at first
 
 
 @dataclass(frozen=True, slots=True)
 class TrailFilters:
-    """Which entries count; every given condition must hold.
+    """Conditions on entries; all that are given must hold.
 
-    ``cue`` is looked for within the cue, whatever the case. ``since`` is inclusive, ``until`` exclusive.
+    Attributes:
+        session: the session of the recall.
+        cue: a part of the cue, in upper or lower case.
+        since, until: aware times; ``since`` is inclusive, ``until`` exclusive.
     """
 
     record_id: UUID | None = None
@@ -52,7 +55,7 @@ class TrailFilters:
     until: datetime | None = None
 
     def sql(self) -> list[str]:
-        """The conditions as SQL."""
+        """The conditions as SQL expressions for a lane table."""
         record = str(self.record_id) if self.record_id else None
         parts = matches(record_id=record, session_id=self.session, recall_id=self.recall_id)
         if self.cue is not None:
@@ -66,7 +69,7 @@ class TrailFilters:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A memory, how many entries it has, and when the latest of them was made."""
+    """A memory, its number of entries, and the time of the latest one (aware, in UTC)."""
 
     record: MemoryRecord
     recalls: int
@@ -74,15 +77,18 @@ class Recalled:
 
 
 def trail(store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
-    """The newest ``limit`` entries that fit (after skipping ``offset``), oldest of them first.
+    """The newest ``limit`` entries that match, after skipping ``offset``; the oldest of them comes first.
 
-    The entries of one record come in the record's own order (seq), those of several by time.
+    Entries of one record are in the record's order (seq), entries of several records in the order of time.
+
+    Returns:
+        The entries as ``MemoryStore.get`` gives them, each with its ``record_id``.
     """
     return [from_row(row) for row in trail_rows(store, filters, limit=limit, offset=offset).to_pylist()]
 
 
 def trail_rows(store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0) -> pa.Table:
-    """What :func:`trail` returns, as rows of ``LANE_SCHEMA``."""
+    """The same entries as rows of ``LANE_SCHEMA``."""
     if filters.record_id is not None:
         return _page_of_record(store.lane(lane_of(filters.record_id, store.lanes)), filters.sql(), limit, offset)
     page = _newest_keys(store, filters, limit, offset)
@@ -100,7 +106,7 @@ def trail_rows(store: MemoryStore, filters: TrailFilters, *, limit: int = 100, o
 
 
 def _page_of_record(lane: LaneTable, conditions: list[str], limit: int, offset: int) -> pa.Table:
-    if lane.count(conditions) <= _MANY:
+    if lane.count(conditions) <= _WHOLE_ROWS:
         return _newest(distinct_rows(lane.rows(conditions)), limit, offset)
     page = _newest(distinct_rows(lane.rows(conditions, ["entry_id", "seq", "producer_seq"])), limit, offset)
     if len(page) == 0:
@@ -116,7 +122,7 @@ def _newest(rows: pa.Table, limit: int, offset: int) -> pa.Table:
 
 
 def _newest_keys(store: MemoryStore, filters: TrailFilters, limit: int, offset: int) -> list[tuple[int, str]]:
-    """``(lane, entry_id)``, newest first: only the narrow columns of all rows are read."""
+    """``(lane, entry_id)`` of a page, newest first. Only narrow columns are read."""
     columns = ["entry_id", "record_id", "time", "seq", "producer_seq"]
     parts = []
     for number in range(store.lanes):
@@ -138,51 +144,51 @@ def _newest_keys(store: MemoryStore, filters: TrailFilters, limit: int, offset: 
 def most_recalled(
     store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0
 ) -> list[Recalled]:
-    """The memories with the most entries that fit, most first; of equals the one recalled last."""
-    return _recalled(store, _ranked(store, filters).slice(offset, limit))
+    """The memories with the most matching entries, most first; ties are broken by the latest recall."""
+    return _with_records(store, _ranked_counts(store, filters).slice(offset, limit))
 
 
 def never_recalled(
     store: MemoryStore, filters: TrailFilters, *, limit: int = 100, offset: int = 0
 ) -> list[MemoryRecord]:
-    """The memories without any entry that fits, newest first."""
-    return store.records(_unasked(store, filters).slice(offset, limit).to_pylist())
+    """The memories without a matching entry, newest first."""
+    return store.records(_never_recalled_ids(store, filters).slice(offset, limit).to_pylist())
 
 
-def each_recalled(store: MemoryStore, filters: TrailFilters) -> Iterator[Recalled]:
-    """Every memory of :func:`most_recalled`, whose texts are read a thousand at a time."""
-    ranked = _ranked(store, filters)
-    for start in range(0, len(ranked), _TEXTS):
-        yield from _recalled(store, ranked.slice(start, _TEXTS))
+def all_recalled(store: MemoryStore, filters: TrailFilters) -> Iterator[Recalled]:
+    """Every memory of :func:`most_recalled`, read in batches."""
+    ranked = _ranked_counts(store, filters)
+    for start in range(0, len(ranked), _BATCH):
+        yield from _with_records(store, ranked.slice(start, _BATCH))
 
 
-def each_unasked(store: MemoryStore, filters: TrailFilters) -> Iterator[MemoryRecord]:
-    """Every memory of :func:`never_recalled`, whose texts are read a thousand at a time."""
-    ids = _unasked(store, filters)
-    for start in range(0, len(ids), _TEXTS):
-        yield from store.records(ids.slice(start, _TEXTS).to_pylist())
+def all_never_recalled(store: MemoryStore, filters: TrailFilters) -> Iterator[MemoryRecord]:
+    """Every memory of :func:`never_recalled`, read in batches."""
+    ids = _never_recalled_ids(store, filters)
+    for start in range(0, len(ids), _BATCH):
+        yield from store.records(ids.slice(start, _BATCH).to_pylist())
 
 
-def _ranked(store: MemoryStore, filters: TrailFilters) -> pa.Table:
+def _ranked_counts(store: MemoryStore, filters: TrailFilters) -> pa.Table:
     order = [("recalls", "descending"), ("last", "descending"), ("record_id", "ascending")]
     return _counts(store, filters).sort_by(order)
 
 
-def _recalled(store: MemoryStore, counts: pa.Table) -> list[Recalled]:
+def _with_records(store: MemoryStore, counts: pa.Table) -> list[Recalled]:
     page = counts.to_pylist()
     records = {str(record.id): record for record in store.records([row["record_id"] for row in page])}
     found = ((records.get(row["record_id"]), row) for row in page)
     return [Recalled(record, row["recalls"], row["last"]) for record, row in found if record is not None]
 
 
-def _unasked(store: MemoryStore, filters: TrailFilters) -> pa.ChunkedArray:
+def _never_recalled_ids(store: MemoryStore, filters: TrailFilters) -> pa.ChunkedArray:
     ids = store.record_ids()
     recalled = pc.is_in(ids, value_set=_counts(store, filters)["record_id"].combine_chunks())
     return ids.filter(pc.invert(recalled))
 
 
 def _counts(store: MemoryStore, filters: TrailFilters) -> pa.Table:
-    """``record_id``, ``recalls`` and ``last`` for each memory that has entries: only narrow columns are read."""
+    """``record_id``, ``recalls`` and ``last`` of each memory with matching entries; reads only narrow columns."""
     parts = [_counts_in_lane(store, number, filters.sql()) for number in range(store.lanes)]
     counts = pa.concat_tables(parts)
     gone = pa.array([str(record_id) for record_id in store.tombstones.ids()], pa.string())

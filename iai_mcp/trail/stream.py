@@ -1,7 +1,7 @@
-"""Reads the trace as a stream: all of it in bounded memory, or what becomes visible from now on.
+"""Streams the trail: all entries in bounded memory, or new entries as they become visible.
 
-Each lane is read in the order of its own numbers, so a record's entries keep their order; the lanes are merged
-by time. Every entry comes once, and nothing of a forgotten memory comes at all.
+Each lane is read in the order of its own numbers, so entries of one record keep their order. The lanes are merged
+by time. Every entry comes once; entries of forgotten memories do not come.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from iai_mcp.storage.tables.rows import LANE_SCHEMA
 from iai_mcp.store import MemoryStore
 from iai_mcp.trail.query import TrailFilters
 
-__all__ = ["REMEMBERED", "Follower", "stream"]
+__all__ = ["KNOWN_ENTRIES", "Follower", "stream"]
 
-WINDOW = 8_192  # rows of a lane that are in memory at a time
-REMEMBERED = 1024  # entries of a lane that a follower knows again
+WINDOW = 8_192  # rows of a lane in memory at a time
+KNOWN_ENTRIES = 1024  # latest entries of a lane that a follower remembers
 
-_TURN = "turn"  # the latest time so far in the lane: ascending whatever the entries say, and so fit to merge by
+_MERGE_TIME = "merge_time"  # the latest time so far in the lane: it never descends, so lanes can be merged by it
 _BEFORE_ALL = np.iinfo(np.int64).min
 
 
 def stream(store: MemoryStore, filters: TrailFilters) -> Iterator[pa.Table]:
-    """Every entry that fits as rows of ``LANE_SCHEMA``, a few thousand at a time, as of now.
+    """Every matching entry as of now, as tables of ``LANE_SCHEMA`` with a few thousand rows each.
 
-    Entries of one record come in the record's order (seq), those of several by time. What is in memory is a
-    window of each lane, and while a lane is begun 16 bytes for each of its entries that fit.
+    Entries of one record come in the record's order (seq), entries of several records in the order of time.
+    Memory holds a window of each lane and, when the first window is read, 16 bytes for each matching entry.
     """
     heads = []
     for lane in _lanes(store, filters):
@@ -43,16 +43,16 @@ def stream(store: MemoryStore, filters: TrailFilters) -> Iterator[pa.Table]:
         if (first := next(source, None)) is not None:
             heads.append((source, first))
     while heads:
-        cut = min(rows[_TURN][-1].as_py() for _, rows in heads)
+        cut = min(rows[_MERGE_TIME][-1].as_py() for _, rows in heads)
         ready, rest = [], []
         for source, rows in heads:
-            count = int(np.searchsorted(np.asarray(rows[_TURN]), cut, side="right"))
+            count = int(np.searchsorted(np.asarray(rows[_MERGE_TIME]), cut, side="right"))
             ready.append(rows.slice(0, count))
             left = rows.slice(count) if count < len(rows) else next(source, None)
             if left is not None:
                 rest.append((source, left))
         heads = rest
-        if len(merged := _known(store, _merged(ready))):
+        if len(merged := _without_forgotten(store, _merged(ready))):
             yield merged
 
 
@@ -63,23 +63,23 @@ def _lanes(store: MemoryStore, filters: TrailFilters) -> list[LaneTable]:
 
 
 def _windows(lane: LaneTable, conditions: list[str]) -> Iterator[pa.Table]:
-    """One lane's rows in order, a window at a time, each with its turn."""
-    seqs, doubled = _outline(lane, conditions)
+    """One lane's rows in order, a window at a time, each row with its merge time."""
+    seqs, repeating = _scan_keys(lane, conditions)
     starts = np.unique(seqs[::WINDOW]).tolist()
     ends = [start - 1 for start in starts[1:]] + [int(seqs[-1])] if len(seqs) else []
     seen: set[str] = set()
     latest = _BEFORE_ALL
     for first, last in zip(starts, ends, strict=True):
         rows = lane.rows([*conditions, f"seq >= {first}", f"seq <= {last}"])
-        rows = _in_turn(_once(_ordered(rows), doubled, seen), latest)
+        rows = _with_merge_time(_without_repeats(_ordered(rows), repeating, seen), latest)
         if len(rows):
-            latest = rows[_TURN][-1].as_py()
+            latest = rows[_MERGE_TIME][-1].as_py()
             yield rows
 
 
 @retry_vanished
-def _outline(lane: LaneTable, conditions: list[str]) -> tuple[Any, set[int]]:
-    """The numbers of a lane's rows that fit, ascending, and the hashes of the keys that (may) come twice."""
+def _scan_keys(lane: LaneTable, conditions: list[str]) -> tuple[Any, set[int]]:
+    """The lane numbers of matching rows, ascending, and the hashes of ids that may occur twice."""
     seqs, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for batch in lane.batches(conditions, ["entry_id", "seq"]):
         seqs.append(np.asarray(batch.column("seq"), np.int64))
@@ -92,42 +92,42 @@ def _ordered(rows: pa.Table) -> pa.Table:
     return rows.select(LANE_SCHEMA.names).sort_by([("seq", "ascending"), ("producer_seq", "ascending")])
 
 
-def _once(rows: pa.Table, doubled: set[int], seen: set[str]) -> pa.Table:
-    """``rows`` without those whose key is in ``seen``, which learns the keys that may come again."""
-    if not doubled:
+def _without_repeats(rows: pa.Table, repeating: set[int], seen: set[str]) -> pa.Table:
+    """``rows`` without those whose id is in ``seen``; adds to ``seen`` the ids that may come again."""
+    if not repeating:
         return rows
     kept = []
     for key in rows["entry_id"].to_pylist():
         kept.append(key not in seen)
-        if hash(key) in doubled:
+        if hash(key) in repeating:
             seen.add(key)
     return rows.filter(pa.array(kept, pa.bool_()))
 
 
-def _in_turn(rows: pa.Table, latest: int) -> pa.Table:
+def _with_merge_time(rows: pa.Table, latest: int) -> pa.Table:
     times = np.asarray(rows["time"].cast(pa.int64()).fill_null(_BEFORE_ALL), np.int64)
     turns = np.maximum(np.maximum.accumulate(times), latest) if len(times) else times
-    return rows.append_column(_TURN, pa.array(turns, pa.int64()))
+    return rows.append_column(_MERGE_TIME, pa.array(turns, pa.int64()))
 
 
 def _merged(parts: Sequence[pa.Table]) -> pa.Table:
-    """Rows of several lanes by their turns, those of one moment as :func:`iai_mcp.trail.query.trail` has them."""
+    """Rows of several lanes by merge time; rows of one moment as :func:`iai_mcp.trail.query.trail` orders them."""
     rows = pa.concat_tables(parts)
-    keys = [(_TURN, "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
-    return rows.take(pc.sort_indices(rows, sort_keys=keys)).drop_columns([_TURN])
+    keys = [(_MERGE_TIME, "ascending"), ("seq", "ascending"), ("producer_seq", "ascending")]
+    return rows.take(pc.sort_indices(rows, sort_keys=keys)).drop_columns([_MERGE_TIME])
 
 
-def _known(store: MemoryStore, rows: pa.Table) -> pa.Table:
+def _without_forgotten(store: MemoryStore, rows: pa.Table) -> pa.Table:
     gone = pa.array([str(record_id) for record_id in store.tombstones.ids()], pa.string())
     return rows.filter(pc.invert(pc.is_in(rows["record_id"], value_set=gone))) if len(gone) else rows
 
 
 @dataclass(slots=True)
 class _Tail:
-    """One lane as a follower has seen it last.
+    """The state of one lane at a follower's last poll.
 
-    Numbers alone do not tell what is new: when the last rows of a lane are forgotten, the next writer gives
-    their numbers again. So the last keys are remembered, and every row from ``floor`` on is looked at.
+    Lane numbers alone do not tell what is new: after the last rows of a lane are forgotten, the next writer uses
+    their numbers again. So the follower remembers the latest ids and reads every row from ``floor`` on.
     """
 
     lane: LaneTable
@@ -137,12 +137,12 @@ class _Tail:
 
     def begin(self, conditions: list[str]) -> None:
         numbers = np.asarray(self.lane.rows(conditions, ["seq"])["seq"], np.int64)
-        if len(numbers) > REMEMBERED:
-            self.floor = int(np.partition(numbers, -REMEMBERED)[-REMEMBERED])
+        if len(numbers) > KNOWN_ENTRIES:
+            self.floor = int(np.partition(numbers, -KNOWN_ENTRIES)[-KNOWN_ENTRIES])
 
-    def look(self, conditions: list[str]) -> pa.Table | None:
-        """The rows that were not there at the last look; None where the table has not changed."""
-        version = self.lane.version  # before the rows: what is committed in between is seen again, not missed
+    def poll(self, conditions: list[str]) -> pa.Table | None:
+        """The rows that are new since the last poll; None where the table has not changed."""
+        version = self.lane.version  # read before the rows: a commit in between is read again, not missed
         if version == self.version:
             return None
         rows = _ordered(self.lane.rows([*conditions, f"seq >= {self.floor}"]))
@@ -150,18 +150,18 @@ class _Tail:
         first = {key: row for row, key in reversed([*enumerate(keys)])}
         new = rows.take(pa.array(sorted(row for key, row in first.items() if key not in self.seqs), pa.int64()))
         numbers = rows["seq"].to_pylist()
-        if len(numbers) > REMEMBERED:
-            self.floor = max(self.floor, numbers[-REMEMBERED])
+        if len(numbers) > KNOWN_ENTRIES:
+            self.floor = max(self.floor, numbers[-KNOWN_ENTRIES])
         self.seqs = {key: seq for key, seq in zip(keys, numbers, strict=True) if seq >= self.floor}
         self.version = version
         return new
 
 
 class Follower:
-    """Entries that fit ``filters``, as they become readable, whichever process writes them.
+    """Returns entries that match ``filters`` as they become readable, from any process.
 
     Args:
-        newest: how many of those that are there already the first look returns, at most :data:`REMEMBERED`.
+        newest: number of existing entries that the first poll returns, at most :data:`KNOWN_ENTRIES`.
     """
 
     def __init__(self, store: MemoryStore, filters: TrailFilters, *, newest: int = 0) -> None:
@@ -173,13 +173,13 @@ class Follower:
         there = self._new()
         self._backlog = there.slice(max(0, len(there) - newest))
 
-    def look(self) -> pa.Table:
-        """What is new since the last look as rows of ``LANE_SCHEMA``; costs little where nothing was written."""
+    def poll(self) -> pa.Table:
+        """The entries since the last poll, as rows of ``LANE_SCHEMA``; cheap where nothing was written."""
         backlog, self._backlog = self._backlog, LANE_SCHEMA.empty_table()
         return pa.concat_tables([backlog, self._new()])
 
     def _new(self) -> pa.Table:
-        parts = [rows for tail in self._tails if (rows := tail.look(self._conditions)) is not None]
+        parts = [rows for tail in self._tails if (rows := tail.poll(self._conditions)) is not None]
         if not any(map(len, parts)):
             return LANE_SCHEMA.empty_table()
-        return _known(self._store, _merged([_in_turn(rows, _BEFORE_ALL) for rows in parts]))
+        return _without_forgotten(self._store, _merged([_with_merge_time(rows, _BEFORE_ALL) for rows in parts]))

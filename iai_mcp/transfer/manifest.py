@@ -37,10 +37,7 @@ __all__ = [
 
 NAME = "manifest.json"
 BACKUP, EXPORT = "iai-mcp-backup", "iai-mcp-export"  # formats
-RECORD_FILES, ENTRY_FILES = (
-    "records",
-    "provenance",
-)  # tables of an export: records-0000.parquet, ...
+RECORD_FILES, ENTRY_FILES = "records", "provenance"  # of an export: records-0000.parquet, ...
 _CHUNK = 2**20
 
 

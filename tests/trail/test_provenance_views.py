@@ -335,7 +335,7 @@ def test_a_stream_is_all_of_it_once_in_order_and_nothing_forgotten(
     only = [row["cue"] for rows in stream(store, TrailFilters(record_id=ids[3])) for row in rows.to_pylist()]
     assert only == [str(n) for n in range(300) if n % 12 == 3]
     assert cues(query.trail(store, TrailFilters(record_id=ids[3]))) == only
-    monkeypatch.setattr(query, "_MANY", 3)  # and a page of a memory with many entries is the same page
+    monkeypatch.setattr(query, "_WHOLE_ROWS", 3)  # and a page of a memory with many entries is the same page
     assert cues(query.trail(store, TrailFilters(record_id=ids[3]), limit=5, offset=2)) == only[-7:-2]
     assert query.trail(store, TrailFilters(record_id=ids[3]), limit=5, offset=25) == []
 
@@ -367,13 +367,13 @@ def test_a_follower_sees_each_new_entry_once(store: MemoryStore, asked: list[UUI
     reader = MemoryStore(store.path)
     everything = Follower(reader, TrailFilters(), newest=2)
     one = Follower(reader, TrailFilters(record_id=asked[2], cue="AGAIN"))
-    assert [len(everything.look()), len(everything.look()), len(one.look())] == [2, 0, 0]
+    assert [len(everything.poll()), len(everything.poll()), len(one.poll())] == [2, 0, 0]
     store.append_provenance_batch([recalled(asked[2], "once"), recalled(asked[2], "once again")])
-    assert cues(everything.look().to_pylist()) == ["once", "once again"]
-    assert cues(one.look().to_pylist()) == ["once again"]
+    assert cues(everything.poll().to_pylist()) == ["once", "once again"]
+    assert cues(one.poll().to_pylist()) == ["once again"]
     store.lane(lane_of(asked[2], store.lanes)).maintain(force=True)
     doubled(store, asked[2])
-    assert [len(everything.look()), len(one.look())] == [0, 0]
+    assert [len(everything.poll()), len(one.poll())] == [0, 0]
 
 
 def test_a_follower_misses_nothing_where_numbers_are_given_again(store: MemoryStore) -> None:
@@ -383,22 +383,22 @@ def test_a_follower_misses_nothing_where_numbers_are_given_again(store: MemorySt
     store.append_provenance_batch([recalled(kept, "first")])
     store.append_provenance_batch([recalled(gone, str(number)) for number in range(5)])
     follower = Follower(store, TrailFilters())
-    follower.look()
+    follower.poll()
     store.delete(gone)
     MemoryStore(store.path).append_provenance_batch([recalled(kept, "second")])
     rows = store.lane(0).rows([], ["seq", "cue"]).to_pylist()
     assert next(row["seq"] for row in rows if row["cue"] == "second") <= 6  # so the trap is there
-    assert cues(follower.look().to_pylist()) == ["second"]
+    assert cues(follower.poll().to_pylist()) == ["second"]
 
 
 def test_a_follower_remembers_so_many_keys(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trail_stream, "REMEMBERED", 8)
+    monkeypatch.setattr(trail_stream, "KNOWN_ENTRIES", 8)
     (record_id,) = memories(store, "busy")
     follower = Follower(store, TrailFilters())
     for start in range(0, 60, 20):
         store.append_provenance_batch([recalled(record_id, str(n)) for n in range(start, start + 20)])
-        assert cues(follower.look().to_pylist()) == [str(n) for n in range(start, start + 20)]
-        assert len(follower.look()) == 0
+        assert cues(follower.poll().to_pylist()) == [str(n) for n in range(start, start + 20)]
+        assert len(follower.poll()) == 0
     (tail,) = [tail for tail in follower._tails if tail.seqs]
     assert len(tail.seqs) == 8
 
