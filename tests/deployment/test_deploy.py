@@ -299,7 +299,7 @@ def test_a_secret_that_everybody_may_read_is_warned_of(tmp_path: Path, cli: Cli)
     file = tmp_path / "token"
     file.write_text("s3cret")
     file.chmod(0o644)
-    said = f"{file} holds a secret and every user may read it: chmod 600 it"
+    said = f"{file} holds a secret and every user may read it: run chmod 600 on it"
     assert said in cli("list", IAI_MCP_TOKEN_FILE=str(file)).stderr
     assert (
         f"WARN  settings           every user may read the secret in {file}"
