@@ -27,7 +27,8 @@ from lancedb.index import BTree
 
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair, Parcel, lane_of, route
+from iai_mcp.entries.parcel import Pair, Parcel
+from iai_mcp.entries.routing import lane_of, route
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import INDEXED

@@ -26,7 +26,7 @@ import harness
 
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import waiting
+from iai_mcp.spill.listing import waiting
 from iai_mcp.store import AppendReport, MemoryStore, RecordsCache
 
 Way = Callable[[list[Pair]], object]

@@ -20,7 +20,8 @@ from typing import Any
 import harness
 
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import entry_id, lane_of
+from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.lane_reader import MAINTAIN_EVERY
 from iai_mcp.store import MemoryStore, RecordsCache

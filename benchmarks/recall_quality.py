@@ -25,7 +25,8 @@ from lancedb.index import FTS
 from lancedb.rerankers import RRFReranker
 
 from iai_mcp.config import Settings
-from iai_mcp.embedders import adapters
+from iai_mcp.embedders import registry
+from iai_mcp.embedders.base import Embedder
 from iai_mcp.recall import DEPTH, VECTOR_WEIGHT, fuse
 from iai_mcp.record import MemoryRecord, index_text
 from iai_mcp.store import Hit
@@ -56,7 +57,7 @@ def main() -> None:
     options = _options()
     turns = [msgspec.convert(line, Turn) for line in _lines(options.data / "conversations.jsonl")]
     questions = [msgspec.convert(line, Question) for line in _lines(options.data / "questions.jsonl")]
-    embedder = adapters.load(Settings())
+    embedder = registry.load(Settings())
     assert embedder is not None
     began = time.perf_counter()
     cues = [embedder.embed_query(question.question) for question in questions]
@@ -110,7 +111,7 @@ def _in_context(turns: Sequence[Turn]) -> list[str]:
     return texts
 
 
-def _table(folder: str, turns: Sequence[Turn], texts: list[str], embedder: adapters.Embedder) -> Any:
+def _table(folder: str, turns: Sequence[Turn], texts: list[str], embedder: Embedder) -> Any:
     vectors = embedder.embed_documents(texts)
     rows = pa.table(
         {

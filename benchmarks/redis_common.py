@@ -19,7 +19,8 @@ import harness
 import redis
 
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Pair, Parcel, route
+from iai_mcp.entries.parcel import Pair, Parcel
+from iai_mcp.entries.routing import route
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving, worker
 

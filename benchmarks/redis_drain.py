@@ -4,7 +4,7 @@ Run with ``python benchmarks/redis_drain.py``. Each round takes a new store with
 lanes, fills the lanes in Redis with 100,000 entries (recalls of ten hits, so that an item holds a few), and lets
 1, 2 or 4 processes of ``python -m workers`` drain them: from the ringing of the lanes' doorbells, with the workers
 warm (imported, store open, some entries of each lane drained), to the last acknowledgement. The bare side gives
-the same rows, made ready as Arrow beforehand, in batches of the same size (``worker_batch``), to ``merge_insert``
+the same rows, made ready as Arrow beforehand, in batches of the same size (``max_batch``), to ``merge_insert``
 of four tables with the same columns, indexes and number of rows, as LanceDB makes them by itself, in as many warm
 processes, each with its share of the tables: no Redis, no decoding, no sync, no upkeep.
 """
@@ -30,7 +30,8 @@ import redis_common as common
 from iai_mcp.broker.protocol import Lease
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Parcel, route
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import route
 from iai_mcp.storage.tables.rows import to_arrow
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
@@ -182,7 +183,7 @@ def _bare(folder: Path, store: MemoryStore, parcels: list[Parcel], count: int) -
         _save(target / f"{lane}.arrow", _rows([parcel for parcel in parcels if parcel.lane == lane]))
     shares = [range(first, store.lanes, count) for first in range(count)]
     with ExitStack() as stack:
-        processes = [stack.enter_context(_merging(target, store.settings.worker_batch, share)) for share in shares]
+        processes = [stack.enter_context(_merging(target, store.settings.max_batch, share)) for share in shares]
         pids = [process.pid for process in processes]
         cpu, began = common.cpu_seconds(pids), time.perf_counter()
         for process in processes:

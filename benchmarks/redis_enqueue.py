@@ -25,7 +25,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from iai_mcp.broker.redis.broker import RedisBroker
-from iai_mcp.entries.parcel import Pair, encode
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.wire import encode
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 

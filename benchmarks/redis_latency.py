@@ -2,7 +2,7 @@
 
 Run with ``python benchmarks/redis_latency.py``. One worker process; this process pushes four recalls of five
 entries a second, and after each looks into the lane tables, through a second ``MemoryStore``, until all five are
-there (every 4 ms). The linger (``coalesce_ms``) is part of the time: an entry that comes alone waits that long
+there (every 4 ms). The linger is part of the time: an entry that comes alone waits that long
 for company. Beside it, as the yardstick of this machine at this minute, taken right before each recall: five
 rows merged into a table with the same indexes.
 """
@@ -22,7 +22,8 @@ import redis_common as common
 from lancedb.index import BTree
 
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.storage.tables.lane import INDEXED
 from iai_mcp.storage.tables.rows import LANE_SCHEMA, to_arrow
@@ -44,7 +45,7 @@ def main() -> None:
             times = _latencies(store, queue, list(common.recalls(ids, recalls + 10)), _merger(folder, store))
         queue.stop()
     print(f"redis_latency: {harness.machine()}; {PER_SECOND} recalls a second, one worker")
-    _print([taken[10:] for taken in times], store.settings.coalesce_ms)
+    _print([taken[10:] for taken in times], store.settings.linger_ms)
 
 
 def _latencies(
@@ -89,15 +90,15 @@ def _merger(folder: Path, store: MemoryStore) -> Callable[[], None]:
     return merge
 
 
-def _print(times: list[harness.Seconds], coalesce_ms: float) -> None:
+def _print(times: list[harness.Seconds], linger_ms: float) -> None:
     rows = []
     for name, taken in zip(("readable after the push", "bare merge of five rows"), times, strict=True):
         cells = [f"{harness.percentile(taken, percent) * 1000:.0f}" for percent in (50, 90, 99, 100)]
         p99 = harness.percentile(taken, 99) * 1000
         ours = name.startswith("readable")
-        rows.append([name, *cells, harness.at_most(round(p99), coalesce_ms + ALLOWANCE_MS) if ours else "-"])
+        rows.append([name, *cells, harness.at_most(round(p99), linger_ms + ALLOWANCE_MS) if ours else "-"])
     heads = ("what", "p50 ms", "p90 ms", "p99 ms", "max ms", "target (p99)")
-    harness.show(f"{len(times[0])} recalls, coalesce_ms {coalesce_ms:g}", heads, rows)
+    harness.show(f"{len(times[0])} recalls, linger_ms {linger_ms:g}", heads, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import harness
 import redis_common as common
 
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import waiting
+from iai_mcp.spill.listing import waiting
 from iai_mcp.store import MemoryStore
 from tests.servers import Server
 

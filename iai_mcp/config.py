@@ -100,12 +100,12 @@ class Settings:
         "what is not confirmed within the push budget is spilled, and the spill is synced).",
         choices=("memory", "fsync"),
     )
-    coalesce_ms: float = _setting(
+    linger_ms: float = _setting(
         50.0,
-        "IAI_MCP_COALESCE_MS",
-        "For how many milliseconds a worker lets the oldest entry of a lane wait for company.",
+        "IAI_MCP_LINGER_MS",
+        "For how many milliseconds a worker lets the oldest entry of a lane wait for more (the linger).",
     )
-    worker_batch: int = _setting(4096, "IAI_MCP_WORKER_BATCH", "Most entries in one write of a worker.")
+    max_batch: int = _setting(4096, "IAI_MCP_MAX_BATCH", "Most entries in one write of a worker.")
     token: str = _setting(
         "", "IAI_MCP_TOKEN", "Bearer token that clients of `serve --transport http` must send.", secret=True
     )

@@ -8,85 +8,24 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from iai_mcp.common.times import parse_ts, utcnow
 from iai_mcp.errors import BadParams, RecordNotFound, UnknownMethod
+from iai_mcp.ingest.capture import capture_records
+from iai_mcp.maintenance.status import status
+from iai_mcp.parameters import CaptureParams, Params, ProvenanceParams, RecallParams, RecordParams, StatusParams
 from iai_mcp.recall import recall
-from iai_mcp.record import MemoryRecord, index_text
-from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.record import MemoryRecord
 from iai_mcp.store import Filters, Hit, MemoryStore, as_uuid
 from iai_mcp.trail.query import Recalled, TrailFilters, most_recalled, never_recalled, trail
 
-if TYPE_CHECKING:
-    from iai_mcp.broker.redis.inspect import RedisLook
+__all__ = ["METHODS", "dispatch", "recalled_dict", "record_dict", "trail_filters"]
 
-__all__ = ["METHODS", "capture_records", "dispatch", "recalled_dict", "record_dict", "status", "trail_filters"]
-
-Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
-
-
-class _Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-_P = TypeVar("_P", bound=_Params)
-
-
-class CaptureParams(_Params, frozen=True):
-    """A memory to keep; the same text twice in one session (and role) is one memory."""
-
-    text: str
-    session_id: str = ""
-    role: str = ""
-    tags: list[str] = []
-    created_at: Any = None
-    record_id: Any = None
-    embedding: Any = None
-
-
-class RecallParams(_Params, frozen=True):
-    """A cue, and which memories count."""
-
-    cue: str
-    session_id: str = ""
-    cue_embedding: Any = None
-    limit: Limit = 10
-    session: str | None = None
-    tags: list[str] = []
-    role: str | None = None
-    since: Any = None
-    until: Any = None
-    record_provenance: bool = True
-    client: str = ""
-
-
-class RecordParams(_Params, frozen=True):
-    """One memory."""
-
-    record_id: Any
-
-
-class ProvenanceParams(_Params, frozen=True):
-    """Which entries (every given condition must hold), or which memories they make the most recalled or never."""
-
-    view: Literal["entries", "top", "never"] = "entries"
-    record_id: Any = None
-    session_id: str | None = None
-    cue: str | None = None
-    recall_id: str | None = None
-    since: Any = None
-    until: Any = None
-    limit: Limit = 100
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
-class StatusParams(_Params, frozen=True):
-    """Nothing."""
+_P = TypeVar("_P", bound=Params)
 
 
 def dispatch(store: MemoryStore, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -126,32 +65,6 @@ def _capture(store: MemoryStore, params: CaptureParams) -> dict[str, Any]:
     )
     added = capture_records(store, [record])
     return {"record_id": str(record.id), "created": bool(added), "session_id": record.session_id}
-
-
-def capture_records(store: MemoryStore, records: Sequence[MemoryRecord]) -> list[uuid.UUID]:
-    """Index and embed ``records``, in order, and insert those whose id is new, in one commit; their ids.
-
-    Each is indexed with the turn before it in its session, which is where much of a reply's meaning lies.
-    """
-    taken = store.existing([record.id for record in records])
-    new = list({record.id: record for record in records if record.id not in taken}.values())
-    previous: dict[str, str] = {}
-    for record in new:
-        session = record.session_id
-        if session and session not in previous:
-            latest = store.list_records(Filters(session=session, until=record.created_at), limit=1)
-            previous[session] = latest[0].text if latest else ""
-        if not record.index_text:
-            before = previous.get(session, "")
-            record.index_text = index_text(record.text, role=record.role, previous=before)
-        if session:
-            previous[session] = record.text
-    waiting = [record for record in new if not len(record.embedding)]
-    if waiting and (embedder := store.embedder) is not None:
-        vectors = embedder.embed_documents([record.index_text for record in waiting])
-        for record, vector in zip(waiting, vectors, strict=True):
-            record.embedding = vector
-    return store.insert_many(new, skip_existing=True)
 
 
 def _recall(store: MemoryStore, params: RecallParams) -> dict[str, Any]:
@@ -239,62 +152,7 @@ def _forget(store: MemoryStore, params: RecordParams) -> dict[str, Any]:
     return {"record_id": str(record_id), "forgotten": True}
 
 
-def status(store: MemoryStore) -> dict[str, Any]:
-    """The state of the store and of its pipeline: what waits where, and what was applied.
-
-    With Redis the lanes are as Redis has them now; where it cannot be reached, what waits there is None.
-    """
-    from iai_mcp.spill.chain import waiting
-
-    queue = store._provenance_queue.stats() if store._provenance_queue is not None else None
-    seen = _redis(store)
-    redis = asdict(seen) if seen is not None else None
-    now = redis.pop("lanes") if redis is not None else queue["lanes"] if queue else [_NOTHING] * store.lanes
-    meta = store.meta
-    return {
-        "store": {
-            "path": str(store.path),
-            "id": meta.store_id,
-            "schema_version": meta.schema_version,
-            "lanes": meta.lanes,
-            "records": store.count(),
-            "without_vector": store.count_without_vector(),
-            "embedder": {"name": meta.embedder.name, "dims": meta.embedder.dims},
-            "vectors_match": store.vectors_match(),
-        },
-        "broker": "redis" if redis is not None else queue["broker"] if queue else "embedded",
-        "redis": redis,
-        "queue": {key: queue[key] for key in ("running", "producer", "handed_out", "counts")} if queue else None,
-        "lanes": [_lane_status(store, number, now) for number in range(store.lanes)],
-        "spilled": asdict(waiting(store.settings, store.store_id)),
-        "dead": DeadLetters(store.layout).count(),
-        "provenance_failures": store.provenance_failures,
-    }
-
-
-_NOTHING = {"pending": 0, "in_flight": 0}
-
-
-def _lane_status(store: MemoryStore, number: int, now: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    table = store.lane(number).stats()
-    there = now[number] if now else {}
-    names = ("pending", "in_flight", "oldest_s", "holder", "lease_age_s")
-    return {"lane": number, **{name: there.get(name) for name in names}, "applied": table["rows"], **table}
-
-
-def _redis(store: MemoryStore) -> RedisLook | None:
-    """A look at the Redis of the queue, else at the configured one; None in embedded mode."""
-    queue = store._provenance_queue
-    connection = queue.connection if queue is not None else None
-    if connection is None and (queue is not None or not store.settings.redis_url):
-        return None
-    from iai_mcp.broker.redis.client import connect
-    from iai_mcp.broker.redis.inspect import look
-
-    return look(connection or connect(store.settings.redis_url), store.settings, store.store_id, store.lanes)
-
-
-METHODS: dict[str, tuple[type[_Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
+METHODS: dict[str, tuple[type[Params], Callable[[MemoryStore, Any], dict[str, Any]]]] = {
     "memory_capture": (CaptureParams, _capture),
     "memory_recall": (RecallParams, _recall),
     "memory_get": (RecordParams, _get),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,12 +19,15 @@ import msgspec
 import pyarrow as pa
 
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.embedders import adapters
+from iai_mcp.embedders import registry
+from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch, LanesChanged, StoreError
-from iai_mcp.pipeline import recovery
+from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
+from iai_mcp.spill import erase
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
 from iai_mcp.storage.exclusions import Exclusions
@@ -44,6 +48,7 @@ from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.records import Filters, Hit
 from iai_mcp.storage.tables.reports import AppendReport, MergeReport
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry import tracing
 from iai_mcp.telemetry.events import log
@@ -51,9 +56,17 @@ from iai_mcp.telemetry.events import log
 if TYPE_CHECKING:
     import redis
 
-    from iai_mcp.provenance_queue import ProvenanceWriteQueue
+__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid", "open_store"]
 
-__all__ = ["AppendReport", "Filters", "Hit", "MemoryStore", "RecordsCache", "as_uuid"]
+_open_stores: weakref.WeakValueDictionary[tuple[str, int], MemoryStore] = weakref.WeakValueDictionary()
+
+
+def open_store(store_id: str) -> MemoryStore | None:
+    """The store of this id that this process has open; of several the one that last got a queue or was opened.
+
+    A worker in the same process drains into it.
+    """
+    return next((store for (known, _), store in reversed([*_open_stores.items()]) if known == store_id), None)
 
 
 class MemoryStore:
@@ -88,11 +101,12 @@ class MemoryStore:
         self._records = self._tables.records
         self._lanes: dict[int, LaneTable] = {}
         self._mutex = threading.RLock()
-        self._embedder: adapters.Embedder | None = None
+        self._embedder: Embedder | None = None
         self._embedder_loaded = False
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0  # entries that recalls in this process could not hand over
+        self._register()
 
     # -- what the store is
 
@@ -138,9 +152,17 @@ class MemoryStore:
             return self._lanes[number]
 
     def close(self) -> None:
-        """Drain the queue, and say that nobody uses the store through this object any more."""
+        """Drain the queue and give the store up; this object is of no more use."""
         self.disable_provenance_queue()
+        self._unregister()
         self._store_lock.close()
+
+    def _register(self) -> None:
+        self._unregister()  # the latest one comes last
+        _open_stores[self.store_id, id(self)] = self
+
+    def _unregister(self) -> None:
+        _open_stores.pop((self.store_id, id(self)), None)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -174,11 +196,11 @@ class MemoryStore:
     # -- embeddings
 
     @property
-    def embedder(self) -> adapters.Embedder | None:
+    def embedder(self) -> Embedder | None:
         """The configured embedder where it made this store's vectors (loaded on first use), else None."""
         with self._mutex:
             if not self._embedder_loaded:
-                self._embedder = adapters.load_or_none(self.settings) if self.vectors_match(warn=True) else None
+                self._embedder = registry.load_or_none(self.settings) if self.vectors_match(warn=True) else None
                 self._embedder_loaded = True
             return self._embedder
 
@@ -270,7 +292,7 @@ class MemoryStore:
         self._records.delete(key)
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
-        recovery.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
+        erase.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
         if self._provenance_queue is None:  # whose thread does it else: it takes seconds where lanes are long
             self.tidy()
         return found
@@ -359,37 +381,47 @@ class MemoryStore:
     # -- provenance
 
     def append_provenance_batch(
-        self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]], records_cache: RecordsCache | None = None
+        self,
+        pairs: Iterable[tuple[UUID, Mapping[str, Any]]],
+        records_cache: RecordsCache | None = None,
+        *,
+        right: WriteRight | None = None,
     ) -> AppendReport:
         """Write provenance entries now, in order, one commit for each lane touched.
 
         Args:
             pairs: ``(record_id, entry)``. An entry with an ``entry_id`` that is in the store already adds
                 nothing; without one it is new. ``{ts, cue, session_id}`` suffices, further keys survive.
-            records_cache: what one drain remembers from batch to batch; see :class:`RecordsCache`.
+            records_cache: known ids that a drain keeps from batch to batch. With it the caller maintains the
+                lanes; without it, due maintenance is done now.
+            right: the lease under which one lane is drained. Entries of other lanes are written without it.
 
         Raises:
             BadParams: a pair is not a UUID and a mapping; nothing was written.
-            StoreUnavailable: the place fails; the same call may be repeated.
-            LeaseLost: the cache's fencing token is stale.
+            StoreUnavailable: the storage is unavailable; the same call may be repeated.
+            LeaseLost: ``right`` has passed on.
         """
         if isinstance(pairs, EntryBatch):
-            return self._append(pairs, records_cache)
+            return self._append(pairs, records_cache, right)
         given = [*pairs]
         if all(is_numbered(record_id, entry) for record_id, entry in given):
-            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache)
-        return self._direct.write(given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache))
+            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache, right)
+        return self._direct.write(
+            given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache, right)
+        )
 
-    def _append(self, batch: EntryBatch, records_cache: RecordsCache | None) -> AppendReport:
+    def _append(
+        self, batch: EntryBatch, records_cache: RecordsCache | None, right: WriteRight | None
+    ) -> AppendReport:
         cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
-        if cache.lane is not None and cache.covers(batch):
-            return self.lane(cache.lane).append(batch, cache)
+        kept = cache is records_cache
+        lane = cache.lane_of(batch.ids)
         report = AppendReport()
-        for number, part in batch.by_lane(self.lanes).items():
-            ours = cache.lane is None or cache.lane == number  # what it knows of a lane must be of that lane
-            report += self.lane(number).append(part, cache if ours else RecordsCache(cache.token))
-        if cache is not records_cache:  # a drain maintains its lane itself, after it has acknowledged
-            with suppress(OSError):  # the entries are there, whatever becomes of this
+        for number, part in ({lane: batch} if lane is not None else batch.by_lane(self.lanes)).items():
+            token = right.token if right is not None and right.lane == number else None
+            report += self.lane(number).append(part, cache, token, self.lanes if kept else 0)
+        if not kept:
+            with suppress(OSError):  # the entries are written all the same
                 self.tidy()
         return report
 
@@ -406,13 +438,12 @@ class MemoryStore:
 
         With ``connection`` (or ``IAI_MCP_REDIS_URL``) entries go through Redis to ``rq`` workers.
         """
-        from iai_mcp.provenance_queue import ProvenanceWriteQueue
-
         with self._mutex:
             if self._provenance_queue is None:
                 queue = ProvenanceWriteQueue(self, coalesce_ms=coalesce_ms, connection=connection)
                 queue.start()
                 self._provenance_queue = queue
+                self._register()
 
     def disable_provenance_queue(self) -> None:
         """Drain the queue and write on the caller's thread again; does nothing where that is so already."""
@@ -423,5 +454,5 @@ class MemoryStore:
 
 
 def _configured_embedder(settings: Settings) -> EmbedderMeta:
-    found = adapters.describe(settings)
+    found = registry.describe(settings)
     return EmbedderMeta(found.name, found.dims, found.weights) if found else EmbedderMeta("none", DEFAULT_DIMS)

@@ -5,11 +5,50 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
 from iai_mcp.store import MemoryStore
 from tests import servers
+
+# Nearly every test of these files starts a server, a worker or another process, or takes seconds.
+SLOW_FILES = {
+    "test_backup.py",
+    "test_demo.py",
+    "test_deploy.py",
+    "test_driver.py",
+    "test_faults.py",
+    "test_export.py",
+    "test_forget.py",
+    "test_fuzz.py",
+    "test_reshard.py",
+    "test_machine.py",
+    "test_provenance_views.py",
+    "test_redis.py",
+    "test_server.py",
+    "test_tracing.py",
+    "test_verify.py",
+    "test_workers.py",
+}
+SLOW_TESTS = {
+    "test_entries_come_back_in_the_order_of_the_recalls",
+    "test_files_versions_and_unindexed_rows_do_not_pile_up",
+    "test_trouble_with_the_place_is_retried_for_ever",
+}
+# A test of another file that asks for one of these fixtures, or names one of these functions, starts a process.
+SLOW_FIXTURES = {"programs", "redis", "server"}
+STARTERS = {
+    "Popen",
+    "completed",
+    "finished",
+    "following",
+    "http",
+    "on_a_terminal",
+    "python",
+    "serving",
+    "subprocess",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +59,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     servers.ACL = config.getoption("--acl")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what ``-m "not slow"`` leaves out."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        starts = SLOW_FIXTURES & {*item.fixturenames} or STARTERS & {*names(item.function.__code__)}
+        if starts or item.path.name in SLOW_FILES or item.originalname in SLOW_TESTS:
+            item.add_marker(pytest.mark.slow)
+
+
+def names(code: CodeType) -> Iterator[str]:
+    """The names that a function uses, those of its comprehensions and inner functions included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names(constant)
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -34,13 +36,17 @@ from iai_mcp.config import table
 from tests import preloaded, servers
 from tests.support import ROOT
 
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKING = [*FILES, ROOT / "benchmarks" / "README.md"]
+README = ROOT / "README.md"
+START = ROOT / "docs" / "getting-started.md"
+FILES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*FILES, ROOT / "CHANGELOG.md", ROOT / "CODE_OF_CONDUCT.md", ROOT / "benchmarks" / "README.md"]
 
 # A part of a command line that this matches is not run here, and why; "tests/...": what runs it instead.
 ELSEWHERE = {
     r"^pip install ": "this environment is what it would install",
     r"^pytest$": "this is it",
+    r"^nox ": "tests/test_contributing.py::test_the_sessions_of_nox_are_those_that_contributing_describes",
+    r"(^|/|\s)\.venv": "this environment is what it would make",
     r"^docker ": "needs an engine; tests/deployment/test_deploy.py",
     r"^kubectl ": "needs a cluster; tests/deployment/test_deploy.py",
     r"^(systemctl|useradd) ": "needs root, and systemd as process 1",
@@ -62,8 +68,10 @@ ELSEWHERE = {
 LASTING = re.compile(r"^(iai-mcp serve|python -m workers)\b")
 
 # What a reader has, when a file's first command is run.
+NOTES = "mkdir ~/notes && echo 'We decided to dredge the harbour in May.' > ~/notes/may.md"
 BEFORE = {
-    "README.md": "mkdir ~/notes && echo 'We decided to dredge the harbour in May.' > ~/notes/may.md",
+    "README.md": NOTES,
+    "getting-started.md": NOTES,
     "data.md": (  # two of each, for the plural
         "iai-mcp capture 'Boats need a permit.' && iai-mcp capture 'The tram is slow.' && "
         "iai-mcp recall 'who needs a permit?'"
@@ -219,7 +227,7 @@ def alike(line: str, home: Path) -> str:
     return " ".join(re.sub("─+", "─", line).split())
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "api.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [START, ROOT / "docs" / "api.md"], ids=lambda path: path.name)
 def test_every_block_of_python_prints_what_it_says(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +244,7 @@ def test_every_block_of_python_prints_what_it_says(
 
 
 def test_python_is_in_no_other_file() -> None:
-    assert {block.path.name for block in ALL if block.language == "python"} == {"README.md", "api.md"}
+    assert {block.path.name for block in ALL if block.language == "python"} == {"getting-started.md", "api.md"}
 
 
 def test_other_blocks_are_well_formed() -> None:
@@ -314,16 +322,40 @@ def test_the_api_names_what_there_is() -> None:
     assert [m for m in methods if m != "MemoryStore" and not any(hasattr(owner, m) for owner in owners)] == []
 
 
-def test_the_demo_looks_as_in_the_readme() -> None:
-    """Heads and columns, from the program's source; the memories and numbers are as they come."""
-    (shown,) = [block.shown for block in blocks(ROOT / "README.md") if "iai-mcp demo" in block.text]
-    source = "".join(
-        Path(str(importlib.import_module(f"iai_mcp.{name}").__file__)).read_text()
-        for name in ("cli.demo", "cli.tables")
-    )
-    heads = [line.split(" ─")[0] for line in shown if re.match(r"\w.* ─", line)]
-    assert heads
-    assert [head for head in heads if f'_head("{head}")' not in source] == []
+def test_the_demo_looks_as_shown() -> None:
+    """The heads in the text and in the picture are the program's; memories and numbers vary."""
+    source = "".join(path.read_text() for path in (ROOT / "iai_mcp").rglob("*.py"))
+    heads = re.findall(r'_head\("(.+?)"\)', source)
+    (shown,) = [block.shown for block in blocks(START) if "iai-mcp demo" in block.text]
+    in_text = [line.split(" ─")[0] for line in shown if re.match(r"\w.* ─", line)]
+    picture = xml.etree.ElementTree.parse(ROOT / "docs" / "images" / "demo.svg")
+    words = [text.replace("\u00a0", " ").strip() for text in picture.getroot().itertext()]
+    in_picture = [word for word in words if word in heads]
+    assert len(in_text) >= 3
+    assert len(in_picture) >= 4
+    assert [head for head in in_text if head not in heads] == []
+
+
+def test_the_picture_loads_nothing() -> None:
+    said = (ROOT / "docs" / "images" / "demo.svg").read_text()
+    assert not re.search(r"@font-face|@import|url\((?!#)|<image|href=", said)
+
+
+def test_the_reference_shows_what_is_public() -> None:
+    said = (ROOT / "docs" / "reference.md").read_text()
+    shown = {name: resolved(name) for name in re.findall(r"^::: ([\w.]+)$", said, re.MULTILINE)}
+    assert {getattr(iai_mcp, name) for name in iai_mcp.__all__ if name != "__version__"} <= {*shown.values()}
+    for name, options in re.findall(r"^::: ([\w.]+)\n    options:\n((?:      .*\n)+)", said, re.MULTILINE):
+        for member in yaml.safe_load(options).get("members", []):
+            assert getattr(shown[name], member).__doc__, member
+
+
+def resolved(path: str) -> Any:
+    """What a dotted name leads to."""
+    parts = path.split(".")
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.import_module(path)
+    return getattr(resolved(".".join(parts[:-1])), parts[-1])
 
 
 # -- links
@@ -349,7 +381,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
-    said = (ROOT / "README.md").read_text()
-    assert len(said.splitlines()) <= 190
+    said = README.read_text()
+    assert len(said.splitlines()) <= 125
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name}" in said, page.name

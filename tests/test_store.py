@@ -16,7 +16,7 @@ import lancedb
 import pytest
 
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import (
     BadParams,
     ConfigError,
@@ -28,7 +28,8 @@ from iai_mcp.errors import (
     StoreUnavailable,
 )
 from iai_mcp.record import MemoryRecord
-from iai_mcp.store import Filters, MemoryStore, RecordsCache
+from iai_mcp.storage.tables.write_right import WriteRight
+from iai_mcp.store import Filters, MemoryStore, RecordsCache, open_store
 from iai_mcp.trail.query import TrailFilters, trail
 from tests.support import cues, entry, finished, pairs, python
 
@@ -295,14 +296,27 @@ def test_the_trail_is_filtered_and_paged(store: MemoryStore) -> None:
     assert found(until=since - timedelta(minutes=7)) == ["Cue 0"]
 
 
+def test_a_worker_in_the_same_process_finds_the_store_that_is_open(store: MemoryStore) -> None:
+    assert open_store(store.store_id) is store
+    later = MemoryStore(store.path)
+    assert open_store(store.store_id) is later
+    store.enable_provenance_queue()
+    assert open_store(store.store_id) is store
+    store.close()
+    assert open_store(store.store_id) is later
+    del later
+    assert open_store(store.store_id) is None
+
+
 def test_a_stale_fencing_token_writes_nothing(store: MemoryStore) -> None:
     store.insert(record := _make())
-    lane = store.lane(lane_of(record.id, store.lanes))
+    number = lane_of(record.id, store.lanes)
+    lane, stale = store.lane(number), WriteRight(number, 7)
     lane.raise_fence(7)
-    store.append_provenance_batch(pairs(record.id, "a"), RecordsCache(token=7))
-    MemoryStore(store.path).lane(lane_of(record.id, store.lanes)).raise_fence(8)
+    store.append_provenance_batch(pairs(record.id, "a"), right=stale)
+    MemoryStore(store.path).lane(number).raise_fence(8)
     with pytest.raises(LeaseLost, match="token 7 is stale"):
-        store.append_provenance_batch(pairs(record.id, "b"), RecordsCache(token=7))
+        store.append_provenance_batch(pairs(record.id, "b"), right=stale)
     with pytest.raises(LeaseLost):
         lane.raise_fence(7)
     assert lane.token == 8

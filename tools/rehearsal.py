@@ -168,7 +168,7 @@ def scraped(port: int, token: str) -> list[str]:
     """The sources that a scrape shows, asked for as deploy/prometheus/compose.yml has it; Redis is one of them."""
     headers = {"Authorization": f"Bearer {token}", "Host": "server:8765"}
     with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers=headers), timeout=10) as answer:
-        found = re.findall(r'^iai_mcp_look_up\{source="(\w+)"\} 1\.0$', answer.read().decode(), re.MULTILINE)
+        found = re.findall(r'^iai_mcp_source_up\{source="(\w+)"\} 1\.0$', answer.read().decode(), re.MULTILINE)
     assert "redis" in found
     return found
 

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from iai_mcp.broker.redis.broker import RedisOptions
-from iai_mcp.broker.redis.durable import redis_broker
+from iai_mcp.broker.factory import redis_broker
 from iai_mcp.config import Settings
 from iai_mcp.errors import UsageError
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
-from iai_mcp.provenance_queue import open_stores
 from iai_mcp.storage.layout import Layout
-from iai_mcp.store import MemoryStore, RecordsCache
+from iai_mcp.store import MemoryStore, RecordsCache, open_store
 from iai_mcp.telemetry.events import emit, quiet_words
 
 if TYPE_CHECKING:
@@ -55,10 +53,10 @@ class LaneRunner:
         settings = store.settings
         self.store = store
         self.connection = connection
-        self.broker = redis_broker(connection, store.store_id, store.lanes, RedisOptions.of(settings))
+        self.broker = redis_broker(settings, store.store_id, store.lanes, connection)
         self.broker.check_server()
         self._open_lanes()
-        self._policy = DrainPolicy(settings.worker_batch, settings.coalesce_ms / 1000)
+        self._policy = DrainPolicy(settings.max_batch, settings.linger_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]
         self._not_before = [0.0] * store.lanes
         self._threads = ThreadPoolExecutor(store.lanes, "iai-mcp-lane")
@@ -182,7 +180,7 @@ def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:
     known = _runners.get(store_id)
     if known is not None and known.connection is connection:
         return known
-    store = open_stores.get(store_id) or configured_store()
+    store = open_store(store_id) or configured_store()
     if store.store_id != store_id:
         raise WrongStore(
             f"this worker serves the store {store.store_id} at {store.path}, not {store_id}; give each "

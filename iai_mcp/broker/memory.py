@@ -1,7 +1,7 @@
 """The embedded broker: bounded lanes in this process's memory.
 
-What it holds dies with the process; ``IAI_MCP_JOURNAL`` closes that gap. It takes ``capacity`` batches
-(calls of ``push``) over all lanes and refuses further ones, in flight ones included.
+Its parcels die with the process; ``IAI_MCP_JOURNAL`` closes that gap. It holds up to ``capacity`` batches (calls
+of ``push``) over all lanes, those in flight included, and refuses further ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from iai_mcp.broker.protocol import Claimed, LaneStats, Lease, Mark, Pushed, Refused
 from iai_mcp.entries.parcel import Parcel
@@ -22,7 +23,7 @@ __all__ = ["MemoryBroker"]
 @dataclass(slots=True)
 class _Item:
     parcel: Parcel
-    batch: list[int]  # one cell: how many parcels of the same push are still here
+    batch: list[int]  # one cell, shared by the parcels of a push: how many of them are still here
     arrived: float
 
 
@@ -33,7 +34,7 @@ class _Lane:
     entries: int = 0  # pending ones
     pushed: int = 0
     settled: int = 0
-    flush_until: int = 0  # somebody waits for everything up to here
+    flush_until: int = 0  # a flush waits for everything up to here
     lease: int = 0  # number of the live lease, 0 for none
     not_before: float = 0.0
 
@@ -42,7 +43,7 @@ class MemoryBroker:
     """Lanes as deques under one condition."""
 
     name = "embedded"
-    in_process = True
+    in_process: Literal[True] = True
 
     def __init__(self, lanes: int, capacity: int) -> None:
         self._lanes = [_Lane() for _ in range(lanes)]
@@ -72,12 +73,6 @@ class MemoryBroker:
                 self._change.notify_all()
         return Pushed()
 
-    def open(self) -> None:
-        """Always ready."""
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
     @property
     def room(self) -> int:
         """How many more batches fit."""
@@ -88,17 +83,14 @@ class MemoryBroker:
             return tuple(lane.pushed for lane in self._lanes)
 
     def is_durable(self, mark: Mark) -> bool:
-        with self._change:  # only the store is safe
+        with self._change:  # nothing here is, only what the store has
             return self._settled(mark)
-
-    def needs_replay(self) -> bool:
-        return False  # nobody else can lose it
 
     def _settled(self, mark: Mark) -> bool:
         return all(lane.settled >= end for lane, end in zip(self._lanes, mark, strict=True))
 
     def flush_until(self, mark: Mark) -> None:
-        """Do not linger for anything up to ``mark``."""
+        """Stop lingering for anything up to ``mark``."""
         with self._change:
             for lane, end in zip(self._lanes, mark, strict=True):
                 lane.flush_until = max(lane.flush_until, end)
@@ -167,8 +159,8 @@ class MemoryBroker:
 
     # -- the thread that drains
 
-    def tend(self, timeout: float) -> int | None:
-        """The lane whose oldest parcel has waited longest, of those with work that are not put off."""
+    def next_ready_lane(self, timeout: float) -> int | None:
+        """The lane with work whose oldest parcel has waited longest, but for deferred lanes; None in the end."""
         deadline = time.monotonic() + timeout
         with self._change:
             while True:
@@ -187,12 +179,12 @@ class MemoryBroker:
                 self._change.wait(min(wake, deadline) - now)
 
     def defer(self, lane: int, seconds: float) -> None:
-        """Leave the lane alone for a while: its place failed."""
+        """Leave the lane alone for so long: its storage is unavailable."""
         with self._change:
             self._lanes[lane].not_before = time.monotonic() + seconds
 
     def wake(self) -> None:
-        """End a wait of :meth:`tend`, present or next."""
+        """End a wait of :meth:`next_ready_lane`, present or next."""
         with self._change:
             self._kicked = True
             self._change.notify_all()

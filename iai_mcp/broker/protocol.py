@@ -1,22 +1,42 @@
-"""What a broker promises the queue and the drain.
+"""What a broker promises to drains and to the write queue.
 
-A lane is a FIFO of parcels with at most one lease. What was claimed stays *in flight* until it is
-acknowledged under the same lease; whoever claims next gets it again first. So a drain that dies at any
-point loses nothing and overtakes nothing.
+A lane is a FIFO of parcels with at most one lease. A claimed parcel stays *in flight* until it is acknowledged
+under the same lease; the next claim begins with it. A drain that dies at any point therefore loses nothing and
+changes no order.
+
+A drain needs a :class:`DrainBroker`. A queue needs a :class:`WriteBroker` and one of two kinds of upkeep: the
+lanes of an :class:`EmbeddedBroker` are drained by the queue's own thread, those of a :class:`RemoteBroker` by
+workers in other processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from iai_mcp.entries.parcel import Parcel
 
-__all__ = ["Broker", "Claimed", "LaneStats", "Lease", "MalformedItem", "Mark", "Pushed", "QueueBroker", "Refused"]
+if TYPE_CHECKING:
+    import redis
+
+__all__ = [
+    "Claimed",
+    "DrainBroker",
+    "EmbeddedBroker",
+    "LaneStats",
+    "Lease",
+    "MalformedItem",
+    "Mark",
+    "Pushed",
+    "QueueBroker",
+    "Refused",
+    "RemoteBroker",
+    "WriteBroker",
+]
 
 Mark = tuple[int, ...]
-"""A point in the stream: for each lane how many parcels had been pushed."""
+"""A point in the stream of every lane, as the broker counts what was pushed into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +46,19 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker did not take the parcels, or may not have (a reply was lost): spill them."""
+    """The broker did not take the parcels, or a reply was lost and it may not have: spill them."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to drain one lane. ``token`` only grows; None where no other process can hold a lease.
+    """The right to drain one lane.
 
-    ``inherited``: how many items another process has left in flight.
+    Attributes:
+        token: the fencing token, higher than that of every lease before; None where no other process can hold one.
+        holder: names the lease to the broker.
+        inherited: number of items that another process has left in flight.
     """
 
     lane: int
@@ -46,7 +69,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class MalformedItem:
-    """An item of a lane that is no parcel."""
+    """An item of a lane that cannot be read as a parcel."""
 
     raw: bytes
     reason: str
@@ -57,8 +80,15 @@ Claimed = Parcel | MalformedItem
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """One lane now: entries pending and in flight, the age in seconds of the oldest of them, and who drains it
-    since how many seconds without a sign of life."""
+    """The state of one lane.
+
+    Attributes:
+        pending: entries that wait to be claimed.
+        in_flight: entries that are claimed and not acknowledged.
+        oldest_s: age of the oldest of both in seconds; None where the lane is empty.
+        holder: who leases the lane; None without a lease, and for embedded lanes.
+        lease_age_s: seconds since the holder's last sign of life.
+    """
 
     lane: int
     pending: int
@@ -68,30 +98,18 @@ class LaneStats:
     lease_age_s: float | None = None
 
 
-class Broker(Protocol):
-    """The lanes of one store."""
-
-    name: str
-
-    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
-        """Append all parcels of one call to their lanes, or none of them. Never raises, never blocks long.
-
-        ``replay`` marks parcels that come back from a spill, one at a time as far as capacity goes. ``waited``:
-        seconds of its budget that the call has spent before.
-        """
-        ...
+class DrainBroker(Protocol):
+    """What a drain needs. Every method raises BrokerUnavailable where the broker does not answer."""
 
     def lease(self, lane: int, floor: int = 0) -> Lease | None:
-        """Take the lane under a token above ``floor``; None while another holder's lease lives.
-
-        Like every method of a drain, raises BrokerUnavailable where the broker does not answer.
-        """
+        """Take the lane under a token above ``floor``; None while another lease lives."""
         ...
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
-        """What is in flight, else up to ``max_entries`` entries (but one parcel at least), now in flight.
+        """Claim the items in flight, else at least one parcel and up to ``max_entries`` entries.
 
-        Waits for more until ``linger`` seconds after the oldest one's push. Empty when the lane is.
+        Waits for more until ``linger`` seconds after the push of the oldest one. Returns an empty list where the
+        lane is empty.
 
         Raises:
             LeaseLost: the lease has passed on.
@@ -107,35 +125,32 @@ class Broker(Protocol):
         ...
 
     def release(self, lease: Lease, *, if_empty: bool = False) -> bool:
-        """Give the lane back; harmless where the lease is lost.
+        """Give the lane back; harmless where the lease has passed on.
 
-        With ``if_empty`` a lane that has got new work is kept, and False returned: between a last empty
-        claim and the release nobody else would have been called.
+        With ``if_empty`` a lane that has new work is kept and the answer is False: no other drain has been called
+        for work that came between the last claim and the release.
         """
         ...
 
-    def stats(self) -> list[LaneStats]:
-        """One row per lane."""
-        ...
 
+class WriteBroker(Protocol):
+    """What a queue needs of every broker."""
 
-class QueueBroker(Broker, Protocol):
-    """What the queue needs beside: its background thread, its barrier and its end."""
+    name: str
 
-    in_process: bool
-    """Whether entries wait in this process's memory, so that stopping means draining."""
+    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
+        """Append all parcels of one call to their lanes, or none of them. Never raises and never blocks for long.
 
-    def close(self) -> None:
-        """Let go of connections; :meth:`open` works again afterwards."""
-        ...
-
-    def open(self) -> None:
-        """Get ready before the first push, within a second or so; failing is no error."""
+        Args:
+            parcels: at most one for each lane, unless it is a replay.
+            replay: the parcels come from a spill; each counts as a batch of its own.
+            waited: seconds of the push's time budget that are spent already.
+        """
         ...
 
     @property
     def room(self) -> int:
-        """How many further parcels of a replay fit now."""
+        """How many parcels of a replay fit now."""
         ...
 
     def mark(self) -> Mark:
@@ -143,40 +158,80 @@ class QueueBroker(Broker, Protocol):
         ...
 
     def is_durable(self, mark: Mark) -> bool:
-        """Whether everything up to ``mark`` outlives this process, so that the spill may let go of it."""
-        ...
-
-    def needs_replay(self) -> bool:
-        """Whether what was replayed and never durable may be gone and must be replayed anew.
-
-        Says so once; until it is asked the broker takes nothing, lest that be overtaken.
-        """
+        """Whether everything up to ``mark`` outlives this process, so that its spill files may go."""
         ...
 
     def wait_settled(self, mark: Mark, timeout: float) -> bool:
         """Wait until everything up to ``mark`` is acknowledged; False after ``timeout`` seconds."""
         ...
 
-    def flush_until(self, mark: Mark) -> None:
-        """Do not linger for anything up to ``mark``."""
-        ...
-
-    def tend(self, timeout: float) -> int | None:
-        """Look after the lanes for up to ``timeout`` seconds; a lane that this process must drain now."""
-        ...
-
-    def defer(self, lane: int, seconds: float) -> None:
-        """Leave a lane alone for a while: its store failed."""
-        ...
-
-    def wake(self) -> None:
-        """End a wait of :meth:`tend`, present or next."""
-        ...
-
     def wait_change(self, timeout: float) -> None:
         """Wait until something moves, at most ``timeout`` seconds."""
         ...
 
-    def drain_remaining(self) -> list[Parcel]:
-        """Everything that would die with this process, in order; it is the caller's now."""
+    def wake(self) -> None:
+        """End the wait of the background thread: the present one, else the next one."""
         ...
+
+    def stats(self) -> list[LaneStats]:
+        """The state of every lane."""
+        ...
+
+
+class EmbeddedBroker(WriteBroker, DrainBroker, Protocol):
+    """Lanes in this process's memory: the queue drains them, and stopping means draining."""
+
+    in_process: Literal[True]
+
+    def next_ready_lane(self, timeout: float) -> int | None:
+        """The lane with work whose oldest parcel has waited longest; None after ``timeout`` seconds."""
+        ...
+
+    def defer(self, lane: int, seconds: float) -> None:
+        """Leave a lane alone for so long: its storage is unavailable."""
+        ...
+
+    def flush_until(self, mark: Mark) -> None:
+        """Stop lingering for anything up to ``mark``."""
+        ...
+
+    def drain_remaining(self) -> list[Parcel]:
+        """Empty all lanes; the parcels, in order, are the caller's now. Leases end."""
+        ...
+
+
+class RemoteBroker(WriteBroker, Protocol):
+    """Lanes on a server: workers in other processes drain them, and the queue keeps the connection."""
+
+    in_process: Literal[False]
+
+    trouble: str | None
+    """Why the broker takes nothing just now; None where it does."""
+
+    @property
+    def control(self) -> redis.Redis:
+        """The client for everything but pushes."""
+        ...
+
+    def open(self) -> None:
+        """Connect, within a second or so; a failure is no error, :meth:`run_once` tries again."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections; :meth:`open` works again afterwards."""
+        ...
+
+    def run_once(self, timeout: float) -> None:
+        """Wait for work up to ``timeout`` seconds, then connect, ring doorbells and sweep as far as due."""
+        ...
+
+    def needs_replay(self) -> bool:
+        """Whether what was replayed and never durable may be lost, so that it must be replayed anew.
+
+        Answers True once. Until it is asked the broker takes nothing, so that nothing overtakes that replay.
+        """
+        ...
+
+
+QueueBroker = EmbeddedBroker | RemoteBroker
+"""The broker of a queue; ``in_process`` tells which."""

@@ -1,7 +1,7 @@
-"""The command line: one Typer app, whose errors are one line on stderr and whose results are alone on stdout.
+"""Owns the Typer app that holds all commands, the exit codes and the form of errors: one line on stderr.
 
-Exit codes: 0 done, 1 trouble with the place or part of the work, 2 wrong input, 130 interrupted. Whatever is
-slow to import is imported inside the commands, so that ``--help`` answers at once.
+Exit codes: 0 done, 1 a failure or part of the work undone, 2 wrong input, 130 interrupted. Commands import what
+is slow to import themselves, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from iai_mcp._version import __version__
 from iai_mcp.cli import (
     config,
     dead_letters,
+    demo,
     health,
+    hook,
     import_,
     memories,
     provenance,
@@ -32,7 +34,7 @@ from iai_mcp.errors import IaiMcpError, UsageError
 
 __all__ = ["app", "main"]
 
-# What Typer raises for a wrong option: click's own class or Typer's copy of it, which differs by version.
+# The class that Typer raises for a wrong option: click's own or Typer's copy of it, depending on the version.
 _ParserError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 
 
@@ -60,16 +62,16 @@ class _Commands(TyperGroup):
         return code
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the order in which a newcomer needs them."""
+        """The commands in the order in which a newcomer needs them."""
         return [*self.commands]
 
 
 def _exit_code(error: Exception) -> int | None:
-    """Say what is wrong; the exit code, or None for an error that nobody expected."""
+    """Print an expected error and return its exit code; None: the error is unexpected."""
     if isinstance(error, typer.Abort):
         return 130
     if isinstance(error, BrokenPipeError):
-        # Who read us has left; the interpreter's own flush at exit must not complain about it either.
+        # The reader of stdout is gone; the interpreter's flush at exit must not report that again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, _ParserError):
@@ -92,8 +94,8 @@ def _plain_words(error: Exception) -> str:
 
 def _with_help(error: Any) -> str:
     context = getattr(error, "ctx", None)
-    said = str(error.format_message()).rstrip(".").replace(": Value error, ", ": ")
-    return f"{said}; see `{context.command_path} --help`" if context else said
+    message = str(error.format_message()).rstrip(".").replace(": Value error, ", ": ")
+    return f"{message}; see `{context.command_path} --help`" if context else message
 
 
 app = typer.Typer(
@@ -125,12 +127,13 @@ def _root(
         typer.echo(context.get_help())
 
 
-status.register_demo(app)
+demo.register(app)
 import_.register(app)
 memories.register(app)
 provenance.register(app)
 status.register(app)
 server.register(app)
+hook.register(app)
 workers.register(app)
 dead_letters.register(app)
 health.register(app)
@@ -140,10 +143,10 @@ transfer.register(app)
 
 def main() -> None:
     """Run the command line with this process's arguments, and exit."""
-    if sys.stdout is None:  # `>&-`: else the first file that is opened would be what others take for stdout
+    if sys.stdout is None:  # `>&-`: the next file to be opened would become stdout
         sys.stdout = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 1), "w")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # a memory may hold what the terminal's encoding lacks
+        if reconfigure is not None:  # the terminal's encoding may lack a memory's characters
             reconfigure(errors="backslashreplace")
     app(prog_name="iai-mcp")

@@ -1,6 +1,6 @@
-"""What all commands share: their options, the open store, and how results, errors and progress are written.
+"""Owns what all commands share: common options, the open store, and the output of results, errors and progress.
 
-stdout carries results only: either one JSON document or text for people. Everything else goes to stderr.
+stdout carries results only: one JSON document, or text for people. Everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
 
+from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.errors import BadParams, ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ __all__ = [
     "traced",
 ]
 
-PIPE_WIDTH = 10_000  # a pipe has no width: no path, id or cue is cut in two there
+PIPE_WIDTH = 10_000  # a pipe has no width: this keeps paths, ids and cues in one piece
 
 Store = Annotated[
     str | None,
@@ -60,36 +61,41 @@ Store = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")]
-Offset = Annotated[int, typer.Option(min=0, help="Skip so many first.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=RESULTS_MAX, help="Maximum number of results.")]
+Offset = Annotated[int, typer.Option(min=0, help="Number of results to skip.")]
 OnlySession = Annotated[str | None, typer.Option("--session", "-s", help="Only memories of this session.")]
 OnlyRole = Annotated[str | None, typer.Option("--role", help="Only memories said in this role.")]
 OnlyTags = Annotated[
     list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="Only memories with this tag; repeatable.")
 ]
 Since = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Not before, e.g. 2026-11-23, ...T14:00Z, or 2h, 7d (ago).")
+    str | None,
+    typer.Option(metavar="TIME", help="Not before this time: 2026-11-23, ...T14:00Z, or 2h, 7d (ago)."),
 ]
 Until = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Before this time, e.g. 2026-11-23 or 30m (UTC unless it says).")
+    str | None, typer.Option(metavar="TIME", help="Before this time, in the same forms; UTC if no zone is given.")
 ]
 
 
 def error_line(message: str) -> None:
-    """Say on stderr, in one line, what is wrong."""
+    """Write an error to stderr, on one line."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
 
 
 def note(message: str) -> None:
-    """Say something on stderr that is no result."""
+    """Write to stderr what is not a result."""
     typer.echo(message, err=True)
 
 
 def loaded(*also: str, token_file: Path | None = None) -> Settings:
-    """The settings, with the log (that of the loggers ``also`` too) going to stderr from now on.
+    """Load the settings, and send the log to stderr from now on.
+
+    Args:
+        also: names of further loggers to send to stderr.
+        token_file: a file with a secret; a warning tells if other users may read it.
 
     Raises:
-        ConfigError: a setting cannot be used.
+        ConfigError: a setting has a value that cannot be used.
     """
     from iai_mcp.config import Settings, exposed
     from iai_mcp.telemetry import events
@@ -97,12 +103,17 @@ def loaded(*also: str, token_file: Path | None = None) -> Settings:
     settings = Settings.load()
     events.configure(settings.log_level, as_json=settings.log_format == "json", also=also)
     for path in exposed(None, token_file):
-        events.log.warning("%s holds a secret and every user may read it: chmod 600 it", path)
+        events.log.warning("%s holds a secret and every user may read it: run chmod 600 on it", path)
     return settings
 
 
 def settled(path: str | None) -> Settings:
-    """The settings, with the store at ``path`` where that is given, and the log going to stderr."""
+    """Load the settings, with the store at ``path`` if that is given, and send the log to stderr.
+
+    Raises:
+        UsageError: ``path`` is empty.
+        ConfigError: a setting has a value that cannot be used.
+    """
     from dataclasses import replace
     from pathlib import Path
 
@@ -114,12 +125,13 @@ def settled(path: str | None) -> Settings:
 
 @contextmanager
 def opened(path: str | None, *, make: bool = False) -> Iterator[MemoryStore]:
-    """The store at ``path`` (default: as the settings say), with the log going to stderr.
+    """Open the store at ``path`` (default: the configured one) for the block, and send the log to stderr.
 
-    ``make``: where ``path`` names none, make it; without, it is taken for a slip of the pen.
+    Args:
+        make: create the store if ``path`` does not exist. Without it, such a path counts as a typing error.
 
     Raises:
-        ConfigError: there is nothing at ``path``.
+        ConfigError: ``path`` does not exist, and ``make`` is not set.
     """
     settings = settled(path)
     if path is not None and not make and not settings.store_path.exists():
@@ -132,7 +144,7 @@ def opened(path: str | None, *, make: bool = False) -> Iterator[MemoryStore]:
 
 @contextmanager
 def traced(store: MemoryStore) -> Iterator[None]:
-    """Leave the trace to the workers where Redis is configured; it is in Redis, or in the spill, at the end."""
+    """Use the queue for the block if Redis is configured: at the end the trace is in Redis or in the spill."""
     if not store.settings.redis_url:
         yield
         return
@@ -144,34 +156,34 @@ def traced(store: MemoryStore) -> Iterator[None]:
 
 
 def print_json(document: dict[str, Any], *, line: bool = False) -> None:
-    """Write the one JSON document of a command, or one ``line`` of several."""
+    """Write the JSON document of a command; ``line``: on one line, as one of several."""
     import msgspec
 
     text = msgspec.json.encode(document)
     text = text if line else msgspec.json.format(text, indent=2)
-    sys.stdout.buffer.write(text + b"\n")  # UTF-8, whatever the terminal speaks
+    sys.stdout.buffer.write(text + b"\n")  # UTF-8 for every terminal encoding
     sys.stdout.buffer.flush()
 
 
 def coloured() -> bool:
-    """Whether stdout takes colours: a terminal that can, and nobody has said NO_COLOR."""
+    """Whether stdout takes colours: a terminal that can show them, and NO_COLOR is not set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def screen(width: int | None = None) -> Console:
-    """stdout for people: colours on a terminal only; ``width`` counts where there is none."""
+    """stdout for people, with colours on a terminal only; ``width``: columns where there is no terminal."""
     from rich.console import Console
 
-    plainly = None if os.environ.get("NO_COLOR") else "auto"
-    found = Console(highlight=False, markup=False, emoji=False, color_system=cast("Any", plainly))
-    if not found.is_terminal:
-        found.width = width or PIPE_WIDTH
-        found.file = cast("IO[str]", _Trimmed())
-    return found
+    colours = None if os.environ.get("NO_COLOR") else "auto"
+    console = Console(highlight=False, markup=False, emoji=False, color_system=cast("Any", colours))
+    if not console.is_terminal:
+        console.width = width or PIPE_WIDTH
+        console.file = cast("IO[str]", _Trimmed())
+    return console
 
 
 class _Trimmed:
-    """stdout without the blanks with which Rich fills its lines: they are noise to another program."""
+    """stdout without the trailing blanks of Rich's lines, which other programs would have to strip."""
 
     def write(self, text: str) -> int:
         return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
@@ -188,14 +200,14 @@ def stderr() -> Console:
 
 
 class Show(Protocol):
-    """What draws progress: so much is done, of so much in all (None: nobody knows), and of what."""
+    """Draws progress: ``done`` of ``total`` steps (None: unknown) of the activity ``what``."""
 
     def __call__(self, done: int, total: int | None = None, what: str | None = None) -> object: ...
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Show]:
-    """A bar on stderr while the block runs; nothing where stderr is no terminal."""
+    """Show a bar on stderr while the block runs; show nothing if stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total=None, what=None: None
         return
@@ -212,7 +224,11 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def moment(option: str, value: str | None) -> datetime | None:
-    """The time that ``option`` was given, in UTC: ISO 8601, or so long ago."""
+    """The value of a time option, in UTC: an ISO 8601 time, or a span such as 2h, which counts back from now.
+
+    Raises:
+        BadParams: ``value`` is neither.
+    """
     from iai_mcp.common.times import parse_ts
 
     if value is None:
@@ -226,7 +242,7 @@ def moment(option: str, value: str | None) -> datetime | None:
     if time is None:
         raise BadParams(
             f"{option} {value!r} is not an ISO 8601 time, such as 2026-11-23 or 2026-11-23T14:00Z, "
-            "nor so long ago, such as 30m, 2h or 7d"
+            "nor a span back from now, such as 30m, 2h or 7d"
         )
     return time
 
@@ -234,7 +250,11 @@ def moment(option: str, value: str | None) -> datetime | None:
 def filters_of(
     session: str | None, tags: list[str] | None, role: str | None, since: str | None, until: str | None
 ) -> Filters:
-    """The options that choose memories, as the store takes them."""
+    """The options that choose memories, as the store takes them.
+
+    Raises:
+        BadParams: a time cannot be read.
+    """
     from iai_mcp.store import Filters
 
     return Filters(session, tags or [], role, moment("--since", since), moment("--until", until))

@@ -1,4 +1,4 @@
-"""``iai-mcp config``: each setting as it is now, and where it comes from; secrets are never shown."""
+"""Owns the command ``config``: every setting with its value and source. It never shows a secret."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def register(app: typer.Typer) -> None:
 
 def config(
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print what there is to set, as the table of docs/configuration.md.")
+        bool, typer.Option("--markdown", help="Print all settings as the table of docs/configuration.md.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show every setting, its value and where that comes from; secrets stay hidden."""
+    """Show every setting, its value and its source; secrets stay hidden."""
     from iai_mcp.config import look, table, unknown
 
     if as_markdown and as_json:
@@ -39,8 +39,8 @@ def config(
         return
     found = look()
     for name in unknown():
-        meant = get_close_matches(name, [one.variable for one in found], 1)
-        note(f"note: {name} is no setting{f': did you mean {meant[0]}?' if meant else ''}")
+        close = get_close_matches(name, [one.variable for one in found], 1)
+        note(f"note: {name} is not a setting{f': did you mean {close[0]}?' if close else ''}")
     if as_json:
         print_json({one.variable: {"value": _shown(one), "source": one.source} for one in found})
         return
@@ -56,7 +56,7 @@ def config(
 
 
 def _shown(one: Found) -> str | float | None:
-    """The value, of a secret only that there is one; of the address of Redis all but the password."""
+    """The value; stars for a secret; the address of Redis without its password."""
     if not one.secret or not one.value:
         return one.value
     if one.name != "redis_url":

@@ -1,4 +1,4 @@
-"""``iai-mcp dead``: look at the entries that could not be applied, try them again, or drop them."""
+"""Owns the group ``dead``: list, show, retry and drop the trace entries that could not be applied."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["register", "retry_letters"]
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The letters' ids.")]
-All = Annotated[bool, typer.Option("--all", help="Every letter.")]
+All = Annotated[bool, typer.Option("--all", help="All letters.")]
 BATCH = 256
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to ``app``."""
     group = typer.Typer(
-        help="Look at trace entries that could not be applied, retry or drop them.",
+        help="Show, retry or drop trace entries that could not be applied.",
         epilog="Example: iai-mcp dead retry --all",
         no_args_is_help=False,
     )
@@ -80,11 +80,11 @@ def _retry(ids: Ids = None, every: All = False, as_json: Json = False, store: St
     if as_json:
         print_json(report)
     else:
-        typer.echo(f"{report['applied']} applied, {report['duplicate']} were applied before")
+        typer.echo(f"{report['applied']} applied, {report['duplicate']} already applied")
     if report["unknown"]:
         note(f"{report['unknown']} dropped: their memory is gone")
     if report["raw"]:
-        note(f"{len(report['raw'])} hold raw bytes, which cannot be retried: see them with `dead show`, drop them")
+        note(f"{len(report['raw'])} hold raw bytes, which cannot be retried: see `dead show`, then `dead drop`")
     for failed in report["failed"]:
         note(f"{failed['id']} failed again: {' '.join(failed['reason'].split())}")
     if report["failed"] or (report["raw"] and not every):
@@ -103,10 +103,14 @@ def _drop(ids: Ids = None, every: All = False, as_json: Json = False, store: Sto
 
 
 def retry_letters(store: MemoryStore, letters: list[DeadLetter]) -> dict[str, Any]:
-    """Apply ``letters`` and remove those that are in the store now, or whose memory is gone.
+    """Apply ``letters``, and remove those that are in the store now or whose memory is gone.
+
+    Returns:
+        Counts ``applied``, ``duplicate`` (applied before) and ``unknown`` (memory gone), ``failed`` as
+        ``{"id", "reason"}``, and the ids of ``raw`` letters.
 
     Raises:
-        StoreUnavailable: the place fails; the letters that were not reached stay.
+        StoreUnavailable: the storage fails; the letters not yet applied stay.
     """
     report: dict[str, Any] = {"applied": 0, "duplicate": 0, "unknown": 0, "failed": [], "raw": []}
     report["raw"] = [letter.id for letter in letters if letter.pair is None]
@@ -120,8 +124,8 @@ def _retry_batch(store: MemoryStore, letters: list[DeadLetter], report: dict[str
     try:
         done = _apply(store, letters)
     except OSError:
-        raise  # the place fails, for every letter alike
-    except Exception as error:  # noqa: BLE001  whatever made it a dead letter may do so again
+        raise  # the storage fails: a retry of single letters would fail too
+    except Exception as error:  # noqa: BLE001  the cause of the dead letter may persist, of any type
         if len(letters) == 1:
             report["failed"].append({"id": letters[0].id, "reason": f"{type(error).__name__}: {error}"})
             return
@@ -135,10 +139,12 @@ def _retry_batch(store: MemoryStore, letters: list[DeadLetter], report: dict[str
 def _apply(store: MemoryStore, letters: list[DeadLetter]) -> AppendReport:
     from iai_mcp.storage.exclusions import ExclusionReason
 
-    # Noted first: later entries of the same producers have their rows by now.
+    # First, because later entries of the same producers have their rows by now.
     store.exclusions.add(ExclusionReason.LATE, [key for letter in letters for key in letter.keys])
     done = store.append_provenance_batch([letter.pair for letter in letters if letter.pair is not None])
-    _letters(store).remove([letter.id for letter in letters])  # after the commit: its key makes a repetition safe
+    _letters(store).remove(
+        [letter.id for letter in letters]
+    )  # after the commit: the entry's key makes a repetition safe
     return done
 
 
@@ -150,7 +156,7 @@ def _letters(store: MemoryStore) -> DeadLetters:
 
 def _chosen(letters: DeadLetters, ids: list[str] | None, every: bool) -> list[DeadLetter]:
     if bool(ids) == every:
-        raise UsageError("say which letters: either ids (see `iai-mcp dead list`) or --all")
+        raise UsageError("give either ids (see `iai-mcp dead list`) or --all")
     found = letters.find(ids or [])
     missing = sorted(set(ids or []) - {letter.id for letter in found})
     if missing:

@@ -1,107 +1,31 @@
-"""How the demo tells a newcomer what just happened, on a terminal of 80 columns."""
+"""Owns the command ``demo``: :mod:`~iai_mcp.cli.demo_run` runs it, :mod:`~iai_mcp.cli.demo_report` prints it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import typer
 
-from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table
-from rich.text import Text
+from iai_mcp.cli.common import Json, Store, loaded, print_json, progress, screen
 
-from iai_mcp.cli.tables import pipeline, trail
-from iai_mcp.cli.text import one_line
+__all__ = ["register"]
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-__all__ = ["tell"]
-
-SHOWN_QUESTIONS = 4
-SHOWN_HITS = 2
+WIDTH = 80  # columns of the report
 
 
-def tell(out: Console, facts: Mapping[str, Any]) -> None:
-    """Print the demo's facts."""
-    _remembered(out, facts)
-    _asked(out, facts)
-    _traced(out, facts["most_recalled"])
-    out.print(_head("Where the trace is now"))
-    out.print(Padding(pipeline(facts["status"]), (0, 0, 0, 2)))
-    _paid(out, facts["cost"])
-    _next(out, facts["store"])
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command(epilog="Example: iai-mcp demo")(demo)
 
 
-def _head(title: str) -> Rule:
-    return Rule(Text(title, "bold"), align="left", style="dim", characters="─")
+def demo(as_json: Json = False, store: Store = None) -> None:
+    """See it work in ten seconds: three clients ask Python's own documentation, each recall leaves a trace."""
+    from iai_mcp.cli.demo_run import run
 
+    settings = loaded()
+    with progress("starting") as show:
+        facts = run(settings, store, progress=show)
+    if as_json:
+        print_json(facts)
+        return
+    from iai_mcp.cli.demo_report import print_report
 
-def _remembered(out: Console, facts: Mapping[str, Any]) -> None:
-    taken = facts["memories"]
-    number = taken["added"] + taken["existing"]
-    out.print(_head("Remember"))
-    out.print(
-        f"  {number} passages of Python's own language reference, kept as memories in {taken['seconds']:.1f} s."
-    )
-    out.print()
-
-
-def _asked(out: Console, facts: Mapping[str, Any]) -> None:
-    questions, clients = facts["questions"], facts["clients"]
-    out.print(_head("Recall"))
-    names = ", ".join(f"{one['session_id']} ({one['client']})" for one in clients)
-    said = f"{len(clients)} clients at once: {names}. Each asked {len(questions)} questions, such as:"
-    out.print(Padding(Text(said), (0, 2)))
-    out.print()
-    for question in questions[:SHOWN_QUESTIONS]:
-        out.print(Text(f"  {question['cue']}", "bold"))
-        out.print(_answers(question["hits"][:SHOWN_HITS]))
-
-
-def _answers(hits: list[dict[str, Any]]) -> Padding:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
-    for hit in hits:
-        title, _, body = hit["text"].partition("\n\n")
-        said = Text(f"{one_line(title, 60)}: ", "green").append(
-            one_line(body, 136 - min(60, len(title))), "default"
-        )
-        table.add_row(f"{hit['score']:.2f}", said)
-    return Padding(table, (0, 0, 1, 4))
-
-
-def _traced(out: Console, memory: Mapping[str, Any]) -> None:
-    out.print(_head("Every recall left a trace: the memory that was recalled most"))
-    title, _, body = memory["text"].partition("\n\n")
-    out.print(Padding(Text(f"{one_line(title, 60)}: ", "green").append(one_line(body, 120), "default"), (0, 2)))
-    entries = sorted(memory["provenance"], key=lambda entry: str(entry.get("ts")))[-12:]
-    out.print(Padding(trail(entries, 80, of_one_record=True), (0, 0, 0, 2)))
-
-
-def _paid(out: Console, cost: Mapping[str, Any]) -> None:
-    out.print(_head("What the trace cost"))
-    share = cost["provenance_ms_p50"] / cost["total_ms_p50"] if cost["total_ms_p50"] else 0.0
-    out.print(
-        f"  A recall took {cost['total_ms_p50']:.1f} ms, its trace {cost['provenance_ms_p50']:.3f} ms of them "
-        f"({share:.2%}).\n"
-        f"  Without a trace, in the same run: {cost['total_ms_p50_without_trace']:.1f} ms.\n"
-        f"  (medians, three at once; {cost['recalls']} recalls, {cost['entries']} trace entries, all written)"
-    )
-    out.print()
-
-
-def _next(out: Console, store: str | None) -> None:
-    out.print(_head("Next"))
-    lines = [
-        ("iai-mcp import ~/notes ~/.claude/projects", "remember your own files"),
-        ('iai-mcp recall "what did we decide?"', "ask them"),
-        ("iai-mcp provenance", "see who asked what"),
-    ]
-    if store is not None:
-        lines = [(f"iai-mcp status --store {store}", "the demo's store, which was kept"), *lines]
-    table = Table.grid(padding=(0, 3))
-    for command, what in lines:
-        table.add_row(Text(command, "bold"), Text(what, "dim"))
-    out.print(Padding(table, (0, 2)))
+    print_report(screen(width=WIDTH), facts)

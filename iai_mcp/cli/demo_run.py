@@ -1,7 +1,10 @@
-"""``iai-mcp demo``: the whole system on real input that every machine has, Python's own language reference.
+"""Runs the demo: the whole system on Python's own language reference, which every machine has. Owns no command.
 
-About 200 passages become memories, three clients at once ask a dozen questions, and the trace tells who asked
-what. The store is thrown away afterwards unless a folder is given.
+1. About 200 passages become memories.
+2. Three clients ask a dozen questions each, all at once.
+3. The trace shows which client asked what.
+
+The store lies in a temporary folder unless a folder is given.
 """
 
 from __future__ import annotations
@@ -44,27 +47,30 @@ QUESTIONS = (
     "how do I wait for a coroutine?",
     "how do I add an item to the end of a list?",
 )
-CLIENTS = (("editor", "ada"), ("chat", "ben"), ("agent", "nightly"))  # client, session
+CLIENTS = (("editor", "ada"), ("chat", "ben"), ("agent", "nightly"))  # (client, session)
 HITS = 5
 
-_NAMESPACE = uuid.UUID("0e0b7d0b-1b39-5f0e-9a0c-6d1c3f2f7a52")  # the same passages have the same ids
-_PASSAGE = 800  # characters that paragraphs are merged up to
+_NAMESPACE = uuid.UUID("0e0b7d0b-1b39-5f0e-9a0c-6d1c3f2f7a52")  # equal passages get equal ids
+_PASSAGE = 800  # characters up to which paragraphs are merged
 _WANTED = 220
 
 
 def run(settings: Settings, store: str | None = None, *, progress: Show) -> dict[str, Any]:
-    """Do all of it; what happened, as plain JSON types.
+    """Run the demo and return its facts as plain JSON types.
 
     Args:
-        store: a folder that is kept; None takes one that is removed afterwards.
-        progress: called with (steps done, steps in all, what is being done).
+        store: a folder to keep; None uses a temporary one.
+        progress: called with (steps done, steps in all, the current activity).
+
+    Raises:
+        IaiMcpError: Python's documentation is not installed, or the store fails.
     """
     with _opened(settings, store) as memories:
         texts = list(passages())
         steps = len(texts) + 2 * len(CLIENTS) * len(QUESTIONS)
         progress(0, steps, "remembering")
         started = time.perf_counter()
-        taken = ingest(
+        kept = ingest(
             memories, texts, batch=32, on_batch=lambda report: progress(report.read, steps, "remembering")
         )
         seconds = time.perf_counter() - started
@@ -73,8 +79,8 @@ def run(settings: Settings, store: str | None = None, *, progress: Show) -> dict
             answers = _ask_all(memories, lambda done: progress(len(texts) + done, steps, "asking"))
             return {
                 "store": str(memories.path) if store is not None else None,
-                "memories": _taken_dict(taken, seconds),
-                **_told(memories, answers),
+                "memories": _import_facts(kept, seconds),
+                **_recall_facts(memories, answers),
             }
         finally:
             memories.disable_provenance_queue()
@@ -88,25 +94,25 @@ def _opened(settings: Settings, store: str | None) -> Iterator[MemoryStore]:
         yield MemoryStore(store, settings=settings)
         return
     with tempfile.TemporaryDirectory(prefix="iai-mcp-demo-", ignore_cleanup_errors=True) as folder:
-        apart = replace(settings, spill_dir=Path(folder, "spill"), redis_url="")  # no worker knows this store
+        apart = replace(settings, spill_dir=Path(folder, "spill"), redis_url="")  # no worker serves this store
         yield MemoryStore(Path(folder, "store"), settings=apart)
 
 
-# --- what is remembered ----------------------------------------------------------------------------------
+# --- passages --------------------------------------------------------------------------------------------
 
 
 def passages(wanted: int = _WANTED) -> list[Passage]:
     """Up to ``wanted`` passages of Python's language reference: whole topics, the shortest first.
 
     Raises:
-        IaiMcpError: this Python came without ``pydoc_data``.
+        IaiMcpError: this Python has no ``pydoc_data``.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise IaiMcpError(
-            "the demo reads Python's own documentation, and this Python came without it (pydoc_data): "
-            "install the whole standard library, or import files of your own"
+            "the demo needs Python's own documentation (pydoc_data), which this Python does not have: "
+            "install the complete standard library, or import files of your own"
         ) from None
     found: list[Passage] = []
     for topic, text in sorted(topics.items(), key=lambda item: (len(item[1]), item[0])):
@@ -117,7 +123,7 @@ def passages(wanted: int = _WANTED) -> list[Passage]:
 
 
 def _cut(topic: str) -> list[str]:
-    """A topic in pieces of whole paragraphs, each below the topic's title."""
+    """Cut a topic into pieces of whole paragraphs; each piece starts with the topic's title."""
     title, _, body = topic.strip().partition("\n")
     pieces = [""]
     for paragraph in body.lstrip("*=-\n").split("\n\n"):
@@ -141,7 +147,7 @@ def _passage(topic: str, number: int, text: str) -> Passage:
     )
 
 
-# --- who asks --------------------------------------------------------------------------------------------
+# --- recalls ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,7 @@ class _Answer:
 
 
 def _ask_all(store: MemoryStore, progress: Callable[[int], object]) -> list[_Answer]:
-    """Every client asks every question, all clients at once: once with a trace and once without."""
+    """Every client asks every question twice, with and without a trace; all clients at once."""
     from iai_mcp.core import dispatch
 
     dispatch(store, "memory_recall", {"cue": QUESTIONS[0], "record_provenance": False})  # warm
@@ -165,7 +171,7 @@ def _ask_all(store: MemoryStore, progress: Callable[[int], object]) -> list[_Ans
         client, session = CLIENTS[number]
         answers = []
         for turn in range(len(QUESTIONS)):
-            cue = QUESTIONS[(turn + number * 4) % len(QUESTIONS)]  # not the same at the same time
+            cue = QUESTIONS[(turn + number * 4) % len(QUESTIONS)]  # each client starts at another question
             for traced in (True, False) if turn % 2 else (False, True):
                 asked = {"cue": cue, "session_id": session, "client": client, "limit": HITS}
                 result = dispatch(store, "memory_recall", {**asked, "record_provenance": traced})
@@ -179,15 +185,15 @@ def _ask_all(store: MemoryStore, progress: Callable[[int], object]) -> list[_Ans
         return [answer for answers in pool.map(ask, range(len(CLIENTS))) for answer in answers]
 
 
-# --- what it shows ---------------------------------------------------------------------------------------
+# --- facts -----------------------------------------------------------------------------------------------
 
 
-def _told(store: MemoryStore, answers: list[_Answer]) -> dict[str, Any]:
+def _recall_facts(store: MemoryStore, answers: list[_Answer]) -> dict[str, Any]:
     from iai_mcp.core import dispatch
 
     queue = store._provenance_queue
     if queue is None or not queue.flush(timeout=20):
-        raise StoreError("the trace was not written within 20 s: is the machine very busy?")
+        raise StoreError("the trace was not written within 20 s: run the demo again when the machine is less busy")
     first = {answer.cue: answer.result["hits"] for answer in answers if answer.client == CLIENTS[0][0]}
     counted = Counter(hit["record_id"] for answer in answers if answer.traced for hit in answer.result["hits"])
     most, _ = min(counted.items(), key=lambda item: (-item[1], item[0]))
@@ -214,10 +220,10 @@ def _cost(answers: list[_Answer]) -> dict[str, Any]:
     }
 
 
-def _taken_dict(taken: ImportReport, seconds: float) -> dict[str, Any]:
+def _import_facts(report: ImportReport, seconds: float) -> dict[str, Any]:
     return {
-        "added": taken.added,
-        "existing": taken.existing,
-        "forgotten": taken.forgotten,
+        "added": report.added,
+        "existing": report.existing,
+        "forgotten": report.forgotten,
         "seconds": round(seconds, 2),
     }

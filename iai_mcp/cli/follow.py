@@ -1,6 +1,6 @@
-"""``iai-mcp provenance --follow``: entries on stdout as they become readable, whoever writes them.
+"""Owns ``provenance --follow``: prints entries as they become readable, from every process that writes them.
 
-It ends well on Ctrl-C or SIGTERM, and as soon as nobody reads stdout any more, even where nothing is written.
+It ends with exit code 0 on Ctrl-C and SIGTERM, and when the reader of stdout is gone, even between entries.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
-LOOK_MS = 250  # between two looks, which take less than 1 ms a lane where nothing was written
+POLL_MS = 250  # pause between two polls; a poll takes less than 1 ms a lane if there is nothing new
 
 
 def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newest: int) -> None:
-    """Print the ``newest`` entries that fit ``params``, and then every new one.
+    """Print the ``newest`` entries that meet ``params``, then every new one.
 
     Raises:
-        UsageError: the format has an end.
+        UsageError: the format needs an end.
     """
     if target.format in ("json", "parquet"):
-        raise UsageError(f"--follow has no end, which {target.format} needs: use --format table, jsonl or csv")
+        raise UsageError(f"--follow never ends, and a {target.format} file must: use --format table, jsonl or csv")
     from iai_mcp.deployment.supervisor import Stop
 
     with Stop() as stop, opened(store) as memories:  # the signals first: the imports take a second
@@ -45,10 +45,10 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
             with _printer(target.format, of_one_record=params["record_id"] is not None) as show:
                 while not stop.asked:
                     show(follower.look())
-                    if _reader_left(LOOK_MS):
+                    if _reader_left(POLL_MS):
                         break
         except BrokenPipeError:
-            # The interpreter's own flush at exit must not complain about it either.
+            # The interpreter's flush at exit must not report it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -70,13 +70,13 @@ def _printer(kind: str, *, of_one_record: bool) -> Iterator[Callable[[pa.Table],
         def pass_on(rows: pa.Table) -> None:
             if len(rows):
                 write(rows)
-            out.flush()  # the header of a CSV, too, is there at once
+            out.flush()  # at once, the header of a CSV included
 
         yield pass_on
 
 
 def _reader_left(milliseconds: int) -> bool:
-    """Wait, but not longer than somebody reads stdout; whether nobody does any more."""
+    """Wait up to ``milliseconds``; True, and at once, when the reader of stdout is gone."""
     watch = select.poll()
-    watch.register(sys.stdout.fileno(), 0)  # errors and hang-ups are told whatever was asked for
+    watch.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always reported
     return bool(watch.poll(milliseconds))

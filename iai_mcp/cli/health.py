@@ -13,7 +13,8 @@ from iai_mcp.common.wording import many
 if TYPE_CHECKING:
     from iai_mcp.maintenance.doctor import Check
     from iai_mcp.maintenance.verify import Finding, Report
-    from iai_mcp.pipeline.recovery import Moved, SpillFile
+    from iai_mcp.pipeline.recovery import Moved
+    from iai_mcp.spill.listing import SpillFile
 
 __all__ = ["register"]
 
@@ -133,7 +134,7 @@ def _root(context: typer.Context) -> None:
 def _list(as_json: Json = False, store: Store = None) -> None:
     """List the spill files, those of other stores and those set aside among them."""
     from iai_mcp.config import overflow_dir
-    from iai_mcp.pipeline.recovery import listing
+    from iai_mcp.spill.listing import listing
     from iai_mcp.storage.layout import Layout
     from iai_mcp.storage.meta import read_meta
 

@@ -1,6 +1,6 @@
-"""``iai-mcp hook``: what Claude Code's hooks run; it reads the event on stdin and never stands in the way.
+"""Owns the command ``hook``, which Claude Code's hooks run with an event on stdin.
 
-Whatever is wrong ends with exit code 1 and one line on stderr: 2 would block the prompt or the end of a turn.
+Every error ends with exit code 1 and one line on stderr: code 2 would block the prompt or the end of a turn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from iai_mcp.errors import BadParams, IaiMcpError
 
 __all__ = ["register"]
 
-CLIENT = "claude-code-hook"  # in the trace, unless $IAI_MCP_CLIENT says otherwise
-_TEXT = 600  # characters of a memory that are shown at the start of a session
+CLIENT = "claude-code-hook"  # the client in the trace, if $IAI_MCP_CLIENT is not set
+_TEXT = 600  # characters of each memory at the start of a session
 
 Event = Mapping[str, Any]
 
@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
 
 def hook(
     cue: Annotated[
-        str, typer.Option(help="What to recall when a session starts; {project} is the folder's name.")
+        str, typer.Option(help="The cue when a session starts; {project} is the folder's name.")
     ] = "Decisions, preferences and open work in {project}",
-    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=50, help="At most so many.")] = 5,
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=50, help="Maximum number of memories.")] = 5,
     store: Store = None,
 ) -> None:
     """Serve a Claude Code hook: SessionStart recalls, every other event captures the transcript."""
@@ -55,12 +55,12 @@ def _event(raw: bytes) -> Event:
     try:
         event: Event = msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadParams("standard input is no hook event (a JSON object)") from None
+        raise BadParams("standard input is not a hook event: send a JSON object") from None
     return event
 
 
 def _recalled(event: Event, cue: str, limit: int, store: str | None) -> str:
-    """What the new session should know, for its context; nothing where no memory fits."""
+    """Memories for the context of a new session; empty if no memory matches."""
     from iai_mcp.core import dispatch
 
     project = Path(str(event.get("cwd") or ".")).absolute().name
@@ -83,17 +83,17 @@ def _context(recall_id: str, hits: Sequence[Event]) -> str:
 
 
 def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _TEXT else f"{flat[: _TEXT - 1]}…"
+    line = " ".join(text.split())
+    return line if len(line) <= _TEXT else f"{line[: _TEXT - 1]}…"
 
 
 def _capture(event: Event, store: str | None) -> None:
-    """Keep the turns of the transcript that are new; those that were kept before, or forgotten, add nothing."""
+    """Keep the new turns of the transcript; turns that were kept or forgotten before add nothing."""
     from iai_mcp.ingest.loader import ingest
     from iai_mcp.ingest.readers import read_paths
 
     transcript = Path(str(event.get("transcript_path") or "")).expanduser()
     if not transcript.is_file():
-        return  # a session without a turn yet
+        return  # the session has no turn yet
     with opened(store, make=True) as memories:
         ingest(memories, read_paths([transcript]))

@@ -1,6 +1,6 @@
-"""``iai-mcp import``: reads files, keeps what they hold as memories, and says what could not be read.
+"""Owns the command ``import``: makes memories of files, and reports the lines that it cannot read.
 
-A folder that ``iai-mcp export`` made is told by its files and comes back as it was.
+It recognizes the folder of an ``export`` by its files and restores memories and trace from it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ def _import(
         bool, typer.Option("--strict", help="Stop at the first bad line, with exit code 1.")
     ] = False,
     reembed: Annotated[
-        bool, typer.Option("--reembed", help="Make all vectors of an export anew, with this store's embedder.")
+        bool,
+        typer.Option("--reembed", help="Make all vectors of an export again, with this store's embedder."),
     ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Keep files as memories: JSON lines, Claude Code transcripts, Markdown, text; or an export's folder."""
+    """Make memories of files: JSON lines, Claude Code transcripts, Markdown, text; or of an export's folder."""
     from iai_mcp.ingest.readers import read_paths
 
     if is_export(paths):
         import_export(paths[0], reembed, as_json, store)
         return
     if reembed:
-        raise UsageError("--reembed is for the folder of an export; memories of files are embedded in any case")
+        raise UsageError("--reembed is for the folder of an export only: leave it out, files are always embedded")
 
-    items = read_paths(paths, stdin=sys.stdin.buffer)  # a path that is not there is told before all else
+    items = read_paths(paths, stdin=sys.stdin.buffer)  # a missing path is an error before the store opens
     with opened(store, make=True) as memories, progress("importing") as show:
         report = ingest(
             memories,
@@ -63,7 +64,7 @@ def _import(
     else:
         typer.echo(_summary(report))
     if strict and report.bad:
-        error_line(f"stopped at {_where(report.bad[0])} (--strict); what came before it is kept")
+        error_line(f"stopped at {_where(report.bad[0])} (--strict); the lines before it are kept")
     if report.bad and (strict or not report.read):
         raise typer.Exit(1)
 
@@ -86,7 +87,7 @@ def _summary(report: ImportReport) -> str:
     if report.existing:
         parts.append(f"{report.existing} already there")
     if report.forgotten:
-        parts.append(f"{report.forgotten} forgotten before and left out")
+        parts.append(f"{report.forgotten} forgotten before and skipped")
     if report.bad:
         parts.append(many(len(report.bad), "bad line"))
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""The commands around single memories: capture, recall, list, get and forget."""
+"""Owns the commands ``capture``, ``recall``, ``list``, ``get`` and ``forget``, which work on single memories."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from iai_mcp.cli.common import (
     screen,
     traced,
 )
+from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.common.wording import many
 from iai_mcp.errors import BadParams, RecordNotFound, UsageError
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT", "register"]
 
-CLIENT = "iai-mcp-cli"  # who recalled, in the trace, unless $IAI_MCP_CLIENT says otherwise
+CLIENT = "iai-mcp-cli"  # the client in the trace, if $IAI_MCP_CLIENT is not set
 
 
 def register(app: typer.Typer) -> None:
@@ -74,23 +75,25 @@ def _from_stdin() -> str:
     try:
         return sys.stdin.buffer.read().decode().strip("\r\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 text: byte {error.start + 1}") from None
+        raise UsageError(f"standard input is not UTF-8 text: convert it (byte {error.start + 1})") from None
 
 
 def recall(
     cue: Annotated[str, typer.Argument(metavar="CUE", help="What to look for, in your own words.")],
-    session: Annotated[str, typer.Option("--session", "-s", help="Who asks; kept in the trace.")] = "",
-    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="At most so many.")] = 10,
+    session: Annotated[str, typer.Option("--session", "-s", help="The asking session, kept in the trace.")] = "",
+    limit: Annotated[
+        int, typer.Option("--limit", "-k", min=1, max=RESULTS_MAX, help="Maximum number of hits.")
+    ] = 10,
     in_session: Annotated[str | None, typer.Option("--in-session", help="Only memories of this session.")] = None,
     tag: OnlyTags = None,
     role: OnlyRole = None,
     since: Since = None,
     until: Until = None,
-    no_trace: Annotated[bool, typer.Option("--no-trace", help="Leave no provenance on what is found.")] = False,
+    no_trace: Annotated[bool, typer.Option("--no-trace", help="Leave no trace on the hits.")] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Find the memories that fit a cue best; each keeps a trace of having been asked for."""
+    """Find the memories that match a cue best; each hit keeps a trace of the recall."""
     from iai_mcp.core import dispatch
 
     if not cue.strip():
@@ -115,7 +118,7 @@ def recall(
 
         screen().print(hits(result["hits"]))
     else:
-        note("no memory fits; `iai-mcp import PATH` or `iai-mcp capture TEXT` adds some")
+        note("no memory matches; add some with `iai-mcp import PATH` or `iai-mcp capture TEXT`")
 
 
 def list_(
@@ -144,7 +147,7 @@ def list_(
         screen().print(records(found))
         note(f"{offset + 1} to {offset + len(found)} of {total}")
     else:
-        note("no memory fits" if total == 0 else f"only {total} fit: --offset {offset} is beyond them")
+        note("no memory matches" if total == 0 else f"only {total} match: lower --offset {offset}")
 
 
 def get(
@@ -152,7 +155,7 @@ def get(
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Show one memory whole, and who recalled it."""
+    """Show one memory whole, with its recalls."""
     from iai_mcp.core import dispatch
 
     with opened(store) as memories:
@@ -172,7 +175,7 @@ def get(
 
 def forget(
     record_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The memories' ids.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
@@ -201,7 +204,7 @@ def _all_there(memories: MemoryStore, given: list[str]) -> list[UUID]:
 
 def _confirmed(memories: MemoryStore, chosen: list[UUID]) -> bool:
     if not _on_terminal():
-        raise UsageError("forgetting is for good: confirm with --yes where there is no terminal to ask on")
+        raise UsageError("forgetting is for good and there is no terminal to ask on: confirm with --yes")
     from iai_mcp.cli.text import one_line
 
     for record_id in chosen:

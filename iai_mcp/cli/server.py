@@ -1,4 +1,4 @@
-"""The commands around the MCP server: serve, install, uninstall and hook."""
+"""Owns the commands ``serve``, ``install`` and ``uninstall``: the MCP server and its place in clients' files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from iai_mcp.cli import hook
 from iai_mcp.cli.common import Json, Store, loaded, note, print_json
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
-    from iai_mcp.deployment.client_config import Done, Place
+    from iai_mcp.deployment.client_config import Change, ConfigFile
 
 __all__ = ["register"]
 
@@ -30,28 +29,28 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: iai-mcp serve --transport http --port 8765")(serve)
     app.command(epilog="Example: iai-mcp install claude-code")(install)
     app.command(epilog="Example: iai-mcp uninstall claude-code")(uninstall)
-    hook.register(app)
 
 
 def serve(
     transport: Annotated[
-        Literal["stdio", "http"], typer.Option(help="stdio: one client, which starts us; http: many.")
+        Literal["stdio", "http"],
+        typer.Option(help="stdio: one client, which starts the server; http: many."),
     ] = "stdio",
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks one.")] = 8765,
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Holds the bearer token (default: $IAI_MCP_TOKEN).")
+        Path | None, typer.Option(metavar="FILE", help="A file with the bearer token (default: $IAI_MCP_TOKEN).")
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A further name of this server in requests; repeatable."),
+        typer.Option(metavar="NAME", help="A further host name that requests may use; repeatable."),
     ] = None,
     store: Store = None,
 ) -> None:
     """Serve the memory to MCP clients."""
     if store == "":
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
-    settings = loaded("mcp", "uvicorn.error", token_file=token_file)  # they speak up about strangers and floods
+    settings = loaded("mcp", "uvicorn.error", token_file=token_file)  # they report refused requests
     if transport == "stdio":
         from iai_mcp.server import stdio
 
@@ -69,37 +68,38 @@ def install(
     scope: Scope = "user",
     store: Store = None,
     http: Annotated[
-        str | None, typer.Option(metavar="URL", help="A running server's URL instead of a command.")
+        str | None, typer.Option(metavar="URL", help="The URL of a running server, instead of a command.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell an MCP client about this server; what else its configuration holds stays."""
-    from iai_mcp.deployment import client_config as installing
+    """Add this server to an MCP client's configuration; all other content stays."""
+    from iai_mcp.deployment import client_config
 
-    place = installing.place_of(client, scope)
-    entry = installing.entry_for(client, store=store, url=http)
+    file = client_config.config_file(client, scope)
+    entry = client_config.entry_for(client, store=store, url=http)
     if not only_print:
-        _tell(place, installing.install(place, entry), as_json)
-    elif as_json:
-        told = {"client": place.client, "path": str(place.path), "configuration": installing.printed(place, entry)}
-        print_json(told)
+        _report(file, client_config.install(file, entry), as_json)
+        return
+    text = client_config.rendered(file, entry)
+    if as_json:
+        print_json({"client": file.client, "path": str(file.path), "configuration": text})
     else:
-        typer.echo(installing.printed(place, entry), nl=False)
-        note(f"goes into {place.path}")
+        typer.echo(text, nl=False)
+        note(f"add this to {file.path}")
 
 
 def uninstall(client: Which, scope: Scope = "user", as_json: Json = False) -> None:
-    """Take this server out of an MCP client's configuration."""
-    from iai_mcp.deployment import client_config as installing
+    """Remove this server from an MCP client's configuration."""
+    from iai_mcp.deployment import client_config
 
-    place = installing.place_of(client, scope)
-    _tell(place, installing.uninstall(place), as_json)
+    file = client_config.config_file(client, scope)
+    _report(file, client_config.uninstall(file), as_json)
 
 
-def _tell(place: Place, done: Done, as_json: bool) -> None:
+def _report(file: ConfigFile, done: Change, as_json: bool) -> None:
     if as_json:
         backup = str(done.backup) if done.backup else None
-        told = {"client": place.client, "path": str(place.path), "changed": done.changed, "backup": backup}
-        print_json({**told, "said": done.what})
+        document = {"client": file.client, "path": str(file.path), "changed": done.changed, "backup": backup}
+        print_json({**document, "message": done.message})
     else:
         typer.echo(str(done))

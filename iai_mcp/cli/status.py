@@ -1,4 +1,4 @@
-"""The commands around the store as a whole: status, reembed and demo."""
+"""Owns the commands ``status`` and ``reembed``: the state of the store and its pipeline, and its vectors."""
 
 from __future__ import annotations
 
@@ -10,41 +10,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, error_line, loaded, note, opened, print_json, progress, screen
+from iai_mcp.cli.common import Json, Store, error_line, note, opened, print_json, progress, screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["register", "register_demo"]
+__all__ = ["register"]
 
 WATCH_S = 1.0
 
 
-def register_demo(app: typer.Typer) -> None:
-    """Add ``demo`` to ``app``, the first command that a newcomer should see."""
-    app.command(epilog="Example: iai-mcp demo")(demo)
-
-
 def register(app: typer.Typer) -> None:
-    """Add the other commands to ``app``."""
+    """Add the commands to ``app``."""
     app.command(epilog="Example: IAI_MCP_EMBEDDER=fastembed iai-mcp reembed")(reembed)
     app.command(epilog="Example: iai-mcp status --watch")(status)
 
 
 def status(
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat every second, until Ctrl-C.")] = False,
     store: Store = None,
 ) -> None:
-    """Show the store, and what of the trace waits where."""
+    """Show the store, and where trace entries wait."""
     from iai_mcp.core import dispatch
 
     with opened(store) as memories:
         if watch:
-            _watch(lambda: dispatch(memories, "memory_status"), as_json)
+            _watch(lambda: dispatch(memories, "memory_status"), as_json=as_json)
             return
         result = dispatch(memories, "memory_status")
-    _warn_loudly(result)
+    _report_refusal(result)
     if as_json:
         print_json(result)
     else:
@@ -59,37 +54,37 @@ def _shown(result: dict[str, Any], rate: float | None) -> RenderableType:
     return Group(store_facts(result), pipeline(result, rate))
 
 
-def _warn_loudly(result: dict[str, Any]) -> None:
+def _report_refusal(result: dict[str, Any]) -> None:
     redis = result["redis"]
-    if redis and redis["refused"]:  # nothing will flow until somebody mends it
-        error_line(f"{redis['error']}; entries go to the spill meanwhile")
+    if redis and redis["refused"]:  # no retry helps: an operator must act
+        error_line(f"{redis['error']}; until that is solved, entries go to the spill")
 
 
-def _watch(look: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Show what ``look`` returns every second: live on a terminal, else a line each."""
+def _watch(inspect: Callable[[], dict[str, Any]], *, as_json: bool) -> None:
+    """Show the status every second: in place on a terminal, else one line each."""
     with suppress(KeyboardInterrupt):
         if as_json:
-            for result, _ in _looks(look):
+            for result, _ in _each_second(inspect):
                 print_json(result, line=True)
         elif (out := screen()).is_terminal:
             from rich.live import Live
 
             with Live(console=out, auto_refresh=False) as live:
-                for result, rate in _looks(look):
+                for result, rate in _each_second(inspect):
                     live.update(_shown(result, rate), refresh=True)
         else:
             from iai_mcp.cli.tables import snapshot
 
-            for result, rate in _looks(look):
+            for result, rate in _each_second(inspect):
                 typer.echo(f"{datetime.now(UTC):%H:%M:%SZ} {snapshot(result, rate)}")
 
 
-def _looks(look: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """A look a second, each with the entries drained per second since the one before."""
+def _each_second(inspect: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float | None]]:
+    """The status once a second, with the entries drained per second since the previous one (None: unknown)."""
     due = time.monotonic()
     before: tuple[float, int] | None = None
     while True:
-        result, now = look(), time.monotonic()
+        result, now = inspect(), time.monotonic()
         drained = _drained(result)
         rate = None
         if before is not None and drained is not None:
@@ -101,14 +96,14 @@ def _looks(look: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
 
 
 def _drained(result: dict[str, Any]) -> int | None:
-    """Entries ever drained: by Redis's count, else by the rows of the store."""
+    """Entries drained so far: Redis's count, else the rows of the store."""
     redis = result["redis"]
     counted: int | None = redis["drained"] if redis is not None else sum(lane["rows"] for lane in result["lanes"])
     return counted
 
 
 def reembed(as_json: Json = False, store: Store = None) -> None:
-    """Make every missing vector, or all of them anew after a change of embedder; safe to interrupt."""
+    """Make all missing vectors; after a change of embedder, make all vectors again. Safe to interrupt."""
     from iai_mcp.maintenance.reembed import reembed as run
 
     with opened(store) as memories, progress("embedding") as show:
@@ -119,19 +114,5 @@ def reembed(as_json: Json = False, store: Store = None) -> None:
     else:
         typer.echo(f"{done.embedded} embedded with {done.embedder} ({done.dims} dimensions)")
     if done.skipped:
-        note(f"{len(done.skipped)} could not be embedded, words still find them: {', '.join(done.skipped[:5])}")
-
-
-def demo(as_json: Json = False, store: Store = None) -> None:
-    """See it work in ten seconds: three clients ask Python's own documentation, each recall leaves a trace."""
-    from iai_mcp.cli.demo_run import run
-
-    settings = loaded()
-    with progress("starting") as show:
-        facts = run(settings, store, progress=show)
-    if as_json:
-        print_json(facts)
-        return
-    from iai_mcp.cli.demo import tell
-
-    tell(screen(width=80), facts)
+        some = ", ".join(done.skipped[:5])
+        note(f"{len(done.skipped)} could not be embedded; recalls find them by words only: {some}")

@@ -1,4 +1,4 @@
-"""The commands that run the background: ``worker`` against a Redis that is there, ``up`` with one of its own."""
+"""Owns the commands ``worker`` (drains an existing Redis) and ``up`` (a private Redis and its workers)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 MetricsPort = Annotated[
-    int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics of all workers; 0 picks a port.")
+    int | None,
+    typer.Option(min=0, max=65535, help="Serve the workers' Prometheus metrics on this port; 0 picks one."),
 ]
-MetricsHost = Annotated[str, typer.Option(help="Address of the metrics, which ask for no token.")]
+MetricsHost = Annotated[str, typer.Option(help="Address of the metrics; they need no token.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,12 +34,12 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    workers: Annotated[int, typer.Option("--workers", "-n", min=1, max=64, help="How many workers.")] = 2,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, max=64, help="Number of workers.")] = 2,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     store: Store = None,
 ) -> None:
-    """Bring up a whole deployment on this machine: a private Redis and its workers, until Ctrl-C."""
+    """Run a whole deployment on this machine, a private Redis and its workers, until Ctrl-C."""
     from iai_mcp.deployment.local_redis import AlreadyUp, Deployment, redis_server
     from iai_mcp.deployment.supervisor import Stop
 
@@ -50,7 +51,7 @@ def up(
             with here.locked(), _metrics(here.settings, workers, metrics_host, metrics_port) as folder:
                 code = _up(here, server, workers, stop, folder)
         except AlreadyUp as error:
-            error_line(f"{error}; clients connect to it with the lines on stdout")
+            error_line(f"{error}; to connect a client, run the lines on stdout")
             typer.echo("\n".join(here.exports))
             code = 1
     raise typer.Exit(code)
@@ -67,22 +68,22 @@ def _up(here: Deployment, server: str, workers: int, stop: Stop, metrics: Path |
         raise
     if not stop.asked:
         note(f"Redis answers ({server}, log and data in {here.folder})")
-        note(f"{_so_many(workers)} {here.store}; Ctrl-C stops all of it; clients connect with:")
+        note(f"{_serving(workers)} {here.store}; Ctrl-C stops all of it; to connect a client, run:")
         typer.echo("\n".join(here.exports))
     return here.run(redis, here.workers(workers, metrics), stop)
 
 
 def worker(
-    count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="How many processes.")] = 1,
-    burst: Annotated[bool, typer.Option("--burst", help="End as soon as every lane is empty.")] = False,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="Number of processes.")] = 1,
+    burst: Annotated[bool, typer.Option("--burst", help="End when every lane is empty.")] = False,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     check: Annotated[
-        bool, typer.Option("--check", help="Only look whether a worker of this host lives; exit code 1 if not.")
+        bool, typer.Option("--check", help="Only check that a worker of this host is alive; exit code 1 if not.")
     ] = False,
     store: Store = None,
 ) -> None:
-    """Drain what waits in Redis into the store, with processes that are restarted when they die."""
+    """Drain entries from Redis into the store, with processes that are restarted when they die."""
     from iai_mcp.broker.redis.client import connect
     from iai_mcp.broker.redis.inspect import masked
     from iai_mcp.deployment.supervisor import Stop, check_start, end, keep, worker_children
@@ -101,7 +102,7 @@ def worker(
         if trouble:
             note(f"Redis does not answer: {trouble}; the workers wait for it")
         if not burst:
-            note(f"{_so_many(count)} {settings.store_path} from {where}; Ctrl-C stops")
+            note(f"{_serving(count)} {settings.store_path} from {where}; Ctrl-C stops")
         try:
             code = keep(children, stop, restart=not burst)
         finally:
@@ -111,14 +112,14 @@ def worker(
 
 @contextmanager
 def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Iterator[Path | None]:
-    """Serve what ``count`` workers count in the folder that this gives, for the block; nothing without a port."""
+    """Serve the metrics of ``count`` workers for the block; yields their folder, or None without a port."""
     if port is None:
         yield None
         return
-    from iai_mcp.metrics import instruments
+    from iai_mcp.metrics import endpoint
 
-    with instruments.Shared.made(count) as shared:
-        served = instruments.serve(shared.registry(settings), host, port)
+    with endpoint.Shared.made(count) as shared:
+        served = endpoint.serve(shared.registry(settings), host, port)
         note(f"metrics on {served.url}")
         try:
             yield shared.folder
@@ -127,7 +128,7 @@ def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Ite
 
 
 def _check(settings: Settings) -> int:
-    """Say which workers of this host live; the exit code of a container's health check."""
+    """Print the living workers of this host; returns the exit code of a container's health check."""
     from iai_mcp.broker.redis.inspect import workers_here
     from iai_mcp.errors import ConfigError
 
@@ -141,5 +142,5 @@ def _check(settings: Settings) -> int:
     return 0 if found else 1
 
 
-def _so_many(workers: int) -> str:
+def _serving(workers: int) -> str:
     return many(workers, "worker serves", "workers serve")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["append_lines", "replace_file", "sync_path", "sync_tree"]
+__all__ = ["append_lines", "replace_file", "sync_path", "sync_tree", "write_all"]
 
 _SLACK_S = 2.0  # file systems keep times to a second or two
 
@@ -89,6 +89,17 @@ def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data``, in as many steps as that takes.
+
+    Raises:
+        OSError: the file cannot be written, or the disk is full; a part may be written.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def sync_path(path: str | Path) -> None:

@@ -1,7 +1,7 @@
-"""Writes this server into the configuration of MCP clients, and takes it out again.
+"""Owns the entry of this server in the configuration files of MCP clients: adds it and removes it.
 
-What else a file holds stays as it is, a backup lies beside every file that is changed, files are replaced
-whole, and a file that cannot be understood is refused untouched.
+All other content of a file stays. Every change leaves a backup beside the file and replaces the file whole. A file
+that cannot be parsed is refused and stays as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from iai_mcp.common.files import replace_file
 from iai_mcp.config import Settings, home
 from iai_mcp.errors import UsageError
 
-__all__ = ["NAME", "Done", "Place", "entry_for", "install", "place_of", "printed", "uninstall"]
+__all__ = ["NAME", "Change", "ConfigFile", "config_file", "entry_for", "install", "rendered", "uninstall"]
 
 NAME = "iai-mcp"
 Entry = dict[str, Any]
@@ -39,7 +39,7 @@ _OURS = re.compile(rf"""\s*\[\s*mcp_servers\s*\.\s*(["']?){re.escape(NAME)}\1\s*
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConfigFile:
     """One client's configuration file and the key under which it lists servers."""
 
     client: str
@@ -52,36 +52,39 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What became of a file."""
+class Change:
+    """The result of an edit.
 
-    what: str
+    Attributes:
+        message: what was done, in words.
+        changed: whether the file's content differs now.
+        backup: a copy of the file before the change; None if there was no file or no change.
+        next_step: what the user must do now; empty if nothing.
+    """
+
+    message: str
+    changed: bool = False
     backup: Path | None = None
-    then: str = ""
-
-    @property
-    def changed(self) -> bool:
-        """Whether the file is another one now."""
-        return bool(self.then)
+    next_step: str = ""
 
     def __str__(self) -> str:
-        saved = f"the file as it was: {self.backup}" if self.backup else ""
-        return "\n".join(line for line in (self.what, saved, self.then) if line)
+        saved = f"backup of the old file: {self.backup}" if self.backup else ""
+        return "\n".join(line for line in (self.message, saved, self.next_step) if line)
 
 
-def place_of(client: str, scope: str = "user") -> Place:
-    """Where ``client`` keeps its servers, for the user or for the project in the current folder.
+def config_file(client: str, scope: str = "user") -> ConfigFile:
+    """The file where ``client`` lists its servers; ``scope``: for the user, or for the project in this folder.
 
     Raises:
-        UsageError: the client has no configuration for a project.
+        UsageError: the client has no configuration for projects.
     """
     if scope == "project":
         if client not in _PROJECT:
-            raise UsageError(f"{client} has no configuration for a project: leave --scope out")
+            raise UsageError(f"{client} has no configuration for projects: leave --scope out")
         path = Path.cwd() / _PROJECT[client]
     else:
         path = _user_path(client)
-    return Place(client, path, _KEY.get(client, "mcpServers"))
+    return ConfigFile(client, path, _KEY.get(client, "mcpServers"))
 
 
 def _user_path(client: str) -> Path:
@@ -95,16 +98,16 @@ def _user_path(client: str) -> Path:
     }[client]
 
 
-# -- what is written
+# -- the entry
 
 
 def entry_for(client: str, *, store: str | None = None, url: str | None = None) -> Entry:
-    """This server as ``client`` wants it described: a command to start, or the ``url`` of a running server.
+    """This server in the form that ``client`` reads: a command to start, or the ``url`` of a running server.
 
-    A token is never written, only where the client finds it: ``IAI_MCP_TOKEN``, if that is set now.
+    It never contains a token. If ``IAI_MCP_TOKEN`` is set now, it names that variable.
 
     Raises:
-        UsageError: ``store`` is empty, ``url`` is no HTTP URL, or both are given, or the client takes no URL.
+        UsageError: ``store`` is empty, ``url`` is not an HTTP URL, both are given, or the client takes no URL.
     """
     if store == "":
         raise UsageError("--store is empty: give a folder, or leave it out for the default store")
@@ -120,14 +123,14 @@ def entry_for(client: str, *, store: str | None = None, url: str | None = None) 
 
 
 def _command() -> list[str]:
-    script = Path(sys.executable).parent / NAME  # not resolved: a virtual environment is known by this path
+    script = Path(sys.executable).parent / NAME  # not resolved: this path selects the virtual environment
     return [str(script)] if script.is_file() else [sys.executable, "-m", "iai_mcp"]
 
 
 def _remote(client: str, url: str) -> Entry:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--http {url[:200]!r} is not a URL such as http://127.0.0.1:8765/mcp")
+        raise UsageError(f"--http {url[:200]!r} is not an HTTP URL: give one such as http://127.0.0.1:8765/mcp")
     if client == "claude-desktop":
         raise UsageError("claude-desktop starts its servers: leave --http out, or add a connector in its settings")
     with_token = bool(Settings.load().token)
@@ -138,58 +141,58 @@ def _remote(client: str, url: str) -> Entry:
     return {"type": "http", "url": url, **headers}
 
 
-def printed(place: Place, entry: Entry) -> str:
-    """What :func:`install` would put into an empty file."""
-    return _toml_table(entry) if place.toml else _json({place.key: {NAME: entry}}, "  ")
+def rendered(file: ConfigFile, entry: Entry) -> str:
+    """The content that :func:`install` would write into an empty file."""
+    return _toml_table(entry) if file.toml else _json({file.key: {NAME: entry}}, "  ")
 
 
 # -- the files
 
 
-def install(place: Place, entry: Entry) -> Done:
-    """Put ``entry`` into the client's file.
+def install(file: ConfigFile, entry: Entry) -> Change:
+    """Write ``entry`` into the client's file.
 
     Raises:
-        UsageError: the file is not what it should be; it is left as it is.
+        UsageError: the file cannot be parsed or edited; it stays as it is.
     """
-    old = _read(place)
-    new = _toml_with(place, old, entry) if place.toml else _json_with(place, old, entry)
+    old = _read(file)
+    new = _toml_with(file, old, entry) if file.toml else _json_with(file, old, entry)
     if new == old:
-        return Done(f"{place.path} has it already: nothing to do")
-    backup = _write(place.path, new)
-    return Done(f"wrote {NAME} into {place.path}", backup, f"Restart {place.client} to load it.")
+        return Change(f"{file.path} has this entry already: nothing to do")
+    backup = _write(file.path, new)
+    return Change(f"wrote {NAME} into {file.path}", True, backup, f"Restart {file.client} to load it.")
 
 
-def uninstall(place: Place) -> Done:
-    """Take this server out of the client's file; a file that holds nothing else is removed.
+def uninstall(file: ConfigFile) -> Change:
+    """Remove this server from the client's file; a file with nothing else in it is deleted.
 
     Raises:
-        UsageError: the file is not what it should be; it is left as it is.
+        UsageError: the file cannot be parsed or edited; it stays as it is.
     """
-    old = _read(place)
-    new = _toml_with(place, old, None) if place.toml else _json_with(place, old, None)
+    old = _read(file)
+    new = _toml_with(file, old, None) if file.toml else _json_with(file, old, None)
     if new == old:
-        return Done(f"{place.path} does not have it: nothing to do")
-    backup = _write(place.path, new)
-    return Done(f"took {NAME} out of {place.path}", backup, f"Restart {place.client} to unload it.")
+        return Change(f"{file.path} has no such entry: nothing to do")
+    backup = _write(file.path, new)
+    return Change(f"removed {NAME} from {file.path}", True, backup, f"Restart {file.client} to unload it.")
 
 
-def _read(place: Place) -> str:
+def _read(file: ConfigFile) -> str:
     try:
-        return place.path.read_bytes().decode("utf-8-sig")
+        return file.path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError:
-        raise _refused(place, "it is not UTF-8 text") from None
+        raise _refused(file, "it is not UTF-8 text") from None
 
 
-def _refused(place: Place, why: str) -> UsageError:
-    return UsageError(f"{place.path}: {why}; it was left as it is (--print shows what to add by hand)")
+def _refused(file: ConfigFile, why: str) -> UsageError:
+    return UsageError(f"{file.path}: {why}; the file was not changed (--print shows what to add by hand)")
 
 
 def _write(path: Path, text: str) -> Path | None:
-    """Replace the file, or remove it where nothing is left; the backup's path, if there was a file."""
-    path = path.resolve()  # a link into somebody's dotfiles stays a link
+    """Replace the file, or delete it if ``text`` is blank; returns the backup's path, if there was a file."""
+    path = path.resolve()  # a symbolic link stays a link
     backup = _backed_up(path) if path.exists() else None
     if not text.strip():
         path.unlink(missing_ok=True)
@@ -209,31 +212,31 @@ def _backed_up(path: Path) -> Path:
 # -- JSON
 
 
-def _json_with(place: Place, old: str, entry: Entry | None) -> str:
-    document = _json_document(place, old)
-    servers = document.get(place.key, {})
+def _json_with(file: ConfigFile, old: str, entry: Entry | None) -> str:
+    document = _json_document(file, old)
+    servers = document.get(file.key, {})
     if not isinstance(servers, dict):
-        raise _refused(place, f'"{place.key}" in it is not an object')
+        raise _refused(file, f'its "{file.key}" is not an object')
     if servers.get(NAME) == entry:
         return old
     rest = {name: server for name, server in servers.items() if name != NAME}
     if entry is None and not rest:
-        document.pop(place.key)
+        document.pop(file.key)
         return _json(document, _indent(old)) if document else ""
-    # An entry that is replaced keeps its place in the file.
-    document[place.key] = {**servers, NAME: entry} if entry is not None else rest
+    # A replaced entry keeps its position in the file.
+    document[file.key] = {**servers, NAME: entry} if entry is not None else rest
     return _json(document, _indent(old))
 
 
-def _json_document(place: Place, text: str) -> dict[str, Any]:
+def _json_document(file: ConfigFile, text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise _refused(place, f"it is not JSON ({error})") from None
+        raise _refused(file, f"it is not JSON ({error})") from None
     if not isinstance(document, dict):
-        raise _refused(place, "it holds no JSON object")
+        raise _refused(file, "it holds no JSON object")
     return document
 
 
@@ -249,26 +252,26 @@ def _indent(text: str) -> str:
 # -- TOML, edited as text so that comments survive
 
 
-def _toml_with(place: Place, old: str, entry: Entry | None) -> str:
-    before = _toml_document(place, old)
-    if before.get(place.key, {}).get(NAME) == entry:
+def _toml_with(file: ConfigFile, old: str, entry: Entry | None) -> str:
+    before = _toml_document(file, old)
+    if before.get(file.key, {}).get(NAME) == entry:
         return old
     lines = _without_ours(old.splitlines(keepends=True))
     new = "".join(lines)
     if entry is not None:
         new = f"{new.rstrip()}\n\n{_toml_table(entry)}" if new.strip() else _toml_table(entry)
-    if _toml_or_none(new) != _expected(before, place.key, entry):
-        raise _refused(place, f"it describes {NAME} in a way that cannot be edited here")
+    if _toml_or_none(new) != _expected(before, file.key, entry):
+        raise _refused(file, f"its entry {NAME} has a form that cannot be edited here")
     return new
 
 
-def _toml_document(place: Place, text: str) -> dict[str, Any]:
+def _toml_document(file: ConfigFile, text: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _refused(place, f"it is not TOML ({error})") from None
-    if not isinstance(document.get(place.key, {}), dict):
-        raise _refused(place, f"{place.key} in it is not a table")
+        raise _refused(file, f"it is not TOML ({error})") from None
+    if not isinstance(document.get(file.key, {}), dict):
+        raise _refused(file, f"its {file.key} is not a table")
     return document
 
 
@@ -289,7 +292,7 @@ def _pruned(document: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _without_ours(lines: list[str]) -> list[str]:
-    """``lines`` without our tables; comments right above the next table are that table's."""
+    """``lines`` without our tables; comments directly above the next table belong to that table."""
     kept: list[str] = []
     skipping: list[str] | None = None
     for line in lines:

@@ -217,7 +217,7 @@ def worker_children(
 ) -> list[Child]:
     """``count`` worker processes, not started yet; they end by themselves when this process is gone.
 
-    ``metrics``: the folder of :class:`iai_mcp.metrics.instruments.Shared` in which they count.
+    ``metrics``: the folder of :class:`iai_mcp.metrics.endpoint.Shared` in which they count.
     """
     # -P: a folder named "workers" where the user happens to be must not take the place of ours.
     command = [sys.executable, "-P", "-m", "workers", "--parent-pid", str(os.getpid())]

@@ -1,1 +1,1 @@
-"""What a provenance entry is: its key, its lane, its wire form, its columns. Pure functions, no I/O."""
+"""Provenance entries: their keys, their lanes, their columns and their wire form. Pure functions, no I/O."""

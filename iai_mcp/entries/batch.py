@@ -1,7 +1,7 @@
-"""Entries of one write as columns, the form in which a lane's table takes them. Pure.
+"""Batches: the entries of one write as columns, the form in which a lane's table takes them. Pure.
 
-To everybody else a batch is a sequence of pairs, each made when it is asked for: a drain of thousands of entries
-builds neither a pair nor a dict for any of them.
+A batch is also a sequence of pairs, each built on access: a drain of thousands of entries builds neither a pair
+nor a dict.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from iai_mcp.entries.parcel import Pair, Parcel, Said, columns_of, entry_id, lane_of_hex, rows_of
+from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.parcel import EntryColumns, Pair, Parcel, columns_of, rows_of
+from iai_mcp.entries.routing import lane_of_hex
 
 __all__ = ["EntryBatch"]
 
@@ -26,12 +28,13 @@ class EntryBatch(Sequence[Pair]):
 
     Attributes:
         ids: the record that each entry is for, as 32 hexadecimal digits.
-        seqs: its number at whoever handed it out.
-        own: what each entry says beside what its group shares, as in a parcel.
-        group: which of the groups each belongs to, ascending.
-        producers: of each group, who handed its entries out, and ``shared`` what all of them say.
-        given: the idempotency keys; None where they are what :func:`iai_mcp.entries.parcel.entry_id` makes of
-            producer and number, which is so unless somebody gave an entry a key of their own.
+        seqs: the producer's number of each entry.
+        own: the contents of each entry, without the ``shared`` part of its group.
+        group: the group of each entry (an index into ``producers`` and ``shared``), ascending.
+        producers: the producer of each group.
+        shared: the contents that all entries of a group have in common.
+        given: the idempotency keys; None where all are :func:`iai_mcp.entries.identity.entry_id` of producer and
+            number. Callers may give an entry a key of their own.
     """
 
     __slots__ = ("given", "group", "ids", "own", "producers", "seqs", "shared")
@@ -40,7 +43,7 @@ class EntryBatch(Sequence[Pair]):
         self,
         ids: Sequence[str],
         seqs: Sequence[int],
-        own: Said,
+        own: EntryColumns,
         group: npt.NDArray[np.int64],
         producers: Sequence[str],
         shared: Sequence[Mapping[str, Any]],
@@ -56,7 +59,7 @@ class EntryBatch(Sequence[Pair]):
 
     @classmethod
     def of(cls, parcels: Iterable[Parcel]) -> EntryBatch:
-        """The entries of parcels; one whose giver gave it an ``entry_id`` keeps that as its key."""
+        """The entries of parcels; an ``entry_id`` that a caller gave stays the entry's key."""
         parcels = [parcel for parcel in parcels if parcel.seqs]
         batch = cls(
             [*chain.from_iterable([parcel.ids for parcel in parcels])],
@@ -106,7 +109,7 @@ class EntryBatch(Sequence[Pair]):
         return self._part(itemgetter(at), self.group[at])
 
     def _part(self, take: Callable[[Any], list[Any]], group: npt.NDArray[np.int64]) -> EntryBatch:
-        """What ``take`` takes of each column; ``group`` is what is left of that one."""
+        """A batch of the values that ``take`` selects from each column; ``group`` is selected already."""
         own = self.own
         return EntryBatch(
             take(self.ids),
@@ -117,7 +120,7 @@ class EntryBatch(Sequence[Pair]):
         )
 
     def _groups(self, group: npt.NDArray[np.int64]) -> tuple[Any, Sequence[str], Sequence[Mapping[str, Any]]]:
-        """Of the groups only those that ``group`` needs, numbered from 0."""
+        """Only the groups that ``group`` refers to, numbered from 0."""
         if not len(group):
             return group, (), ()
         first, end = int(group[0]), int(group[-1]) + 1
@@ -125,32 +128,32 @@ class EntryBatch(Sequence[Pair]):
 
     @property
     def names(self) -> set[str]:
-        """The keys that any entry has."""
+        """Every key that occurs in an entry."""
         own = [self.own] if isinstance(self.own, dict) else self.own
         return set().union(*own, *self.shared)
 
     @property
     def keys(self) -> Sequence[str]:
-        """Idempotency keys."""
+        """The idempotency key of each entry."""
         return self.given if self.given is not None else [*map(entry_id, self.givers, self.seqs)]
 
     @property
     def givers(self) -> list[str]:
-        """Who handed each entry out."""
+        """The producer of each entry."""
         return [self.producers[at] for at in self.group.tolist()]
 
     def entries(self) -> list[dict[str, Any]]:
-        """What each entry says."""
-        said = (self.shared[at] for at in self.group.tolist())
-        return [{**shared, **own} for shared, own in zip(said, rows_of(self.own, len(self)), strict=True)]
+        """The contents of each entry."""
+        shared = (self.shared[at] for at in self.group.tolist())
+        return [{**common, **own} for common, own in zip(shared, rows_of(self.own, len(self)), strict=True)]
 
     def pick(self, chosen: Sequence[object]) -> EntryBatch:
-        """The entries at whose place ``chosen`` is true."""
+        """The entries whose value in ``chosen`` is true."""
         group = self.group[np.fromiter(map(bool, chosen), np.bool_, len(self))]
         return self._part(lambda column: [*compress(column, chosen)], group)
 
     def once(self) -> EntryBatch:
-        """The first entry of each key."""
+        """The first entry with each key."""
         if self.given is None and len(set(self.producers)) == 1 and len(set(self.seqs)) == len(self):
             return self
         keys = self.keys
@@ -160,7 +163,7 @@ class EntryBatch(Sequence[Pair]):
         return self.pick([first[key] == at for at, key in enumerate(keys)])
 
     def by_lane(self, lanes: int) -> dict[int, EntryBatch]:
-        """The entries of each lane that they touch."""
+        """The entries by lane; only lanes that have some."""
         numbers = [lane_of_hex(one, lanes) for one in self.ids]
         found = set(numbers)
         if len(found) == 1:
@@ -168,8 +171,8 @@ class EntryBatch(Sequence[Pair]):
         return {lane: self.pick([number == lane for number in numbers]) for lane in sorted(found)}
 
 
-def _together(parcels: Sequence[Parcel]) -> Said:
-    """What the entries of all ``parcels`` say for themselves."""
+def _together(parcels: Sequence[Parcel]) -> EntryColumns:
+    """The ``own`` contents of all ``parcels``, one after the other."""
     owns: list[Any] = [parcel.own for parcel in parcels]
     if {*map(type, owns)} == {dict} and len({*map(len, owns)}) == 1:
         with suppress(KeyError):

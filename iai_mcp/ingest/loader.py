@@ -95,7 +95,7 @@ def _dated(items: Iterable[Passage | BadLine]) -> Iterator[MemoryRecord | BadLin
 
 
 def _keep(store: MemoryStore, records: list[MemoryRecord], report: ImportReport) -> None:
-    from iai_mcp.core import capture_records
+    from iai_mcp.ingest.capture import capture_records
 
     gone = store.tombstones.ids()
     wanted = [record for record in records if record.id not in gone]

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, exposed, overflow_dir
 from iai_mcp.errors import ConfigError
+from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.layout import Layout
 
 if TYPE_CHECKING:
     from iai_mcp.broker.redis.inspect import RedisLook
-    from iai_mcp.pipeline.recovery import SpillFile
+    from iai_mcp.spill.listing import SpillFile
     from iai_mcp.store import MemoryStore
 
 __all__ = ["Check", "State", "examine"]
@@ -169,7 +170,7 @@ class _Patient:
     @cached_property
     def spilled(self) -> list[SpillFile]:
         """The spill files of this store, and those of which nobody knows whose they are."""
-        from iai_mcp.pipeline.recovery import listing
+        from iai_mcp.spill.listing import listing
 
         mine = (self.store.store_id if self.there else None, None)
         return [file for file in listing(self.spill) if file.store in mine]
@@ -198,13 +199,13 @@ class _Patient:
         yield _private("store folder", [root])
 
     def check_embedder(self) -> Iterator[Check]:
-        from iai_mcp.embedders import adapters
+        from iai_mcp.embedders import registry
 
         made_by = self.store.meta.embedder.name
         if self.settings.embedder == "none":
             yield Check("embedder", State.PASS, f"none: words only (the store's vectors are by {made_by})")
             return
-        embedder = adapters.load(self.settings)
+        embedder = registry.load(self.settings)
         if embedder is None or not self.store.vectors_match():
             name = embedder.id.name if embedder is not None else "none"
             yield Check("embedder", State.WARN, f"{name} is set, the vectors are by {made_by}", "iai-mcp reembed")
@@ -323,7 +324,7 @@ class _Patient:
             yield Check("spill", State.PASS, "empty")
         if aside := sum(file.set_aside for file in self.spilled):
             said = f"{many(aside, 'file')} set aside"
-            yield Check("spill", State.WARN, said, f"look at {self.spill}/*.failed-*")
+            yield Check("spill", State.WARN, said, f"look at {self.spill}/{SET_ASIDE_PATTERN}")
 
     # -- what waits
 

@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.entries.parcel import Outline
+from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import Account, Book, Place
-from iai_mcp.pipeline import recovery
+from iai_mcp.spill.listing import listing, outlines
+from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.layout import RECORDS, Layout
@@ -145,11 +146,11 @@ def look(layout: Layout, settings: Settings) -> Sighting:
 def _spilled(seen: Sighting, folder: Path) -> None:
     mine = seen.meta.store_id
     orphaned, aside = [], []
-    for file in recovery.listing(folder):
+    for file in listing(folder):
         if file.store not in (mine, None):
             continue
         place = Place.SET_ASIDE if file.set_aside else Place.SPILLED
-        _add(seen, place, recovery.outlines(file.path))
+        _add(seen, place, outlines(file.path))
         if file.set_aside:
             aside.append(file)
         elif not file.held:
@@ -160,7 +161,7 @@ def _spilled(seen: Sighting, folder: Path) -> None:
         seen.warnings.append(Finding("orphaned", said, "iai-mcp spill replay"))
     if aside:
         said = f"{many(len(aside), 'spill file')} with lines that are no entries, set aside"
-        seen.warnings.append(Finding("set_aside", said, f"look at {folder}/*.failed-*, then remove them"))
+        seen.warnings.append(Finding("set_aside", said, f"look at {folder}/{SET_ASIDE_PATTERN}, then remove them"))
 
 
 def _add(seen: Sighting, place: Place, outlines: Iterable[Outline | None]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iai_mcp.common.arrays import Ints, firsts
+from iai_mcp.entries.identity import entry_id
 
 __all__ = ["Account", "Book", "Place", "out_of_order"]
 
@@ -84,8 +85,8 @@ class Book:
         self.add(place, self.keys([producer], np.zeros(len(numbers), np.int64), numbers))
 
     def name(self, key: int) -> str:
-        """A key as people read it: the producer, then the number."""
-        return f"{[*self._codes][int(key) >> _SEQ_BITS]}-{int(key) & ((1 << _SEQ_BITS) - 1)}"
+        """The key as text."""
+        return entry_id([*self._codes][int(key) >> _SEQ_BITS], int(key) & ((1 << _SEQ_BITS) - 1))
 
     def accounts(self) -> list[Account]:
         """How each producer stands."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokerUnavailable
-from iai_mcp.pipeline import recovery
+from iai_mcp.spill.listing import listing
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.live_producers import live_producers
@@ -55,7 +55,7 @@ def elsewhere(layout: Layout, meta: StoreMeta, settings: Settings) -> Elsewhere:
     Raises:
         ConfigError: the URL of Redis cannot be used.
     """
-    files = [file for file in recovery.listing(overflow_dir(settings)) if file.store == meta.store_id]
+    files = [file for file in listing(overflow_dir(settings)) if file.store == meta.store_id]
     redis, trouble = _in_redis(meta, settings)
     return Elsewhere(
         spilled=sum(file.entries for file in files),

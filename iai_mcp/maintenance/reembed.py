@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iai_mcp.embedders import adapters
+from iai_mcp.embedders import registry
 from iai_mcp.errors import ConfigError, EmbedderUnavailable
 from iai_mcp.storage.meta import EmbedderMeta
 
 if TYPE_CHECKING:
-    from iai_mcp.embedders.adapters import Embedder
+    from iai_mcp.embedders.base import Embedder
     from iai_mcp.store import MemoryStore
 
 __all__ = ["Reembedded", "reembed"]
@@ -52,7 +52,7 @@ def reembed(
         EmbedderUnavailable: it cannot be loaded, or stopped answering.
         StoreUnavailable: the place fails.
     """
-    embedder = adapters.load(store.settings)
+    embedder = registry.load(store.settings)
     if embedder is None:
         raise ConfigError("the configured embedder is none: set IAI_MCP_EMBEDDER, for instance to builtin")
     target = EmbedderMeta(embedder.id.name, embedder.id.dims, embedder.id.weights)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from uuid import UUID
 
+from iai_mcp.broker.factory import redis_broker
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
+from iai_mcp.entries.identity import split_entry_id
 from iai_mcp.maintenance.inventory import old_strays
 from iai_mcp.maintenance.verify import LaneLook, Report, said_ranges, verify
 from iai_mcp.pipeline import recovery
@@ -55,13 +57,7 @@ def move_spill(store: MemoryStore) -> Moved:
     """
     if not store.settings.redis_url:
         return recovery.apply(store)
-    from iai_mcp.broker.redis.broker import RedisOptions
-    from iai_mcp.broker.redis.client import connect
-    from iai_mcp.broker.redis.durable import redis_broker
-
-    connection = connect(store.settings.redis_url)
-    options = RedisOptions.of(store.settings)
-    broker = redis_broker(connection, store.store_id, store.lanes, options)
+    broker = redis_broker(store.settings, store.store_id, store.lanes)
     try:
         return recovery.push(store, broker)
     finally:
@@ -94,8 +90,8 @@ def _lane(store: MemoryStore, look: LaneLook) -> Iterator[str]:
         table.maintain(force=True)
         yield f"compacted lane {look.lane}"
     if look.out_of_order:
-        keys = [key.rpartition("-") for key in look.out_of_order]
-        store.exclusions.add(ExclusionReason.LATE, [(producer, int(seq)) for producer, _, seq in keys])
+        keys = [split_entry_id(key) for key in look.out_of_order]
+        store.exclusions.add(ExclusionReason.LATE, keys)
         yield f"accepted as out of turn: {many(len(keys), 'entry')} in lane {look.lane}"
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.maintenance.inventory import Finding, LaneRows, Sighting, look
 from iai_mcp.maintenance.ledger import Account, Place, out_of_order

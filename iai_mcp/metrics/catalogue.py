@@ -105,7 +105,7 @@ CATALOGUE = (
     Spec("iai_mcp_redis_memory_bytes", "gauge", "both", "Memory that Redis uses."),
     Spec("iai_mcp_redis_memory_limit_bytes", "gauge", "both", "Redis's maxmemory; 0: none."),
     Spec(
-        "iai_mcp_look_up",
+        "iai_mcp_source_up",
         "gauge",
         "both",
         "Whether the last look at a source came in time; its gauges are missing otherwise.",

@@ -22,6 +22,7 @@ from iai_mcp._version import __version__
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.metrics.catalogue import CATALOGUE
+from iai_mcp.spill.names import parse, store_prefix
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta
@@ -46,7 +47,7 @@ class Look:
     """One source of gauges.
 
     Args:
-        name: of the source, for ``iai_mcp_look_up``.
+        name: of the source, for ``iai_mcp_source_up``.
         take: reads it, on a thread; may raise, may hang.
     """
 
@@ -105,7 +106,7 @@ class Looks(Collector):
         readings: list[Reading] = [("iai_mcp_build_info", __version__, 1.0)]
         for look in self._looks:
             found = look.fresh()
-            readings += [("iai_mcp_look_up", look.name, float(found is not None)), *(found or ())]
+            readings += [("iai_mcp_source_up", look.name, float(found is not None)), *(found or ())]
         yield from families(readings)
 
 
@@ -168,14 +169,14 @@ def _lane(number: int, pending: int, in_flight: int, oldest_s: float | None) -> 
 def files(settings: Settings) -> Iterator[Reading]:
     """The spill folder and the dead letters; sizes and names only, however much lies there."""
     layout = Layout(settings.store_path.absolute())
-    prefix = f"{read_meta(layout).store_id[:8]}-"
+    prefix = store_prefix(read_meta(layout).store_id)
     sizes: list[int] = []
     aside = 0
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(overflow_dir(settings)) as found:
         for one in found:
-            if one.name.startswith(prefix) and one.name.endswith(".jsonl"):
+            if one.name.startswith(prefix) and (name := parse(one.name)) is not None:
                 with suppress(FileNotFoundError):
-                    if ".failed-" in one.name:
+                    if name.set_aside:
                         aside += 1
                     elif (size := one.stat().st_size) > 0:  # an empty one has just been made, or emptied
                         sizes.append(size)

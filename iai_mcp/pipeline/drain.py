@@ -1,8 +1,8 @@
-"""The drain: moves the entries of one lane from a broker into the store, for every broker alike.
+"""The drain: moves the entries of one lane from a broker into the store. It is the same for every broker.
 
-An entry is acknowledged only after the commit that holds it is durable, so a crash anywhere repeats work
-and never loses any; the entry's key makes the repetition harmless. Order is the lane's: a batch that fails
-is retried where it stands, and what concerns it alone is halved until the poison entry is found.
+An entry is acknowledged only after the commit that holds it is durable. A crash therefore repeats work and loses
+none, and the entry's key makes the repetition harmless. Entries keep the lane's order: a batch that fails is
+retried in its place, then halved until the malformed entry is found.
 """
 
 from __future__ import annotations
@@ -13,46 +13,45 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-from iai_mcp.broker.protocol import Broker, Lease, MalformedItem
+from iai_mcp.broker.protocol import Claimed, DrainBroker, Lease, MalformedItem
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
+from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.tables.known_records import RecordsCache
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.telemetry import observer
 from iai_mcp.telemetry.events import emit
 
-if TYPE_CHECKING:
-    from iai_mcp.store import MemoryStore, RecordsCache
-
-__all__ = ["DrainPolicy", "DrainReport", "Outcome", "drain", "write_pairs"]
+__all__ = ["DrainPolicy", "DrainReport", "EntryWriter", "Outcome", "drain"]
 
 
 class Outcome(StrEnum):
     """How a drain ended."""
 
-    EMPTY = "empty"  # nothing is left in the lane
-    LEASED = "leased"  # somebody else drains it
-    LOST = "lost"  # the lease passed on while draining
-    STORE_UNAVAILABLE = "store_unavailable"  # the store's place fails; what is in flight stays so
+    EMPTY = "empty"  # the lane is empty
+    LEASED = "leased"  # another drain holds the lease
+    LOST = "lost"  # the lease passed on meanwhile
+    STORE_UNAVAILABLE = "store_unavailable"  # the storage is unavailable; the batch stays in flight
     BROKER = "broker"  # the broker did not answer
-    TIME = "time"  # the time budget is spent
+    TIME = "time"  # the deadline has passed
 
 
 @dataclass(frozen=True, slots=True)
 class DrainPolicy:
-    """How a drain goes about it.
+    """How a drain batches and retries.
 
     Attributes:
-        max_pairs: most entries in one write.
-        linger: seconds, from the push of the oldest entry, to wait for company.
+        max_batch: most entries in one write.
+        linger: seconds that the oldest entry waits for company, from its push.
         tries: attempts at a whole batch before it is halved.
         backoff: seconds before the second attempt; doubles with each.
-        wait: sleeps; true when the caller has been told to stop (an event's ``wait``).
+        wait: sleeps for so many seconds; true once the drain has to stop (an event's ``wait``).
     """
 
-    max_pairs: int = 256
+    max_batch: int = 256
     linger: float = 0.05
     tries: int = 4
     backoff: float = 0.05
@@ -61,7 +60,7 @@ class DrainPolicy:
 
 @dataclass(slots=True)
 class DrainReport:
-    """What one call of :func:`drain` did, in entries (``batches``: commits)."""
+    """What one call of :func:`drain` did, in entries; ``batches`` are commits."""
 
     lane: int
     outcome: Outcome = Outcome.EMPTY
@@ -70,13 +69,13 @@ class DrainReport:
     unknown: int = 0
     dead: int = 0
     batches: int = 0
-    taken_over: int = 0  # that another process had in flight
+    taken_over: int = 0  # entries that another process had left in flight
     error: BaseException | None = None
 
 
 def drain(
-    store: MemoryStore,
-    broker: Broker,
+    store: ProvenanceStore,
+    broker: DrainBroker,
     lane: int,
     cache: RecordsCache,
     policy: DrainPolicy,
@@ -85,8 +84,8 @@ def drain(
 ) -> DrainReport:
     """Drain ``lane`` until it is empty, or until ``deadline`` (``time.monotonic()``) has passed.
 
-    ``cache`` belongs to this lane and is handed to every call. Never raises for trouble with the store's
-    place, the broker or the lease: the report's outcome says which, and nothing was lost.
+    ``cache`` is the lane's own, the same for every call. Trouble with the storage, the broker or the lease is the
+    report's outcome and never raised; no entry is lost by it.
     """
     report = DrainReport(lane)
     lease: Lease | None = None
@@ -95,116 +94,148 @@ def drain(
         if lease is None:
             report.outcome = Outcome.LEASED
             return report
-        cache.token, cache.lane, cache.lanes = lease.token, lane, store.lanes
-        if lease.token is not None:
-            store.lane(lane).raise_fence(lease.token)
-        while True:
-            watched = observer.now.batch(lane)
-            claimed = broker.claim(lease, policy.max_pairs, policy.linger)
-            if not claimed:
-                if broker.release(lease, if_empty=True):
-                    lease = None
-                    break
-                continue
-            watched.claimed(claimed)
-            if lease.inherited and not report.taken_over:
-                report.taken_over = sum(len(p.seqs) for p in claimed if not isinstance(p, MalformedItem))
-                emit("takeover", lane=lane, items=lease.inherited, entries=report.taken_over)
-            for item in claimed:
-                if isinstance(item, MalformedItem):
-                    _dead_letter(store, report, item.raw, item.reason)
-            write_pairs(
-                store, EntryBatch.of(p for p in claimed if not isinstance(p, MalformedItem)), cache, policy, report
-            )
-            watched.written()
-            broker.ack(lease, len(claimed))
-            watched.acknowledged()
-            store.lane(lane).maintain()
-            if deadline is not None and time.monotonic() >= deadline:
+        writer = EntryWriter(store, cache, policy, report, _raise_fence(store, lease))
+        while lease is not None:
+            if not _drain_batch(store, broker, lease, writer):
+                lease = None
+            elif deadline is not None and time.monotonic() >= deadline:
                 report.outcome = Outcome.TIME
                 break
-    except LeaseLost as error:
-        report.outcome, report.error = Outcome.LOST, error
-        emit("lease_lost", level=logging.WARNING, lane=lane)
-    except BrokerUnavailable as error:
-        report.outcome, report.error = Outcome.BROKER, error
-    except OSError as error:
-        report.outcome, report.error = Outcome.STORE_UNAVAILABLE, error
+    except (LeaseLost, BrokerUnavailable, OSError) as error:
+        report.outcome, report.error = _outcome_of(error), error
+        if report.outcome is Outcome.LOST:
+            emit("lease_lost", level=logging.WARNING, lane=lane)
     finally:
         if lease is not None:
-            _release(broker, lease)
+            with suppress(BrokerUnavailable):  # the lease expires by itself
+                broker.release(lease)
         observer.now.drained(report.applied, report.duplicate, report.unknown, report.dead)
     return report
 
 
-def write_pairs(
-    store: MemoryStore, pairs: Sequence[Pair], cache: RecordsCache, policy: DrainPolicy, report: DrainReport
-) -> None:
-    """Write ``pairs`` in order; what is sick is halved down to the entry and buried.
+def _raise_fence(store: ProvenanceStore, lease: Lease) -> WriteRight | None:
+    """Shut out every earlier holder of the lane; None where no other process can hold a lease."""
+    if lease.token is None:
+        return None
+    store.lane(lease.lane).raise_fence(lease.token)
+    return WriteRight(lease.lane, lease.token)
 
-    Raises:
-        OSError: the place fails; the call may be repeated.
+
+def _drain_batch(store: ProvenanceStore, broker: DrainBroker, lease: Lease, writer: EntryWriter) -> bool:
+    """Claim, write and acknowledge one batch; False once the lane is empty and its lease given back."""
+    watched = observer.now.batch(lease.lane)
+    claimed = broker.claim(lease, writer.policy.max_batch, writer.policy.linger)
+    if not claimed:
+        return not broker.release(lease, if_empty=True)
+    watched.claimed(claimed)
+    _note_takeover(writer.report, lease, claimed)
+    writer.write(claimed)
+    watched.written()
+    broker.ack(lease, len(claimed))
+    watched.acknowledged()
+    store.lane(lease.lane).maintain()
+    return True
+
+
+def _note_takeover(report: DrainReport, lease: Lease, claimed: Sequence[Claimed]) -> None:
+    """Tell of a batch that another process had in flight, once."""
+    if lease.inherited and not report.taken_over:
+        report.taken_over = sum(len(item.seqs) for item in claimed if not isinstance(item, MalformedItem))
+        emit("takeover", lane=lease.lane, items=lease.inherited, entries=report.taken_over)
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    if isinstance(error, LeaseLost):
+        return Outcome.LOST
+    return Outcome.BROKER if isinstance(error, BrokerUnavailable) else Outcome.STORE_UNAVAILABLE
+
+
+class EntryWriter:
+    """Writes claimed items to the store in order; an entry that cannot be written becomes a dead letter.
+
+    Args:
+        cache: known records; of one lane where there is a ``right``.
+        report: counts what became of the entries.
+        right: the lease under which it writes; None without one.
     """
-    at, size = 0, policy.max_pairs
-    while at < len(pairs):
-        part = pairs[at : at + size]
-        tries = policy.tries if size == policy.max_pairs or len(part) == 1 else 1
-        error = _write(store, part, cache, policy, tries, report)
-        if error is None:
-            size = min(policy.max_pairs, size * 2)
-        elif len(part) > 1:
-            size = len(part) // 2
-            continue
+
+    def __init__(
+        self,
+        store: ProvenanceStore,
+        cache: RecordsCache,
+        policy: DrainPolicy,
+        report: DrainReport,
+        right: WriteRight | None = None,
+    ) -> None:
+        self.policy = policy
+        self.report = report
+        self._store = store
+        self._cache = cache
+        self._right = right
+
+    def write(self, claimed: Sequence[Claimed]) -> None:
+        """Write all of it.
+
+        Raises:
+            OSError: the storage is unavailable; the call may be repeated.
+            LeaseLost: the right to write has passed on.
+        """
+        parcels = []
+        for item in claimed:
+            if isinstance(item, MalformedItem):
+                self._dead_letter(item.raw, item.reason)
+            else:
+                parcels.append(item)
+        self._write_entries(EntryBatch.of(parcels))
+
+    def _write_entries(self, entries: EntryBatch) -> None:
+        """Halve a batch that fails until it is written or a single entry, which becomes a dead letter."""
+        most = self.policy.max_batch
+        at, size = 0, most
+        while at < len(entries):
+            part = entries[at : at + size]
+            error = self._attempt(part, self.policy.tries if size == most or len(part) == 1 else 1)
+            if error is None:
+                size = min(most, size * 2)
+            elif len(part) > 1:
+                size = len(part) // 2
+                continue
+            else:
+                self._dead_letter(part[0], f"{type(error).__name__}: {error}")
+            at += len(part)
+
+    def _attempt(self, part: EntryBatch, tries: int) -> Exception | None:
+        """Write one batch, ``tries`` times at most; the last error that concerns the batch, None once written."""
+        for attempt in range(1, tries + 1):
+            try:
+                self._append(part)
+            except (OSError, LeaseLost, BrokerUnavailable):
+                raise  # a smaller batch would fail as well
+            except Exception as error:
+                last = error
+                found = {"lane": self.report.lane, "entries": len(part), "attempt": attempt}
+                emit("write_failed", level=logging.WARNING, **found)
+                if attempt < tries and self.policy.wait(self.policy.backoff * 2 ** (attempt - 1)):
+                    raise BrokerUnavailable("stopping; the batch stays in flight") from error
+            else:
+                return None
+        return last
+
+    def _append(self, part: EntryBatch) -> None:
+        """One call of the store; it takes a ``right`` only where another process could hold one."""
+        further = {} if self._right is None else {"right": self._right}
+        result = self._store.append_provenance_batch(part, records_cache=self._cache, **further)
+        self.report.batches += 1
+        self.report.applied += getattr(result, "applied", len(part))
+        self.report.duplicate += getattr(result, "duplicate", 0)
+        self.report.unknown += getattr(result, "unknown", 0)
+
+    def _dead_letter(self, what: Pair | bytes, reason: str) -> None:
+        letters = DeadLetters(self._store.layout)
+        if isinstance(what, bytes):
+            letters.add_raw(self.report.lane, what, reason)
         else:
-            _dead_letter(store, report, part[0], f"{type(error).__name__}: {error}")
-        at += len(part)
-
-
-def _write(
-    store: MemoryStore,
-    part: Sequence[Pair],
-    cache: RecordsCache,
-    policy: DrainPolicy,
-    tries: int,
-    report: DrainReport,
-) -> Exception | None:
-    """One batch, ``tries`` times at most; the last error that concerns the batch, or None once written."""
-    for attempt in range(tries):
-        try:
-            result = store.append_provenance_batch(part, records_cache=cache)
-        except (OSError, LeaseLost, BrokerUnavailable):
-            raise  # the place or the right to write: nothing that a smaller batch would cure
-        except Exception as error:
-            last = error
-            emit(
-                "write_failed",
-                level=logging.WARNING,
-                lane=report.lane,
-                entries=len(part),
-                attempt=attempt + 1,
-            )
-            if attempt + 1 < tries and policy.wait(policy.backoff * 2**attempt):
-                raise BrokerUnavailable("stopping; the batch stays in flight") from error
-        else:
-            report.batches += 1
-            report.applied += getattr(result, "applied", len(part))
-            report.duplicate += getattr(result, "duplicate", 0)
-            report.unknown += getattr(result, "unknown", 0)
-            return None
-    return last
-
-
-def _dead_letter(store: MemoryStore, report: DrainReport, what: Pair | bytes, reason: str) -> None:
-    letters = DeadLetters(store.layout)
-    if isinstance(what, bytes):
-        letters.add_raw(report.lane, what, reason)
-    else:
-        letters.add_entry(report.lane, what, reason)
-    report.dead += 1
-    # Only the kind of error: its text may quote the entry.
-    emit("dead_letter", level=logging.ERROR, lane=report.lane, kind=reason.split(":", 1)[0])
-
-
-def _release(broker: Broker, lease: Lease) -> None:
-    with suppress(BrokerUnavailable):  # it expires by itself
-        broker.release(lease)
+            letters.add_entry(self.report.lane, what, reason)
+        self.report.dead += 1
+        # Only the kind of error: its text may quote the entry.
+        emit("dead_letter", level=logging.ERROR, lane=self.report.lane, kind=reason.split(":", 1)[0])

@@ -1,1 +1,1 @@
-"""The MCP server, over stdio and HTTP."""
+"""The MCP server: the protocol (app), the tools and their calls, resources, and two transports (stdio, http)."""

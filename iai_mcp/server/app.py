@@ -1,7 +1,7 @@
-"""The MCP face: one server object for both transports, which answers every request from the store.
+"""Owns the MCP protocol: one server object for both transports, which answers every request from the store.
 
-It knows the protocol and nothing else: :mod:`iai_mcp.server.calls` runs the calls, ``server_stdio`` and
-``server_http`` carry the bytes. Each request is served on its own, so one slow call holds up no other.
+:mod:`iai_mcp.server.calls` runs the calls; :mod:`iai_mcp.server.stdio` and :mod:`iai_mcp.server.http` carry the
+bytes. Requests run concurrently, so a slow call delays no other.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from iai_mcp.server.tools import INSTRUCTIONS, TOOLS
 __all__ = ["build"]
 
 Context = ServerRequestContext[Any, Any]
-RESOURCE_NOT_FOUND = -32002  # what clients of the handshake era know; INVALID_PARAMS since 2026-07-28
-_AFTER_ANSWER_S = 0.05  # opening starts when the answer is out: imports would hold it back
+RESOURCE_NOT_FOUND = -32002  # for clients that shake hands; the revision of 2026-07-28 says INVALID_PARAMS
+_AFTER_ANSWER_S = 0.05  # the store opens after the answer is out: its imports would delay it
 _CLIENT_LIMIT = 200  # characters of a client's name and version
 
 
 def build(calls: Calls) -> Server[Any]:
-    """The server, whose connections share ``calls``."""
-    face = _Face(calls)
+    """An MCP server; all its connections share ``calls``."""
+    handlers = _Handlers(calls)
     server: Server[Any] = Server(
         "iai-mcp",
         version=__version__,
@@ -60,20 +60,20 @@ def build(calls: Calls) -> Server[Any]:
         description="A shared long-term memory for AI agents that remembers being asked.",
         instructions=INSTRUCTIONS,
         get_tool_input_schema=lambda name: TOOLS[name].input_schema if name in TOOLS else None,
-        on_list_tools=face.list_tools,
-        on_call_tool=face.call_tool,
-        on_list_resources=face.list_resources,
-        on_list_resource_templates=face.list_templates,
-        on_read_resource=face.read_resource,
-        on_list_prompts=face.list_prompts,
-        on_get_prompt=face.get_prompt,
+        on_list_tools=handlers.list_tools,
+        on_call_tool=handlers.call_tool,
+        on_list_resources=handlers.list_resources,
+        on_list_resource_templates=handlers.list_templates,
+        on_read_resource=handlers.read_resource,
+        on_list_prompts=handlers.list_prompts,
+        on_get_prompt=handlers.get_prompt,
     )
-    server.middleware.append(face.warm_up)
+    server.middleware.append(handlers.warm_up)
     return server
 
 
-class _Face:
-    """The handlers of all requests."""
+class _Handlers:
+    """One method for each kind of request."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -81,7 +81,7 @@ class _Face:
         self._tools = [_tool(name) for name in TOOLS]
 
     async def warm_up(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        """Begin to open the store once the handshake is over."""
+        """Start to open the store after the handshake."""
         result = await call_next(ctx)
         if ctx.method != "initialize":
             asyncio.get_running_loop().call_later(_AFTER_ANSWER_S, self._calls.warm)
@@ -104,10 +104,10 @@ class _Face:
 
     async def call_tool(self, context: Context, params: CallToolRequestParams) -> Any:
         if params.name not in TOOLS:
-            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:80]!r}; there are {', '.join(TOOLS)}")
+            raise MCPError(INVALID_PARAMS, f"no tool {params.name[:80]!r}: call one of {', '.join(TOOLS)}")
         answer = await self._calls.call(params.name, params.arguments or {}, self._caller(context))
         content = [{"type": "text", "text": answer.text}]
-        # A dict rather than a model: one copy of a long result less.
+        # A dict, not a model: this saves one copy of a long result.
         result: dict[str, Any] = {"content": content, "isError": answer.error, "resultType": "complete"}
         if answer.structured is not None:
             result["structuredContent"] = answer.structured
@@ -117,7 +117,7 @@ class _Face:
 
     async def list_resources(self, context: Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
         offset = _offset(params.cursor if params else None)
-        found, more = await self._asked(lambda store: resources.newest(store, offset))
+        found, more = await self._run(lambda store: resources.newest(store, offset))
         shown = [Resource(uri=page.uri, name=page.name, mime_type=page.mime) for page in found]
         return ListResourcesResult(resources=shown, next_cursor=str(offset + len(found)) if more else None)
 
@@ -127,17 +127,17 @@ class _Face:
         template = ResourceTemplate(
             uri_template=resources.TEMPLATE,
             name="memory",
-            title="A memory and its trail",
-            description="One memory and who recalled it; format is markdown (default) or json.",
+            title="A memory and its trace",
+            description="One memory and its recalls; format is markdown (default) or json.",
         )
         return ListResourceTemplatesResult(resource_templates=[template])
 
     async def read_resource(self, context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
         uri = str(params.uri)
-        page = await self._asked(lambda store: resources.read(store, uri), uri)
+        page = await self._run(lambda store: resources.read(store, uri), uri)
         return ReadResourceResult(contents=[TextResourceContents(uri=uri, mime_type=page.mime, text=page.text)])
 
-    async def _asked(self, work: Any, uri: str = "") -> Any:
+    async def _run(self, work: Any, uri: str = "") -> Any:
         try:
             return await self._calls.run(work)
         except RecordNotFound as error:
@@ -163,7 +163,7 @@ class _Face:
 
     async def get_prompt(self, context: Context, params: GetPromptRequestParams) -> GetPromptResult:
         if params.name != resources.PROMPT:
-            raise MCPError(INVALID_PARAMS, f"no prompt {params.name[:80]!r}; there is {resources.PROMPT}")
+            raise MCPError(INVALID_PARAMS, f"no prompt {params.name[:80]!r}: ask for {resources.PROMPT}")
         try:
             text = resources.explain(params.arguments or {}, self._caller(context).session_id)
         except UsageError as error:
@@ -194,5 +194,5 @@ def _offset(cursor: str | None) -> int:
     if cursor is None:
         return 0
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 12:
-        raise MCPError(INVALID_PARAMS, "the cursor is not one that this server gave")
+        raise MCPError(INVALID_PARAMS, "this server did not give that cursor: list again without one")
     return int(cursor)

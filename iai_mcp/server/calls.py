@@ -1,7 +1,7 @@
-"""Runs tool calls: opens the store once, off the event loop, and turns each call into ``dispatch`` on a thread.
+"""Runs tool calls: opens the store once, off the event loop, and calls ``dispatch`` on a thread for each call.
 
-Arguments are checked before the store is touched, results are cut to a size that clients take, and what is
-wrong comes back as one sentence. Nothing heavy is imported before the first call (or :meth:`Calls.warm`).
+It checks arguments before it touches the store, cuts results to a size that clients accept, and returns every
+error as one sentence. It imports nothing heavy before the first call (or :meth:`Calls.warm`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.config import Settings
 from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped
 from iai_mcp.server.tools import TOOLS, Tool
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["RESULT_LIMIT", "Answer", "Caller", "Calls", "encode", "fitted"]
 
 RESULT_LIMIT = 1 << 20  # bytes of one result as JSON
-THREADS = 16  # a call that waits for a lock or a dead Redis must not hold up the others
-_MOST_ENTRIES = 1000
+THREADS = 16  # a call that waits for a lock or a dead Redis must not delay the others
 _CUTS = (20_000, 4_000, 800, 160)  # characters that a text may keep, tried in turn
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the session that counts where a call names none, and the program as name/version."""
+    """The caller of a tool: its session, for calls that name none, and its program as name/version."""
 
     session_id: str = ""
     client: str = ""
@@ -46,7 +46,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A tool's result and the same as JSON; or, where ``error`` is set, what is wrong."""
+    """A tool's result and its JSON text; if ``error`` is set, the text is the error message."""
 
     structured: dict[str, Any] | None = None
     text: str = ""
@@ -71,7 +71,7 @@ class Calls:
         """The open store with its queue running; blocks while it opens.
 
         Raises:
-            IaiMcpError: it cannot be opened; the next call tries again.
+            IaiMcpError: the store cannot be opened; the next call tries again.
         """
         with self._opening:
             if self._closed:
@@ -87,11 +87,11 @@ class Calls:
 
     @property
     def opened(self) -> MemoryStore | None:
-        """The store where it is open now; never waits for it."""
+        """The store if it is open now; never waits for it."""
         return self._store
 
     def warm(self) -> None:
-        """Open the store and load the embedder in the background, once; trouble shows at the next call."""
+        """Open the store and load the embedder in the background, once; the next call reports a failure."""
         if self._warming is None:
             self._warming = threading.Thread(target=self._warm, name="iai-mcp-warm", daemon=True)
             self._warming.start()
@@ -99,11 +99,11 @@ class Calls:
     def _warm(self) -> None:
         try:
             _ = self.store().embedder
-        except Exception as error:  # noqa: BLE001  each call will tell its caller
+        except Exception as error:  # noqa: BLE001  each call reports it to its caller
             emit("store_not_ready", level=logging.WARNING, error=quiet_words(error))
 
     def close(self) -> None:
-        """Drain the queue within its budget and spill the rest; no call begins after this."""
+        """Drain the queue within its budget and spill the rest; no call starts after this."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._opening:
             self._closed = True
@@ -114,7 +114,7 @@ class Calls:
     # -- calls
 
     async def run(self, work: Callable[[MemoryStore], T]) -> T:
-        """``work`` with the store, on a thread, in the request's context. Errors are the work's own."""
+        """Run ``work`` with the store on a thread, in the request's context; its errors pass through."""
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, copy_context().run, self._work, work
         )
@@ -123,17 +123,17 @@ class Calls:
         return work(self.store())
 
     async def call(self, name: str, arguments: Mapping[str, Any], caller: Caller) -> Answer:
-        """Run a tool. What is wrong with the input or the place is an answer too, never an exception."""
+        """Run a tool. Wrong input and failures are answers too, never exceptions."""
         try:
             params = parameters(TOOLS[name], arguments, caller)
             return await self.run(lambda store: _dispatched(store, name, params))
         except IaiMcpError as error:
             return Answer(text=str(error), error=True)
-        except Exception as error:  # noqa: BLE001  an agent gets a sentence, the operator the traceback
+        except Exception as error:  # noqa: BLE001  the agent gets a sentence, the log the traceback
             emit("call_failed", level=logging.ERROR, tool=name, error=quiet_words(error))
             log.debug("the traceback of that call", exc_info=error)
-            said = f"{name} failed on the server ({type(error).__name__}); its log says more (IAI_MCP_LOG=debug)"
-            return Answer(text=said, error=True)
+            text = f"{name} failed on the server ({type(error).__name__}); its log says more (IAI_MCP_LOG=debug)"
+            return Answer(text=text, error=True)
 
 
 def _dispatched(store: MemoryStore, name: str, params: dict[str, Any]) -> Answer:
@@ -147,16 +147,16 @@ def _dispatched(store: MemoryStore, name: str, params: dict[str, Any]) -> Answer
 
 
 def parameters(tool: Tool, arguments: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-    """What ``dispatch`` is asked: the arguments that are given, with the caller's session and program.
+    """The parameters for ``dispatch``: the given arguments, with the caller's session and program.
 
     Raises:
-        BadParams: there is no such parameter, or a text is too long.
+        BadParams: a parameter is unknown, or its value is too long.
     """
     known = tool.input_schema["properties"]
     given = {name: value for name, value in arguments.items() if value is not None}
     for name, value in given.items():
         if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it takes none"
+            has = f"it takes {', '.join(known)}" if known else "it takes none"
             raise BadParams(f"{tool.name} has no parameter {name[:80]!r}; {has}")
         _check_size(name, value, known[name])
     if not str(given.get("cue", "?")).strip():
@@ -171,10 +171,10 @@ def parameters(tool: Tool, arguments: Mapping[str, Any], caller: Caller) -> dict
 def _check_size(name: str, value: object, schema: Mapping[str, Any]) -> None:
     most = schema.get("maxLength")
     if most is not None and isinstance(value, str) and len(value) > most:
-        raise BadParams(f"{name} has {len(value):,} characters, at most {most:,} are taken: shorten it")
+        raise BadParams(f"{name} has {len(value):,} characters, the limit is {most:,}: shorten it")
     if isinstance(value, list) and "items" in schema:
         if len(value) > schema["maxItems"]:
-            raise BadParams(f"{name} has {len(value):,} items, at most {schema['maxItems']} are taken")
+            raise BadParams(f"{name} has {len(value):,} items, the limit is {schema['maxItems']}: send fewer")
         for item in value:
             _check_size(name, item, schema["items"])
 
@@ -188,13 +188,16 @@ def encode(result: object) -> bytes:
 
 
 def fitted(result: dict[str, Any], limit: int = RESULT_LIMIT) -> tuple[dict[str, Any], bytes]:
-    """``result`` with its JSON, which has at most ``limit`` bytes; ``truncated`` is set where that cost something.
+    """``result`` with its JSON, of at most ``limit`` bytes; ``truncated`` is set if anything was cut.
 
-    A trail keeps its newest entries; then long texts are shortened, all to the same length.
+    A trace keeps its newest entries. Then long texts are shortened, all to the same length.
+
+    Raises:
+        BadParams: the result does not fit even with short texts.
     """
     trail = result.get("provenance")
-    if isinstance(trail, list) and len(trail) > _MOST_ENTRIES:
-        result = {**result, "provenance": trail[-_MOST_ENTRIES:], "truncated": True}
+    if isinstance(trail, list) and len(trail) > RESULTS_MAX:
+        result = {**result, "provenance": trail[-RESULTS_MAX:], "truncated": True}
     encoded = encode(result)
     for most in _CUTS:
         if len(encoded) <= limit:
@@ -202,7 +205,7 @@ def fitted(result: dict[str, Any], limit: int = RESULT_LIMIT) -> tuple[dict[str,
         result = {**_shortened(result, most), "truncated": True}
         encoded = encode(result)
     if len(encoded) > limit:
-        raise BadParams(f"the result has {len(encoded):,} bytes, at most {limit:,} are sent: lower the limit")
+        raise BadParams(f"the result has {len(encoded):,} bytes, the maximum is {limit:,}: lower the limit")
     return result, encoded
 
 

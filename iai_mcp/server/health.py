@@ -1,7 +1,8 @@
-"""Answers ``/healthz`` and ``/readyz`` before anything is asked of the caller, and tells nothing but yes or no.
+"""Answers ``/healthz`` and ``/readyz`` without a token, and reveals nothing but yes or no.
 
-``/healthz``: the process answers. ``/readyz``: the store is open and there, and a trace has somewhere to go:
-Redis, or the local spill. An outage of Redis alone leaves a server ready, since recalls go on.
+- ``/healthz``: the process answers.
+- ``/readyz``: the store is open and on disk, and Redis or the local spill accepts entries. An outage of Redis
+  alone leaves the server ready, because recalls continue.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from iai_mcp.server.calls import Calls
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore
 
-__all__ = ["LIVE", "READY", "Health", "fit"]
+__all__ = ["LIVE", "READY", "Health", "is_ready"]
 
 LIVE, READY = "/healthz", "/readyz"
-LOOK_S = 2.0  # a volume that hangs must not hang the answer
+CHECK_S = 2.0  # a volume that hangs must not hang the answer
 
 
 class Health:
@@ -29,7 +30,7 @@ class Health:
     def __init__(self, app: Any, calls: Calls) -> None:
         self._app = app
         self._calls = calls
-        self._look: asyncio.Future[bool] | None = None
+        self._check: asyncio.Future[bool] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] not in (LIVE, READY):
@@ -42,18 +43,18 @@ class Health:
             await _answer(send, 503, b"not ready\n" if scope["method"] == "GET" else b"")
 
     async def _ready(self) -> bool:
-        """Look on a thread; while one look hangs there is no second one, and the answer is no."""
+        """Check on a thread; while one check hangs no second one starts, and the answer is no."""
         store = self._calls.opened
         if store is None:
             return False
-        if self._look is None or self._look.done():
-            self._look = asyncio.ensure_future(asyncio.to_thread(fit, store))
-        done, _ = await asyncio.wait([self._look], timeout=LOOK_S)
-        return bool(done) and self._look.exception() is None and self._look.result()
+        if self._check is None or self._check.done():
+            self._check = asyncio.ensure_future(asyncio.to_thread(is_ready, store))
+        done, _ = await asyncio.wait([self._check], timeout=CHECK_S)
+        return bool(done) and self._check.exception() is None and self._check.result()
 
 
-def fit(store: MemoryStore) -> bool:
-    """Whether the store is there, and its queue has somewhere to put an entry."""
+def is_ready(store: MemoryStore) -> bool:
+    """Whether the store is on disk and its queue can hand an entry to the broker or the spill."""
     queue = store._provenance_queue
     if queue is None or not store.layout.meta.exists():
         return False

@@ -1,8 +1,9 @@
-"""Carries MCP over HTTP at ``/mcp``, for many clients at once; who may ask is settled before anything is read.
+"""Carries MCP over HTTP at ``/mcp`` for many clients, and checks each request's rights before it reads the body.
 
-Prometheus scrapes ``/metrics`` on the same terms. A token, where one is set, is asked of everyone; without one
-only loopback is served. Host and Origin must be names of this server, so that a web page cannot reach it through a
-visitor's browser. SIGTERM: see ``serve``.
+- If a token is set, every request must bring it. Without a token, the server listens on loopback only.
+- Host and Origin must be names of this server, so a web page cannot reach it through a visitor's browser.
+- Prometheus scrapes ``/metrics`` on the same terms.
+- :func:`serve` describes the end after SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from iai_mcp.errors import ConfigError, IaiMcpError
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls
 from iai_mcp.server.health import Health
-from iai_mcp.server.stdio import GRACE_S, watchdog
+from iai_mcp.server.lifetime import GRACE_S, watchdog
 
 __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
 
@@ -41,7 +42,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and under which further names clients may ask for this server."""
+    """An address to listen on, and further names under which clients may address this server."""
 
     host: str = "127.0.0.1"
     port: int = 8765
@@ -49,18 +50,18 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether the address is loopback."""
         with suppress(ValueError):
             return ipaddress.ip_address(self.host).is_loopback
         return self.host == "localhost"
 
     @property
     def shown(self) -> str:
-        """The host as it stands in a URL."""
+        """The host as a URL spells it."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def security(self) -> TransportSecuritySettings:
-        """The Host and Origin headers that are taken: this server's names with any port."""
+        """The accepted Host and Origin headers: this server's names with any port."""
         names = [*_LOOPBACK, *self.names]
         if not self.local:
             names += [self.shown, socket.gethostname()]
@@ -70,25 +71,25 @@ class Address:
 
 
 def read_token(settings: Settings, file: Path | None) -> str:
-    """The token that clients must send: the file's content, else the setting; empty where there is none.
+    """The token that clients must send: the file's content, else the setting; empty if neither is set.
 
     Raises:
-        ConfigError: the file cannot be read or is empty, or the token cannot stand in a header.
+        ConfigError: the file is unreadable or empty, or the token has characters that a header cannot carry.
     """
     token, source = settings.token, "IAI_MCP_TOKEN"
     if file is not None:
         token, source = read_secret(file, f"--token-file {file}"), str(file)
     if not token.isascii() or any(sign <= " " or sign == "\x7f" for sign in token):
-        raise ConfigError(f"the token in {source} must be printable ASCII without blanks")
+        raise ConfigError(f"the token in {source} must be printable ASCII without spaces: make another one")
     return token
 
 
 def serve(settings: Settings, path: str | Path | None, address: Address, token: str) -> None:
-    """Serve until SIGTERM: then take no new requests, end those in flight, drain the queue, spill the rest.
+    """Serve until SIGTERM; then accept no new requests, finish those in flight, drain the queue, spill the rest.
 
     Raises:
-        ConfigError: the address is not loopback and there is no token.
-        IaiMcpError: the store cannot be opened, or the address is taken.
+        ConfigError: the address is not loopback and no token is set.
+        IaiMcpError: the store cannot be opened, or the address is in use.
     """
     if not address.local and not token:
         raise ConfigError(
@@ -96,7 +97,7 @@ def serve(settings: Settings, path: str | Path | None, address: Address, token: 
         )
     with _listening(address) as listener:
         calls = Calls(settings, path)
-        calls.store()  # better no server than one whose every call fails
+        calls.store()  # fail now rather than at every call
         try:
             asyncio.run(_serve(calls, settings, address, token, listener, _metrics(calls, settings, path)))
         finally:
@@ -104,12 +105,12 @@ def serve(settings: Settings, path: str | Path | None, address: Address, token: 
 
 
 def _metrics(calls: Calls, settings: Settings, path: str | Path | None) -> Callable[[], tuple[bytes, str]]:
-    """Watch this process; what a scrape shows, and its content type."""
-    from iai_mcp.metrics import instruments
+    """Start to measure this process; the function returns one scrape's body and content type."""
+    from iai_mcp.metrics import endpoint
 
     where = settings if path is None else replace(settings, store=Path(path).expanduser())
-    registry = instruments.for_server(where, calls.store)
-    return lambda: (instruments.exposition(registry), instruments.CONTENT_TYPE)
+    registry = endpoint.for_server(where, calls.store)
+    return lambda: (endpoint.exposition(registry), endpoint.CONTENT_TYPE)
 
 
 @contextmanager
@@ -147,10 +148,10 @@ async def _serve(
 
 
 def application(calls: Calls, address: Address, token: str, metrics: Callable[[], tuple[bytes, str]]) -> Any:
-    """The ASGI application: the SDK's and the metrics, behind the token; before all what tells of our health."""
+    """The ASGI application: health checks in front, then the token, then metrics and the SDK's application."""
     app: Any = build(calls).streamable_http_app(
         streamable_http_path=PATH,
-        json_response=True,  # no tool reports progress, so a stream for each answer would be overhead only
+        json_response=True,  # no tool reports progress: a stream for each answer would only cost
         max_request_body_size=REQUEST_LIMIT,
         transport_security=address.security(),
     )
@@ -159,7 +160,7 @@ def application(calls: Calls, address: Address, token: str, metrics: Callable[[]
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that guards its own end, and does not raise the signal again when it is done."""
+    """Uvicorn with a watchdog on its end, which does not raise the signal again afterwards."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings, url: str) -> None:
         super().__init__(config)
@@ -168,34 +169,34 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  a SIGTERM is heard by now
+        print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  SIGTERM is handled by now
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.should_exit:  # a second Ctrl-C: the end is near in any case, and cut short it would be a traceback
+        if self.should_exit:  # a second Ctrl-C would only turn the end into a traceback
             return
         watchdog(self._settings)
-        # What it would say now is that clients' idle event streams end with us.
+        # From now on it would only report that idle event streams of clients end.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 
 
 class Scrape:
-    """Answers ``GET /metrics`` and hands everything else on. A web page gets none of it: Host and Origin count."""
+    """Answers ``GET /metrics`` after a check of Host and Origin, and passes every other request on."""
 
-    def __init__(self, app: Any, metrics: Callable[[], tuple[bytes, str]], strangers: TransportSecurityMiddleware):
+    def __init__(self, app: Any, metrics: Callable[[], tuple[bytes, str]], security: TransportSecurityMiddleware):
         self._app = app
         self._metrics = metrics
-        self._strangers = strangers
+        self._security = security
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != METRICS_PATH:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        answer = await self._strangers.validate_request(request)
+        answer = await self._security.validate_request(request)
         if answer is None and request.method not in ("GET", "HEAD"):
-            answer = Response("GET it\n", 405, {"allow": "GET, HEAD"}, "text/plain")
+            answer = Response("use GET\n", 405, {"allow": "GET, HEAD"}, "text/plain")
         if answer is None:
             body, kind = await asyncio.to_thread(self._metrics)
             answer = Response(body, headers={"content-type": kind})
@@ -203,7 +204,7 @@ class Scrape:
 
 
 class BearerToken:
-    """Lets a request through where it brings the token, and answers 401 otherwise."""
+    """Passes a request on if it brings the token, and answers 401 otherwise."""
 
     def __init__(self, app: Any, token: str) -> None:
         self._app = app
@@ -222,5 +223,5 @@ class BearerToken:
     def _brought(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        # Both are compared to the end whatever they hold: the time taken tells nothing of the token.
+        # Compare in constant time, so that the time taken reveals nothing of the token.
         return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"

@@ -1,6 +1,6 @@
-"""What the server shows beside its tools: memories as resources, and the prompt that asks for sources.
+"""Owns the resources (memories as pages) and the prompt that asks an agent for its sources.
 
-Text in a page that somebody else wrote is quoted, line by line, so that it cannot pass for the page's own.
+A page quotes a memory's text line by line, so that the text cannot pass for the page's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ID = re.compile(r"[^\x00-\x1f\x7f`]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A resource: where, what it is called, of which kind, and its text (empty in a list)."""
+    """A resource: its URI, name, MIME type and text (empty in a list)."""
 
     uri: str
     name: str
@@ -38,24 +38,26 @@ class Page:
 
 
 def newest(store: MemoryStore, offset: int) -> tuple[list[Page], bool]:
-    """One page of the list of memories, newest first, and whether there are more."""
+    """One page of the list of memories, newest first, and whether more follow."""
     found = store.list_records(limit=PAGE + 1, offset=offset)
     pages = [Page(f"memory://{record.id}", _flat(record.text, _NAME)) for record in found[:PAGE]]
     return pages, len(found) > PAGE
 
 
 def read(store: MemoryStore, uri: str) -> Page:
-    """The memory that ``uri`` names, with its trail.
+    """The memory that ``uri`` names, with its trace.
 
     Raises:
-        BadParams: that is no address of a memory.
-        RecordNotFound: there is no such memory.
+        BadParams: ``uri`` is not the address of a memory.
+        RecordNotFound: no memory has this id.
     """
     from iai_mcp.core import dispatch
 
     match = _URI.fullmatch(uri)
     if match is None:
-        raise BadParams(f"{uri[:200]!r} is not the address of a memory: memory://ID or memory://ID?format=json")
+        raise BadParams(
+            f"{uri[:200]!r} is not the address of a memory: use memory://ID or memory://ID?format=json"
+        )
     kind = match["format"] or "markdown"
     found, encoded = fitted(dispatch(store, "memory_get", {"record_id": match["id"]}))
     text = encoded.decode() if kind == "json" else markdown(found)
@@ -63,7 +65,7 @@ def read(store: MemoryStore, uri: str) -> Page:
 
 
 def markdown(memory: Mapping[str, Any]) -> str:
-    """A memory as ``memory_get`` returns it, for people."""
+    """A memory as ``memory_get`` returns it, as Markdown for people."""
     facts = {
         "session": memory["session_id"],
         "role": memory["role"],
@@ -75,7 +77,7 @@ def markdown(memory: Mapping[str, Any]) -> str:
     lines += ["", *(f"> {line}" for line in memory["text"].splitlines()), "", "## Recalled", ""]
     lines += [f"- {_recalled(entry)}" for entry in memory["provenance"]] or ["Not yet."]
     if memory.get("truncated"):
-        lines += ["", "Shortened: `memory_provenance` pages through the whole trail."]
+        lines += ["", "Shortened: `memory_provenance` pages through the whole trace."]
     return "\n".join(lines) + "\n"
 
 
@@ -92,15 +94,15 @@ def _recalled(entry: Mapping[str, Any]) -> str:
 
 
 def _flat(text: object, limit: int = 2_000) -> str:
-    said = " ".join(str(text).split())
-    return said if len(said) <= limit else f"{said[: limit - 1]}…"
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def explain(arguments: Mapping[str, str], session: str) -> str:
-    """The prompt ``explain_sources``.
+    """The text of the prompt ``explain_sources``.
 
     Raises:
-        BadParams: nothing says which recalls are meant.
+        BadParams: an argument is unknown, or neither a recall nor a session is given.
     """
     unknown = arguments.keys() - {"recall_id", "session_id"}
     if unknown:
@@ -108,9 +110,9 @@ def explain(arguments: Mapping[str, str], session: str) -> str:
     recall_id = arguments.get("recall_id")
     name, value = ("recall_id", recall_id) if recall_id else ("session_id", arguments.get("session_id") or session)
     if not value:
-        raise BadParams(f"{PROMPT} needs recall_id or session_id")
+        raise BadParams(f"{PROMPT} needs recall_id or session_id: give one of them")
     if not _ID.fullmatch(value):
-        raise BadParams(f"{name} is not an id")
+        raise BadParams(f"{name} is not an id: give one that a recall returned")
     return f"""\
 Explain which memories your answer rested on.
 

@@ -1,7 +1,10 @@
-"""Carries MCP over this process's stdin and stdout: one JSON message a line, nothing else on stdout, ever.
+"""Carries MCP over this process's stdin and stdout: one JSON message per line, and nothing else on stdout.
 
-The end of stdin and SIGTERM end it: what was asked is answered, the queue drains within its budget, the rest is
-spilled. A watchdog ends the process where that hangs.
+It ends at the end of stdin or on SIGTERM:
+
+1. it answers the requests in flight, for a bounded time;
+2. the queue drains within its budget and spills the rest;
+3. a watchdog ends the process if one of these steps hangs.
 """
 
 from __future__ import annotations
@@ -31,22 +34,22 @@ from mcp_types import (
     jsonrpc_message_adapter,
 )
 
+from iai_mcp.common.files import write_all
 from iai_mcp.config import Settings
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls
+from iai_mcp.server.lifetime import EOF_GRACE_S, GRACE_S, watchdog
 
-__all__ = ["GRACE_S", "MESSAGE_LIMIT", "serve", "watchdog"]
+__all__ = ["MESSAGE_LIMIT", "serve"]
 
 MESSAGE_LIMIT = 1 << 20  # bytes of one message from a client
-GRACE_S = 3.0  # how long requests in flight may take once SIGTERM has come
-EOF_GRACE_S = 20.0  # and once stdin has ended: who pipes one request in wants its answer, however cold we are
 _WAITING = 64  # messages read ahead
 _CHUNK = 1 << 16
-_EDGE = 512  # bytes that are kept of the end of a message that is too long
+_EDGE = 512  # bytes kept of the end of a message that is too long: its id may stand there
 _ID = rb'"id"\s*:\s*(?P<id>\d{1,18}|"[\w.:-]{1,100}")'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
-# Where clients write a request's id: before the method, or at the very end, behind the parameters' brace. A quote
-# in a text is escaped and a brace of the parameters is followed by another, so that neither can pass for it.
+# Clients write a request's id before the method, or at the very end, behind the brace of the parameters. Neither
+# pattern can match inside the parameters: a quote in a text is escaped, an inner brace is followed by another.
 _ID_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb"\s*,\s*)?" + _ID + rb"\s*,")
 _ID_LAST = re.compile(
     rb"\}\s*,\s*(?:" + _VERSION + rb"\s*,\s*)?" + _ID + rb"\s*(?:,\s*" + _VERSION + rb"\s*)?\}\s*$"
@@ -56,20 +59,13 @@ Incoming = SessionMessage | Exception
 
 
 def serve(settings: Settings, path: str | Path | None) -> None:
-    """Serve one client until it leaves or SIGTERM comes."""
+    """Serve one client until it closes stdin or SIGTERM arrives."""
     wire = _claim_stdout()
     asyncio.run(_serve(Calls(settings, path), settings, wire))
 
 
-def watchdog(settings: Settings, grace: float = GRACE_S) -> None:
-    """End this process where its orderly end hangs; what is only in memory by then is lost."""
-    timer = threading.Timer(grace + settings.stop_budget + 1.5, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
-
-
 def _claim_stdout() -> int:
-    """The real stdout; what anything else in this process prints goes to stderr from now on."""
+    """The real stdout, as a descriptor; every other print of this process goes to stderr from now on."""
     wire = os.dup(1)
     os.dup2(2, 1)
     return wire
@@ -90,7 +86,7 @@ async def _serve(calls: Calls, settings: Settings, wire: int) -> None:
 
 
 class _Link:
-    """The two directions of the wire, and which requests wait for their answer."""
+    """Both directions of the wire, and the requests that still wait for an answer."""
 
     def __init__(self, wire: int, settings: Settings) -> None:
         self._wire = wire
@@ -106,7 +102,7 @@ class _Link:
         threading.Thread(target=self._read_stdin, name="iai-mcp-stdin", daemon=True).start()
 
     def end(self, grace: float = GRACE_S) -> None:
-        """Take nothing more in, and give requests in flight ``grace`` seconds."""
+        """Accept no more messages, and give requests in flight ``grace`` seconds."""
         if self._grace is None or grace < self._grace:
             self._grace = grace
             watchdog(self._settings, grace)
@@ -115,26 +111,26 @@ class _Link:
     # -- in
 
     def _read_stdin(self) -> None:
-        """Lines of stdin, on a thread that may stay blocked for ever: nothing waits for it.
+        """Read the lines of stdin, on a thread that may block for ever, so no code joins it.
 
-        It reads the descriptor itself: a Python file's lock, held in a read, would crash the exit.
+        It reads the descriptor, not the Python file: the file's lock, held in a read, would crash the exit.
         """
         rest = b""
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with suppress(RuntimeError):  # the loop is closed
             with suppress(OSError):
                 while chunk := os.read(0, _CHUNK):
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         self._room.acquire()
                         self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
-                    if len(rest) > MESSAGE_LIMIT + _EDGE:  # enough to see that it is too long, and whose it is
+                    if len(rest) > MESSAGE_LIMIT + _EDGE:  # enough to see its length and its id
                         rest = rest[:MESSAGE_LIMIT] + rest[-_EDGE:]
             if rest.strip():
                 self._loop.call_soon_threadsafe(self._lines.put_nowait, rest)
             self._loop.call_soon_threadsafe(self.end, EOF_GRACE_S)
 
     async def read(self) -> None:
-        """Hand messages to the server until the end; then let it finish."""
+        """Pass messages to the server until the end, then wait for the answers that are due."""
         async with self._to_server:
             while (line := await self._lines.get()) is not None:
                 with suppress(ValueError):
@@ -148,13 +144,13 @@ class _Link:
 
     async def _parsed(self, line: bytes) -> JSONRPCMessage | None:
         if len(line) > MESSAGE_LIMIT:
-            said = f"the message is longer than {MESSAGE_LIMIT:,} bytes: send less at a time"
-            await self._refuse(INVALID_REQUEST, said, _id_of(line))
+            text = f"the message is longer than {MESSAGE_LIMIT:,} bytes: send less at a time"
+            await self._refuse(INVALID_REQUEST, text, _id_of(line))
             return None
         try:
             message = jsonrpc_message_adapter.validate_json(line, by_name=False)
         except ValueError:
-            await self._refuse(PARSE_ERROR, "that line is not a JSON-RPC message")
+            await self._refuse(PARSE_ERROR, "the line is not a JSON-RPC message: send one JSON object per line")
             return None
         if isinstance(message, JSONRPCRequest):
             self._unanswered.add(message.id)
@@ -169,7 +165,7 @@ class _Link:
     # -- out
 
     async def write(self) -> None:
-        """Write what the server answers, until it has closed its side."""
+        """Write the server's answers until it closes its side."""
         async with self._from_server:
             async for item in self._from_server:
                 message = item.message
@@ -179,18 +175,12 @@ class _Link:
         self._writer.shutdown(wait=False)
 
     async def _send(self, text: str) -> None:
-        """On a thread of its own: a client that does not read must not stop the loop."""
+        """Write ``text`` on a thread: a client that does not read must not stop the loop."""
         with suppress(OSError, RuntimeError):  # the client is gone; the end of stdin follows
-            await self._loop.run_in_executor(self._writer, _write_all, self._wire, f"{text}\n".encode())
+            await self._loop.run_in_executor(self._writer, write_all, self._wire, f"{text}\n".encode())
 
 
 def _id_of(line: bytes) -> RequestId | None:
-    """The id of a request that is too long to be read, so that its client need not wait; None: it is not seen."""
+    """The id of a request that is too long to parse, so that its client gets an answer; None: not found."""
     found = _ID_FIRST.match(line) or _ID_LAST.search(line, max(0, len(line) - _EDGE))
     return json.loads(found["id"]) if found else None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -1,1 +1,1 @@
-"""Store-and-forward on the local disk: what the broker does not take waits here, in order."""
+"""Store-and-forward on the local disk: entries that the broker does not take wait here, in order."""

@@ -1,100 +1,44 @@
-"""One spill file: appended to by its owner, read in order, locked by whoever may consume it.
+"""A segment: one spill file, appended to by its owner, read in order, locked by its consumer.
 
-The lock is ``flock`` on the file itself, so the operating system frees it when its holder dies. A chain of
-segments belongs to whoever holds its *lowest* one; nobody takes a higher one first, so two consumers can
-never overtake each other.
+A chain of segments belongs to the process that locks its *lowest* one, which every process takes first: two
+consumers can never overtake each other.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from iai_mcp.entries.parcel import Parcel, decode
+from iai_mcp.common.files import write_all
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import decode
 from iai_mcp.errors import MalformedParcel
+from iai_mcp.spill.names import set_aside_path
+from iai_mcp.storage.locked_file import LockedFile
 from iai_mcp.telemetry.events import emit
 
-__all__ = ["Segment", "failed_name", "is_held"]
+__all__ = ["Segment", "take_all"]
 
 
-def failed_name(path: Path) -> Path:
-    """Where a malformed file, or the malformed lines of one, are set aside."""
-    return path.with_name(f"{path.name.removesuffix('.jsonl')}.failed-{time.time_ns()}.jsonl")
+class Segment(LockedFile):
+    """An open and locked spill file.
 
-
-class Segment:
-    """An open and locked spill file."""
+    Attributes:
+        size: bytes of whole lines, as far as this process writes them.
+        offset: bytes read.
+        settled: bytes read for good: :meth:`rewind` goes back to here.
+    """
 
     def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
-        self.size = os.fstat(fd).st_size  # whole lines only, as far as this process writes them
-        self.offset = 0  # read up to here
-        self.settled = 0  # and up to here it is no more to be rewound
-        self._fd = fd
+        super().__init__(path, fd)
+        self.size = os.fstat(fd).st_size
+        self.offset = 0
+        self.settled = 0
         self._good = 0
         self._bad: list[bytes] = []
-        self._before = (0, 0)
-
-    @classmethod
-    def create(cls, path: Path, data: bytes = b"") -> Segment:
-        """A new segment, locked before it gets its name, so that nobody can adopt it in between."""
-        made = cls.blank(path.with_suffix(f".tmp{os.getpid()}"))
-        try:
-            if data:
-                made.append(data, fsync=True)
-            made.rename(path)
-        except BaseException:
-            made.discard()
-            raise
-        return made
-
-    @classmethod
-    def blank(cls, path: Path) -> Segment:
-        """An empty locked file under a name that no adopter looks for; :meth:`rename` makes a segment of it."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(fd)
-            with suppress(OSError):
-                os.unlink(path)
-            raise
-        return cls(path, fd)
-
-    def rename(self, path: Path) -> None:
-        """Give it its name."""
-        os.rename(self.path, path)
-        self.path = path
-
-    def discard(self) -> None:
-        """Remove it, unused."""
-        with suppress(OSError):
-            os.unlink(self.path)
-        self.close()
-
-    @classmethod
-    def take(cls, path: Path) -> Segment | None:
-        """An existing segment, unless a living process holds it or it has just gone."""
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_APPEND)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink and os.path.samestat(os.fstat(fd), os.stat(path)):
-                return cls(path, fd)
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-        return None
+        self._before = (0, 0)  # good and bad lines at the last settle
 
     def append(self, data: bytes, *, fsync: bool) -> None:
         """Add whole lines; after an error the file is as it was before.
@@ -113,7 +57,7 @@ class Segment:
         self.size += len(data)
 
     def read(self, store_id: str, limit: int) -> list[Parcel]:
-        """Up to ``limit`` further parcels; lines that are none of this store's are kept for :meth:`finish`.
+        """Up to ``limit`` further parcels; :meth:`finish` sets aside the lines that are no parcels of this store.
 
         Follow it with :meth:`settle` or :meth:`rewind`; reading on settles, too.
         """
@@ -134,7 +78,7 @@ class Segment:
         return parcels
 
     def settle(self) -> None:
-        """What the last :meth:`read` gave has gone where it was meant to."""
+        """Keep the last :meth:`read`: its parcels have been taken."""
         self.settled = self.offset
         self._before = (self._good, len(self._bad))
 
@@ -151,34 +95,37 @@ class Segment:
         self.settle()
 
     def rewrite(self, change: Callable[[bytes], bytes]) -> None:
-        """Put what ``change`` makes of each line in the file's place; gone where nothing is left of it.
+        """Replace each line by ``change(line)``, and remove the file where nothing is left.
 
         The lock is ours throughout: the new file is locked before it gets its name.
+
+        Raises:
+            OSError: the file cannot be read or replaced; it is as it was before.
         """
         lines = self.path.read_bytes().splitlines(keepends=True)
         data = b"".join(map(change, lines))
         if data == b"".join(lines):
             return
         if data:
-            whole = Segment.create(self.path, data)
-            self._fd, whole._fd, self.size = whole._fd, self._fd, whole.size
-            whole.close()
+            new = Segment.create(self.path, data)
+            self._fd, new._fd, self.size = new._fd, self._fd, new.size
+            new.close()
         else:
             os.unlink(self.path)
 
     @property
     def exhausted(self) -> bool:
-        """Whether every line has been read, for good."""
+        """Whether every line has been read and settled."""
         return self.settled >= self.size
 
     def finish(self) -> None:
-        """Remove the file, all of whose entries are safe; what was malformed is set aside."""
+        """Remove the file, all of whose entries are safe, and set its malformed lines aside."""
         if self._bad and not self._good:
-            aside = failed_name(self.path)
+            aside = set_aside_path(self.path)
             os.rename(self.path, aside)
         else:
             if self._bad:
-                aside = failed_name(self.path)
+                aside = set_aside_path(self.path)
                 _write_new(aside, b"".join(self._bad))
             with suppress(FileNotFoundError):
                 os.unlink(self.path)
@@ -186,28 +133,22 @@ class Segment:
             emit("spill_set_aside", file=aside.name, lines=len(self._bad))
         self.close()
 
-    def close(self) -> None:
-        """Give the file up as it is; another process may take it from now on."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
+def take_all(paths: Sequence[Path]) -> list[Segment] | None:
+    """The segments of one chain, lowest first; None where another process holds one of them.
 
-def is_held(path: Path) -> bool:
-    """Whether a living process holds the file, at this moment."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
-        except BlockingIOError:
-            return True
-    return False
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write ``data``, in as many steps as that takes."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    Raises:
+        OSError: a file cannot be opened.
+    """
+    with ExitStack() as taken:
+        segments = []
+        for path in paths:
+            if (segment := Segment.take(path)) is None:
+                return None
+            taken.callback(segment.close)
+            segments.append(segment)
+        taken.pop_all()
+    return segments
 
 
 def _parcel(line: bytes, store_id: str) -> Parcel | None:

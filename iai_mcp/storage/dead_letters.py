@@ -17,7 +17,8 @@ import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.common.times import utcnow
-from iai_mcp.entries.parcel import Pair, outline
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.wire import outline
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tombstones import Tombstones

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import TypeVar
 from uuid import UUID
 
-from iai_mcp.entries.parcel import Pair, entry_id
+from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BadParams
 from iai_mcp.record import as_uuid
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key

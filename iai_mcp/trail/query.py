@@ -14,7 +14,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.tables.lance import matches, quoted, quoted_list, sql_time
 from iai_mcp.storage.tables.lane import LaneTable

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iai_mcp.common.arrays import repeated
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.storage.tables.lance import retry_vanished
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.rows import LANE_SCHEMA

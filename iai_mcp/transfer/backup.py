@@ -17,7 +17,7 @@ from iai_mcp.common.files import sync_tree
 from iai_mcp.common.times import utcnow
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.maintenance.pending import Elsewhere, elsewhere
-from iai_mcp.pipeline import recovery
+from iai_mcp.spill.listing import listing, outlines
 from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.meta import EmbedderMeta, read_meta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
@@ -110,7 +110,7 @@ def backup(
 def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
     """Copy this store's spill files, whole lines only; those that a living process holds among them."""
     files, entries = [], 0
-    for file in recovery.listing(overflow_dir(settings)):
+    for file in listing(overflow_dir(settings)):
         if file.store != store_id or file.set_aside:
             continue
         with suppress(FileNotFoundError):  # it has just been drained
@@ -120,7 +120,7 @@ def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
             target.write_bytes(data[: data.rfind(b"\n") + 1])
             target.chmod(0o600)
             files.append(manifest.listed(folder, target))
-            entries += sum(len(line.seqs) for line in recovery.outlines(target) if line is not None)
+            entries += sum(len(line.seqs) for line in outlines(target) if line is not None)
     return Spilled(files, entries)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iai_mcp.config import Settings
-from iai_mcp.embedders import adapters
+from iai_mcp.embedders import registry
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
 from iai_mcp.maintenance.reembed import reembed
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
@@ -113,7 +113,7 @@ def _check_schemas(folder: Path, found: ExportManifest) -> None:
 
 def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> None:
     """Vectors of two embedders cannot be compared."""
-    configured = adapters.describe(settings)
+    configured = registry.describe(settings)
     if anew and configured is None:
         raise ConfigError("--reembed needs an embedder: set IAI_MCP_EMBEDDER, for instance to builtin")
     layout = Layout(settings.store_path.absolute())

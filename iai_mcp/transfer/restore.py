@@ -21,6 +21,7 @@ from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
 from iai_mcp.maintenance.verify import Report, verify
+from iai_mcp.spill.names import files_in, name_for_store
 from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta, save_meta
@@ -159,16 +160,16 @@ def _end_forgetting(store: MemoryStore, record_ids: Iterable[UUID]) -> int:
 
 def _rename_spill(folder: Path, old_id: str, new_id: str) -> None:
     """Make the copied spill that of a store with another identity: each line names its store."""
-    for path in sorted(folder.glob("*.jsonl")):
+    for path, _ in files_in(folder):
         data = path.read_bytes().replace(f'"store":"{old_id}"'.encode(), f'"store":"{new_id}"'.encode())
-        replace_file(folder / path.name.replace(old_id[:8], new_id[:8], 1), data)
+        replace_file(folder / name_for_store(path.name, old_id, new_id), data)
         path.unlink()
 
 
 def _put_back(copied: Path, folder: Path) -> int:
     """Give spill files to the folder from which clients replay them, where they are not there still."""
     put = 0
-    for path in sorted(copied.glob("*.jsonl")):
+    for path, _ in files_in(copied):
         if not (folder / path.name).exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             replace_file(folder / path.name, path.read_bytes())

@@ -15,7 +15,8 @@ import redis
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import MalformedItem, Pushed, QueueBroker, Refused
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
 from iai_mcp.pipeline.drain import DrainPolicy, Outcome, drain
 from iai_mcp.storage.dead_letters import DeadLetters
@@ -228,7 +229,7 @@ def test_a_drain_moves_a_lane_into_the_store(store: MemoryStore, broker: QueueBr
     lane = lane_of(record_id, LANES)
     for first in range(0, 30, 3):
         broker.push([for_store(store, record_id, first, first + 1, first + 2)])
-    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_pairs=7, linger=0))
+    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_batch=7, linger=0))
     assert (report.outcome, report.applied, report.duplicate) == (Outcome.EMPTY, 30, 0)
     assert seen(store, record_id) == [str(number) for number in range(30)]
     assert broker.wait_settled(broker.mark(), 0.0)
@@ -246,10 +247,10 @@ def test_a_drain_that_died_before_the_ack_is_repeated_without_doubling(
     with monkeypatch.context() as patch:
         patch.setattr(broker, "ack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            drain(store, broker, lane, RecordsCache(), DrainPolicy(max_pairs=2, linger=0))
+            drain(store, broker, lane, RecordsCache(), DrainPolicy(max_batch=2, linger=0))
     assert seen(store, record_id) == ["1", "2"]
     broker.push([for_store(store, record_id, 4)])
-    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_pairs=2, linger=0))
+    report = drain(store, broker, lane, RecordsCache(), DrainPolicy(max_batch=2, linger=0))
     assert (report.applied, report.duplicate) == (2, 2)
     assert seen(store, record_id) == ["1", "2", "3", "4"]
 
@@ -339,7 +340,7 @@ def test_poison_is_buried_and_its_lane_goes_on(store: MemoryStore, client: redis
     lanes.open()
     key = lanes.keys.lane(lane, "pending")
     lanes.push([for_store(store, record_id, 1)])
-    poison = [b"\xff\xfe\x00", b"1:1:{}", b"12:3:" + b"x" * 10_000_000, b"", b"1:1:[1,2]"]
+    poison = [b"\xff\xfe\x00", b"{}", b"x" * 10_000_000, b"", b"[1,2]"]
     client.rpush(key, *poison)
     lanes.push([for_store(store, record_id, 2)])
     report = drain(store, lanes, lane, RecordsCache(), DrainPolicy(linger=0))

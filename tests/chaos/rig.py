@@ -14,10 +14,11 @@ from uuid import UUID
 
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.entries.parcel import decode
+from iai_mcp.entries.wire import decode
 from iai_mcp.errors import IaiMcpError, MalformedParcel
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
+from iai_mcp.spill.names import files_in
 from iai_mcp.store import MemoryStore
 from tests.chaos.checker import Verdict, check
 from tests.chaos.history import Recorder, read
@@ -164,9 +165,8 @@ class Rig:
         for lane in range(self.store.lanes):
             items += client.lrange(keys.lane(lane, "pending"), 0, -1)
         folder = overflow_dir(self.settings)
-        if folder.exists():
-            for path in folder.glob("*.jsonl"):
-                items += path.read_bytes().splitlines()
+        for path, _ in files_in(folder):
+            items += path.read_bytes().splitlines()
         for raw in items:
             try:
                 found += [(str(record), entry["cue"]) for record, _, entry in decode(raw).handed_out()]
@@ -182,7 +182,7 @@ class Rig:
             return False
         idle = all(lane.pending + lane.in_flight == 0 for lane in stats)
         folder = overflow_dir(self.settings)
-        return idle and not (folder.exists() and [p for p in folder.glob("*.jsonl") if ".failed-" not in p.name])
+        return idle and all(name.set_aside for _, name in files_in(folder))
 
     def settle(self, timeout: float = 40.0, *, budget_ms: float | None = None) -> Verdict:
         """Wait until all is drained, then hold what is visible against the history."""

@@ -16,7 +16,7 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.errors import LeaseLost
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.tables import lane as lane_module
 from iai_mcp.storage.tables import lane_reader
 from iai_mcp.storage.tables.lane import LaneTable

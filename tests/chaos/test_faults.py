@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
@@ -248,11 +248,11 @@ def test_17_a_paused_worker_wakes_after_its_lease_has_passed_on(make: Make) -> N
 import os, pathlib, signal
 from iai_mcp.store import MemoryStore
 real = MemoryStore.append_provenance_batch
-def stop_first(self, pairs, records_cache=None):
+def stop_first(self, pairs, **further):
     if not pathlib.Path({str(flag)!r}).exists():
         pathlib.Path({str(flag)!r}).touch()
         os.kill(os.getpid(), signal.SIGSTOP)
-    return real(self, pairs, records_cache)
+    return real(self, pairs, **further)
 MemoryStore.append_provenance_batch = stop_first
 """
     sleeper = rig.start_worker(pause)
@@ -314,7 +314,7 @@ def test_19_poison_in_a_lane(make: Make) -> None:
     rig = make(workers=0)
     rig.produce(10)
     key = rig.queue._broker.keys.lane(lane_of(rig.records[0], rig.store.lanes), "pending")  # type: ignore[attr-defined]
-    rig.server.client().rpush(key, b"\xff\x00", b"1:1:[]", b"1:2:" + b"{" * 10_000_000)
+    rig.server.client().rpush(key, b"\xff\x00", b"[]", b"{" * 10_000_000)
     rig.produce(10)
     rig.start_worker()
     clean(rig)
@@ -410,7 +410,7 @@ def test_26_a_replay_is_killed_half_way(make: Make) -> None:
     rig.server.start()
     rig.queue.stop()
     flag = (
-        "import os\nimport iai_mcp.pipeline.recovery as o\nsteps = []\nreal = o.replay\n"
+        "import os\nfrom iai_mcp.pipeline.replay import ReplayCursor as o\nsteps = []\nreal = o.replay\n"
         "def step(*a):\n    steps.append(1)\n    return real(*a) if len(steps) < 3 else os.kill(os.getpid(), 9)\n"
         "o.replay = step"
     )
@@ -450,7 +450,7 @@ def test_32_a_later_wire_version_is_refused_whole(make: Make) -> None:
     broker = rig.queue._broker
     key = broker.keys.lane(0, "pending")  # type: ignore[attr-defined]
     rig.server.client().rpush(
-        key, b'1:1:{"store":"x","lane":0,"producer":"n","pushed":1,"ids":[],"seqs":[],"own":{},"v":4}'
+        key, b'{"store":"x","lane":0,"producer":"n","pushed":1,"ids":[],"seqs":[],"own":{},"v":2}'
     )
     rig.produce(5)
     rig.start_worker()

@@ -15,7 +15,9 @@ from rq.serializers import JSONSerializer
 
 from iai_mcp.broker.protocol import MalformedItem
 from iai_mcp.broker.redis.items import from_items, pushed_at
-from iai_mcp.entries.parcel import Parcel, decode, decode_all, encode, route
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import route
+from iai_mcp.entries.wire import decode, decode_all, encode
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.ingest.readers import BadLine, Passage, read_paths
 from iai_mcp.spill.segment import Segment

@@ -23,6 +23,7 @@ from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import LeaseLost
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.chaos.checker import check
 from tests.chaos.history import Recorder, read
@@ -88,7 +89,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def replay(self) -> None:
         self.broker._full_until = 0.0
-        self.queue._replay()
+        self.queue._background.replay()
 
     @rule()
     def client_restarts(self) -> None:
@@ -107,7 +108,6 @@ class Machine(RuleBasedStateMachine):
         worker.crash()
         worker.lease = worker.broker.lease(0, lane.token)
         if worker.lease is not None:
-            worker.cache.token = worker.lease.token
             lane.raise_fence(worker.lease.token or 0)
 
     @precondition(lambda self: self.server.connected)
@@ -125,9 +125,11 @@ class Machine(RuleBasedStateMachine):
     def write(self, who: int) -> None:
         worker = self.workers[who]
         if worker.held:
-            parcels = [item for item in worker.held if isinstance(item, Parcel)]
+            batch = EntryBatch.of(item for item in worker.held if isinstance(item, Parcel))
             try:
-                _store.append_provenance_batch(EntryBatch.of(parcels), records_cache=worker.cache)
+                assert worker.lease is not None
+                right = WriteRight(0, worker.lease.token or 0)
+                _store.append_provenance_batch(batch, records_cache=worker.cache, right=right)
                 worker.written = True
             except LeaseLost:
                 worker.crash()
@@ -172,7 +174,7 @@ class Machine(RuleBasedStateMachine):
         worker = self.workers[0]
         for _ in range(200):
             self.broker._full_until = 0.0  # the clock goes on
-            self.queue._replay()
+            self.queue._background.replay()
             self.lease(0)
             while worker.lease is not None:
                 self.claim(0, 4)

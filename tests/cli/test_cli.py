@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 from iai_mcp import __version__
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.embedders import adapters
-from iai_mcp.embedders.adapters import EmbedderId
+from iai_mcp.embedders import registry
+from iai_mcp.embedders.base import EmbedderId
 from iai_mcp.errors import EmbedderUnavailable, StoreUnavailable
 from iai_mcp.maintenance.reembed import reembed
 from iai_mcp.record import MemoryRecord
@@ -409,8 +409,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
-    monkeypatch.setattr(adapters, "load", lambda _: made)
-    monkeypatch.setattr(adapters, "describe", lambda now: None if now.embedder == "none" else made.id)
+    monkeypatch.setattr(registry, "load", lambda _: made)
+    monkeypatch.setattr(registry, "describe", lambda now: None if now.embedder == "none" else made.id)
     return made
 
 
@@ -536,7 +536,7 @@ def test_dead_letters_are_retried_kept_or_dropped(
     assert "no dead letter" in one_error(run("dead", "show", fine, code=2))
 
     monkeypatch.setattr(MemoryStore, "append_provenance_batch", write)
-    assert run("dead", "retry", poison).stdout == "1 applied, 0 were applied before\n"
+    assert run("dead", "retry", poison).stdout == "1 applied, 0 already applied\n"
     assert "raw bytes" in run("dead", "retry", raw, code=1).stderr
     assert document("dead", "drop", raw) == {"dropped": 1}
     assert document("dead", "list") == {"letters": []}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
 from iai_mcp.core import dispatch
-from iai_mcp.deployment.client_config import Place, entry_for, install, place_of, uninstall
+from iai_mcp.deployment.client_config import ConfigFile, config_file, entry_for, install, uninstall
 from iai_mcp.store import MemoryStore
 
 Run = Callable[..., Result]
@@ -64,6 +64,7 @@ def test_what_became_of_the_file_as_json(run: Run, home: Path) -> None:
     told = json.loads(run("install", "cursor", "--json").stdout)
     there = home / ".cursor" / "mcp.json"
     assert (told["client"], told["path"], told["changed"], told["backup"]) == ("cursor", str(there), True, None)
+    assert told["message"] == f"wrote iai-mcp into {there}"
     assert json.loads(run("install", "cursor", "--json").stdout)["changed"] is False
     gone = json.loads(run("uninstall", "cursor", "--json").stdout)
     assert gone["changed"] is True
@@ -72,7 +73,7 @@ def test_what_became_of_the_file_as_json(run: Run, home: Path) -> None:
     assert "iai-mcp" in tomllib.loads(shown["configuration"])["mcp_servers"]
 
 
-def written(place: Place) -> Any:
+def written(place: ConfigFile) -> Any:
     """Our entry in the client's file."""
     text = place.path.read_text()
     return (tomllib.loads(text) if place.toml else json.loads(text))[place.key]["iai-mcp"]
@@ -88,13 +89,13 @@ def test_each_client_has_its_place(
     client: str, system: str, paths: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", system)
-    assert place_of(client).path == home / paths[client]
+    assert config_file(client).path == home / paths[client]
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_an_empty_place_gets_a_file_with_a_command_that_exists(run: Run, client: str, tmp_path: Path) -> None:
     said = run("install", client, "--store", str(tmp_path / "memories")).stdout
-    place = place_of(client)
+    place = config_file(client)
     assert str(place.path) in said
     entry = written(place)
     assert Path(entry["command"]).is_absolute()
@@ -132,7 +133,7 @@ def test_other_servers_and_settings_stay(run: Run, home: Path) -> None:
 
 
 def test_codex_keeps_its_comments(home: Path) -> None:
-    place = place_of("codex")
+    place = config_file("codex")
     place.path.parent.mkdir()
     place.path.write_text(CODEX)
     install(place, entry_for("codex", store="/new"))
@@ -170,7 +171,7 @@ def test_codex_tables_written_in_another_way_are_refused_untouched(run: Run, hom
         ("cursor", '{"mcpServers": {', "it is not JSON"),
         ("vscode", '{\n  // mine\n  "servers": {}\n}', "it is not JSON"),
         ("cursor", "[]", "no JSON object"),
-        ("claude-code", '{"mcpServers": []}', '"mcpServers" in it is not an object'),
+        ("claude-code", '{"mcpServers": []}', '"mcpServers" is not an object'),
         ("codex", "model = ", "it is not TOML"),
         ("codex", "mcp_servers = 3", "is not a table"),
         ("cursor", b"\xff\xfe", "not UTF-8"),
@@ -179,7 +180,7 @@ def test_codex_tables_written_in_another_way_are_refused_untouched(run: Run, hom
 def test_a_file_that_is_not_understood_is_refused_untouched(
     run: Run, client: str, content: str | bytes, why: str
 ) -> None:
-    path = place_of(client).path
+    path = config_file(client).path
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = content if isinstance(content, bytes) else content.encode()
     path.write_bytes(raw)
@@ -216,8 +217,8 @@ def test_a_url_replaces_the_command_and_a_token_is_named_but_never_written(
     assert entry_for("cursor", url=url)["headers"] == {"Authorization": "Bearer ${env:IAI_MCP_TOKEN}"}
     assert entry_for("codex", url=url) == {"url": url, "bearer_token_env_var": "IAI_MCP_TOKEN"}
     run("install", "codex", "--http", url)
-    assert "s3cret" not in place_of("codex").path.read_text()
-    assert "not a URL" in run("install", "cursor", "--http", "localhost:8765", code=2).stderr
+    assert "s3cret" not in config_file("codex").path.read_text()
+    assert "not an HTTP URL" in run("install", "cursor", "--http", "localhost:8765", code=2).stderr
     assert "leave --http out" in run("install", "claude-desktop", "--http", url, code=2).stderr
     assert "leave --store out" in run("install", "cursor", "--http", url, "--store", "x", code=2).stderr
 
@@ -226,7 +227,7 @@ def test_a_link_stays_a_link(home: Path, tmp_path: Path) -> None:
     real = tmp_path / "dotfiles.json"
     real.write_text("{}")
     (home / ".claude.json").symlink_to(real)
-    install(place_of("claude-code"), entry_for("claude-code"))
+    install(config_file("claude-code"), entry_for("claude-code"))
     assert (home / ".claude.json").is_symlink()
     assert "iai-mcp" in real.read_text()
 
@@ -268,7 +269,7 @@ def test_hooks_capture_the_turns_and_recall_them_in_the_next_session(
 
 
 def test_a_hook_that_fails_never_blocks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no hook event" in run("hook", stdin="[]", code=1).stderr
+    assert "not a hook event" in run("hook", stdin="[]", code=1).stderr
     assert run("hook", stdin='{"hook_event_name": "Stop"}').stdout == ""
     monkeypatch.setenv("IAI_MCP_LOG", "loud")
     assert "IAI_MCP_LOG" in run("hook", stdin='{"hook_event_name": "SessionStart"}', code=1).stderr

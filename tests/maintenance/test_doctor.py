@@ -21,7 +21,7 @@ from iai_mcp.maintenance import doctor
 from iai_mcp.maintenance.doctor import Check, State, examine
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker

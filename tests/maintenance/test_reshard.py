@@ -16,12 +16,13 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LanesChanged, StoreUnavailable
 from iai_mcp.maintenance import reshard
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import SCHEMA_VERSION, read_meta
 from iai_mcp.store import MemoryStore

@@ -20,12 +20,13 @@ from typer.testing import CliRunner, Result
 from iai_mcp.cli.app import app
 from iai_mcp.common.arrays import repeated
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
 from iai_mcp.maintenance.ledger import Book, Place, out_of_order
 from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
@@ -387,7 +388,7 @@ def test_a_half_written_line_of_the_log_hides_no_later_one(store: MemoryStore) -
 
 HOLDING = """
 import sys, time, uuid
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.provenance_queue import ProvenanceWriteQueue

@@ -270,7 +270,7 @@ def test_a_malformed_file_is_set_aside_once_and_blocks_nothing(
     (aside,) = folder.glob("bad.failed-*.jsonl")
     assert aside.read_bytes() == b'{"half": \n\xff\xfe garbage\n'
     assert queue.flush(5)
-    wait_until(lambda: time.monotonic() - queue._last_scan < 0.1)  # another look changes nothing
+    wait_until(lambda: time.monotonic() - queue._background._last_scan < 0.1)  # another look changes nothing
     assert [path.name for path in folder.glob("bad*")] == [aside.name]
     assert seen(store, record_id) == ["a"]
 
@@ -307,9 +307,9 @@ def test_the_spill_of_another_store_is_left_alone(
     stranger = MemoryStore(tmp_path / "stranger")
     queue = ProvenanceWriteQueue(stranger)
     queue.start()
-    before = queue._last_scan
-    wait_until(lambda: queue._last_scan > before)
-    wait_until(lambda mark=queue._last_scan: queue._last_scan > mark)  # type: ignore[misc]
+    before = queue._background._last_scan
+    wait_until(lambda: queue._background._last_scan > before)
+    wait_until(lambda mark=queue._background._last_scan: queue._background._last_scan > mark)  # type: ignore[misc]
     queue.stop()
     assert spill_files(home) == [file]
 

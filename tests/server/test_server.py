@@ -24,7 +24,7 @@ from mcp_types import Implementation
 
 from iai_mcp import core
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import BadParams, ConfigError
 from iai_mcp.record import MemoryRecord
 from iai_mcp.server.app import build
@@ -202,8 +202,9 @@ def test_every_tool_says_what_it_takes_and_gives_and_does(server: Any) -> None:
         assert "Use it" in tool.description or "Keep" in tool.description
         for schema in (tool.input_schema, tool.output_schema):
             jsonschema.Draft202012Validator.check_schema(schema)
-        fields = set(core.METHODS[tool.name][0].__struct_fields__)
-        assert set(tool.input_schema["properties"]) <= fields
+        params = TOOLS[tool.name].params
+        assert params is core.METHODS[tool.name][0]
+        assert set(tool.input_schema["properties"]) == {*params.__struct_fields__} - params.internal
         assert tool.input_schema["additionalProperties"] is False
 
     def hints(name: str) -> tuple[bool, bool, bool]:
@@ -214,6 +215,25 @@ def test_every_tool_says_what_it_takes_and_gives_and_does(server: Any) -> None:
     assert hints("memory_recall") == (False, False, False)  # it writes the trace
     assert hints("memory_forget") == (False, True, False)
     assert all(hints(name) == (True, False, True) for name in ("memory_get", "memory_provenance", "memory_status"))
+
+
+def test_parameters_are_described_typed_and_limited_for_clients() -> None:
+    for name, tool in TOOLS.items():
+        for field, schema in tool.input_schema["properties"].items():
+            assert schema["description"], f"{name}: {field} has no description"
+            assert isinstance(schema["type"], str), f"{name}: {field} has no single type"
+    recall = TOOLS["memory_recall"].input_schema
+    assert recall["required"] == ["cue"]
+    assert recall["properties"]["cue"].items() >= {"type": "string", "minLength": 1, "maxLength": 8000}.items()
+    assert recall["properties"]["session"].keys() == {"type", "maxLength", "description"}  # no null, no default
+    limit = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}
+    assert recall["properties"]["limit"].items() >= limit.items()
+    assert "client" not in recall["properties"]  # the transport knows it
+    tags = {"type": "array", "items": {"type": "string", "maxLength": 1000}, "maxItems": 100}
+    assert recall["properties"]["tags"].items() >= tags.items()
+    record_id = {"type": "string", "format": "uuid", "maxLength": 1000}
+    assert TOOLS["memory_get"].input_schema["properties"]["record_id"].items() >= record_id.items()
+    assert TOOLS["memory_provenance"].input_schema["properties"]["offset"]["default"] == 0
 
 
 def test_the_server_introduces_itself(server: Any) -> None:
@@ -466,7 +486,7 @@ def test_the_end_of_stdin_answers_what_was_asked_and_says_nothing_else(tmp_path:
     assert answers[1]["result"]["structuredContent"]["created"] is True
     troubles = [answer["error"]["message"] for answer in map(json.loads, out.splitlines()) if "error" in answer]
     assert [trouble.partition(":")[0] for trouble in troubles] == [
-        "that line is not a JSON-RPC message",
+        "the line is not a JSON-RPC message",
         "the message is longer than 1,048,576 bytes",
     ]
 

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
-from iai_mcp.entries.parcel import Parcel, lane_of
-from iai_mcp.spill.chain import Spill
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker

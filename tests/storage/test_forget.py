@@ -13,10 +13,11 @@ import pytest
 
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
-from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import encode
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason
 from iai_mcp.storage.tables.erasure import Erasure

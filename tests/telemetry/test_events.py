@@ -17,7 +17,7 @@ import pytest
 
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
@@ -202,7 +202,7 @@ def _with_redis(store: MemoryStore, record_id: UUID, said: Path, server: Server,
     patient = MemoryStore(store.path, settings=Settings(push_budget_ms=2000))
     queue = ProvenanceWriteQueue(patient, connection=server.client())
     queue.start()
-    server.client().rpush(f"iai-mcp:{store.store_id}:lane:0:pending", b"1:1:" + SECRET.encode())
+    server.client().rpush(f"iai-mcp:{store.store_id}:lane:0:pending", b"{" + SECRET.encode())
     with worker(server.url, store.path, log=said, IAI_MCP_LOG_FORMAT="json"):
         queue.enqueue(pairs(record_id, [SECRET]))
         wait_until(lambda: b'"dead_letter"' in said.read_bytes() and b'"drained"' in said.read_bytes(), 30)

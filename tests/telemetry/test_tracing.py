@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, decode, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import decode, encode
 from iai_mcp.errors import BadParams, ConfigError
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord

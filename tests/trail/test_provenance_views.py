@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli import common
 from iai_mcp.cli.app import app
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import BadParams
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.tables.lane import LaneTable
@@ -195,14 +195,14 @@ def on_a_terminal(store: MemoryStore, views: list[list[str]], **env: str) -> lis
         (["--follow", "--until", "1h"], "--follow and --until do not go together"),
         (["--follow", "--recall", "x"], "a recall is over when its id is known"),
         (["--follow", "--output", "x.csv"], "send stdout to the file"),
-        (["--follow", "--json"], "--follow has no end, which json needs"),
+        (["--follow", "--json"], "--follow never ends, and a json file must"),
         (["--follow", "--format", "parquet"], "use --format table, jsonl or csv"),
         (["--json", "--format", "csv"], "give one of them"),
         (["--format", "xml"], "'--format'"),
         (["--output", "trail"], "'trail' does not say in which format"),
         (["--output", ""], "--output is empty"),
         (["--output", "x.csv", "--format", "table"], "--output takes no table"),
-        (["--since", "2 parsecs"], "nor so long ago, such as 30m, 2h or 7d"),
+        (["--since", "2 parsecs"], "nor a span back from now, such as 30m, 2h or 7d"),
         (["--since", "9"], "--since '9' is not"),
         (["--limit", "0"], "'--limit'"),
         (["--record", "x", "--format", "csv"], "'x' is not a record id"),

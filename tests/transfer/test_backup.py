@@ -17,15 +17,17 @@ from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage import snapshot
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore, RecordsCache
 from iai_mcp.transfer import backup
 from iai_mcp.transfer.restore import TOKEN_STEP
@@ -82,6 +84,7 @@ def at_link(monkeypatch: pytest.MonkeyPatch, where: str, act: Callable[[], objec
 WRITER = """
 import sys, threading
 from uuid import UUID
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore
 store = MemoryStore()
 ids = [UUID(text) for text in sys.argv[1:]]
@@ -239,7 +242,7 @@ def test_a_restored_store_takes_the_place_of_the_original_and_outranks_its_worke
     assert again.lane(lane).token > token + TOKEN_STEP
     numbered = {**entry("x"), "producer": "p", "producer_seq": 1, "entry_id": "p-1"}
     with pytest.raises(LeaseLost):  # a worker that slept through all of this
-        again.append_provenance_batch([(ids[0], numbered)], RecordsCache(token=token + 1000))
+        again.append_provenance_batch([(ids[0], numbered)], right=WriteRight(lane, token + 1000))
 
 
 def drain_all(store: MemoryStore, server: Server) -> None:

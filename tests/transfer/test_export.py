@@ -17,9 +17,10 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, lane_of
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.maintenance.verify import verify
-from iai_mcp.spill.chain import Spill
+from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, uncovered
 from iai_mcp.store import MemoryStore

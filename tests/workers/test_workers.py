@@ -237,7 +237,7 @@ def test_an_old_redis_and_a_cluster_are_refused(
 ) -> None:
     monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
     with monkeypatch.context() as patched:
-        patched.setattr("iai_mcp.broker.redis.broker.OLDEST_SERVER", (99, 0))
+        patched.setattr("iai_mcp.broker.redis.server.OLDEST_SERVER", (99, 0))
         assert "is too old" in one_error(run("worker", code=2))
     with serving(tmp_path / "cluster", "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as cluster:
         monkeypatch.setenv("IAI_MCP_REDIS_URL", cluster.url)

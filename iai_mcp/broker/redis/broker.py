@@ -1,12 +1,12 @@
 """The Redis broker: lanes as Redis lists, every state change atomic, one round trip.
 
-Lease, claim, acknowledge, give back and push are one script each. A push has a second form, as atomic and with the
-same effect: where its lanes are known to have room, a transaction (:mod:`iai_mcp.broker.redis.push_transaction`),
-which is cheaper. Anything but its expected answer, and every lane that may be full, is the script's affair.
+Lease, claim, acknowledge, release and push are one script each. Where its lanes are known to have room a push
+goes as a transaction instead (:mod:`iai_mcp.broker.redis.push_transaction`), which is as atomic, has the same
+effect and costs less. The script answers for every lane that may be full and after any unexpected reply.
 
-Producers push under a time budget and behind a circuit breaker, so that a recall never waits for Redis:
-only the background thread connects, and after any failure every push is refused (the queue then spills)
-until that thread has got through again. Drains use the same scripts under a lease with a fencing token.
+Producers push under a time budget and behind a circuit breaker, so that a recall never waits for Redis. Only the
+background thread connects. After a failure every push is refused, and the queue spills, until that thread has
+connected again.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis.client import Deadline, ask, control_client, failure, push_client, transacts
-from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
-from iai_mcp.broker.redis.push_transaction import Answer, Transactions
+from iai_mcp.broker.redis.push_transaction import Transactions
+from iai_mcp.broker.redis.resp import Answer
+from iai_mcp.broker.redis.server import check_server
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.wire import encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit, log
 
-__all__ = ["OLDEST_DURABLE", "OLDEST_SERVER", "RedisBroker", "RedisOptions"]
+__all__ = ["RedisBroker", "RedisOptions", "Sent"]
 
 PUSHED = Pushed()
-OLDEST_SERVER = (7, 0)
-OLDEST_DURABLE = (7, 2)
-PROBE_S = 0.5  # between attempts to get through to a server that failed
-SWEEP_S = 2.5  # between looks for lanes that have work and no drain
-FULL_S = 0.2  # a lane above its ceiling is tried again after this
+UNANSWERED = Refused("Redis has not answered in time")
+PROBE_S = 0.5  # between attempts to connect to a server that failed
+SWEEP_S = 2.5  # between looks for lanes that have work and no lease
+FULL_S = 0.2  # after a full lane has refused a push, no replay for so long
 CONNECT_S = 2.0
 
 
@@ -73,6 +75,18 @@ class RedisOptions:
         )
 
 
+class Sent(NamedTuple):
+    """The outcome of sending a push.
+
+    Attributes:
+        reply: the server's answer; None where it did not come in time.
+        durable: whether the push is as durable as the options ask.
+    """
+
+    reply: Answer
+    durable: bool = True
+
+
 class RedisBroker(RedisLanes):
     """The lanes of one store in Redis, with a producer's end.
 
@@ -83,7 +97,7 @@ class RedisBroker(RedisLanes):
     """
 
     name = "redis"
-    in_process = False
+    in_process: Literal[False] = False
 
     def __init__(
         self, connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
@@ -115,27 +129,40 @@ class RedisBroker(RedisLanes):
         client = self._push
         if client is None:
             return Refused(self.trouble or "not connected yet")
+        if (reason := self._held_back(replay)) is not None:
+            return Refused(reason)
         items = [encode(parcel) for parcel in parcels]
         self._deadline.within(self.options.push_s - waited)
         try:
-            (reply,) = self._transact(client, parcels, items)
-            if reply is None:
-                reply = self._run_script(client, parcels, items)
-        except (RedisError, OSError) as error:
+            sent = self._send(client, parcels, items, replay)
+        except (RedisError, OSError, ConfigError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
         except BaseException:
             self._hang_up()  # an interrupt: the connection may still be owed an answer
             raise
-        return self._answer(parcels, reply)
+        return self._concluded(self._answered(parcels, sent.reply), sent, replay)
+
+    def _held_back(self, replay: bool) -> str | None:
+        """Why a push must not be tried now; None where it may."""
+        return None
+
+    def _send(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], replay: bool) -> Sent:
+        """Push as a transaction, or as a script where that did not work."""
+        (reply,) = self._transact(client, parcels, items)
+        return Sent(reply if reply is not None else self._run_script(client, parcels, items))
+
+    def _concluded(self, outcome: Pushed | Refused, sent: Sent, replay: bool) -> Pushed | Refused:
+        """The outcome for the caller."""
+        return outcome
 
     def _transact(
         self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], further: bytes = b""
     ) -> list[Answer]:
-        """Push what fits in one transaction, followed by a ``further`` command; the answers to both.
+        """Push in one transaction, followed by a ``further`` command; the answers to both.
 
-        None in the place of an answer: nothing came of it, or not all, so that the script has to be asked. What
-        was pushed twice then counts once, like anything that comes again.
+        None in the place of an answer: the push failed or was not tried, so that the script has to be run. An
+        entry that is pushed twice counts once, by its key.
         """
         wanted = 2 if further else 1
         if not self._fits(client, parcels) or not self._transacts:
@@ -147,9 +174,9 @@ class RedisBroker(RedisLanes):
         return found
 
     def _fits(self, client: redis.Redis, parcels: Sequence[Parcel]) -> bool:
-        """Whether the lanes have room, as far as this producer knows; where they have not, it looks again.
+        """Whether the lanes have room, as far as this producer knows; where they have none, it looks again.
 
-        Others push too, so a lane may pass its ceiling, by one push of each of them: then they know.
+        Other producers push too, so a lane may pass its ceiling by one push of each of them.
         """
         for parcel in parcels:
             if len(parcel.seqs) > self._free[parcel.lane]:
@@ -161,26 +188,28 @@ class RedisBroker(RedisLanes):
         return all(len(parcel.seqs) <= self._free[parcel.lane] for parcel in parcels)
 
     def _run_script(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> list[int]:
-        """The same push as a script, which holds to the ceiling whatever others do."""
+        """The same push as a script, which keeps to the ceiling whatever other producers do."""
         self.round_trips += 1
         keys = [self.keys.counts, *[self.keys.lane(parcel.lane, "pending") for parcel in parcels]]
         args: list[Any] = []
         for parcel, item in zip(parcels, items, strict=True):
             # A parcel above the ceiling fits an empty lane.
             most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.seqs))
-            args += (f"{parcel.lane}:pushed", most, item, len(parcel.seqs))
+            args += (Count.PUSHED.of(parcel.lane), most, item, len(parcel.seqs))
         reply: list[int] = self._scripts["push"](client, keys, args)
         return reply
 
-    def _answer(self, parcels: Sequence[Parcel], reply: list[int]) -> Pushed | Refused:
-        """What the reply to a push means; its lanes' marks, and which of them need a doorbell, are kept."""
+    def _answered(self, parcels: Sequence[Parcel], reply: Answer) -> Pushed | Refused:
+        """Read the reply to a push: keep the marks of its lanes, and which of them need a doorbell."""
+        if reply is None:
+            return UNANSWERED
         if reply[0] == -1:
             self._full_until = time.monotonic() + FULL_S
             return Refused("full")
         at = 0
         for parcel in parcels:
             lane, pushed = parcel.lane, reply[at]
-            if pushed <= self._marks[lane]:  # the counts began anew: somebody wiped this Redis
+            if pushed <= self._marks[lane]:  # the counts began anew: this Redis was wiped
                 self._settled_at[lane] = self._drained[lane] = 0
             self._marks[lane] = pushed
             self._free[lane] = self._drained[lane] + self.options.ceiling - pushed
@@ -191,14 +220,14 @@ class RedisBroker(RedisLanes):
         return PUSHED
 
     def _look(self, client: redis.Redis) -> None:
-        """Look how far pushes and drains have come."""
-        counts = self._count(client, "pushed", "drained")
+        """Learn how far pushes and drains have come."""
+        counts = self._count(client, Count.PUSHED, Count.DRAINED)
         pushed, self._drained = counts[: self._lanes], counts[self._lanes :]
         self._free = [self.options.ceiling + gone - come for come, gone in zip(pushed, self._drained, strict=True)]
 
     @property
     def room(self) -> int:
-        """How many batches it is worth trying to push now."""
+        """How many parcels of a replay to try now; no limit but where a push cannot succeed."""
         return 1_000_000 if self._push is not None and time.monotonic() >= self._full_until else 0
 
     def mark(self) -> Mark:
@@ -223,20 +252,17 @@ class RedisBroker(RedisLanes):
         self.control.connection_pool.disconnect()
 
     def is_durable(self, mark: Mark) -> bool:
-        return True  # it is Redis's from the moment the push returned
+        return True  # from the moment the push returned
 
     def needs_replay(self) -> bool:
         return False
-
-    def flush_until(self, mark: Mark) -> None:
-        """Lanes are drained elsewhere: their linger is theirs."""
 
     def wait_settled(self, mark: Mark, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         pause = 0.002
         while True:
             try:
-                for lane, drained in enumerate(self._count(self.control, "drained")):
+                for lane, drained in enumerate(self._count(self.control, Count.DRAINED)):
                     if drained >= mark[lane]:
                         self._settled_at[lane] = max(self._settled_at[lane], mark[lane])
                 if all(settled >= end for settled, end in zip(self._settled_at, mark, strict=True)):
@@ -249,19 +275,12 @@ class RedisBroker(RedisLanes):
             pause = min(pause * 2, 0.02)
 
     def wait_change(self, timeout: float) -> None:
-        """Wait a moment for the thread to get on."""
+        """Wait a moment: changes elsewhere are not told."""
         time.sleep(max(0.0, min(timeout, 0.02)))
 
-    def drain_remaining(self) -> list[Parcel]:
-        """Nothing is held in this process."""
-        return []
-
     def wake(self) -> None:
-        """End a wait of :meth:`tend`."""
+        """End a wait of :meth:`run_once`."""
         self._wake.set()
-
-    def defer(self, lane: int, seconds: float) -> None:
-        """Lanes are drained elsewhere."""
 
     # -- the breaker
 
@@ -276,7 +295,7 @@ class RedisBroker(RedisLanes):
         self._wake.set()
 
     def try_connect(self) -> bool:
-        """Get through to the server, on whatever thread may wait for it; whether that worked."""
+        """Connect to the server, on a thread that may wait for it; whether that worked."""
         self._deadline.within(CONNECT_S)
         try:
             client = push_client(self._given, self._deadline)
@@ -305,7 +324,7 @@ class RedisBroker(RedisLanes):
         return False
 
     def _fit(self, client: redis.Redis) -> bool:
-        """Whether recalls may push through this client; a subclass settles what happens where not."""
+        """Whether recalls may push through this client; a subclass that refuses decides what happens instead."""
         return True
 
     def _note(self, trouble: str, *, loud: bool) -> None:
@@ -315,33 +334,13 @@ class RedisBroker(RedisLanes):
             log.log(logging.ERROR if loud else logging.WARNING, "%s; entries go to the spill meanwhile", trouble)
 
     def check_server(self, client: redis.Redis | None = None) -> None:
-        """Refuse servers on which the scripts cannot keep their promises.
-
-        Raises:
-            ConfigError: older than Redis 7.0 (durable: 7.2), or a cluster.
-        """
-        try:
-            info = (client or self.control).execute_command("INFO")  # type: ignore[no-untyped-call]
-        except ResponseError:
-            return  # not allowed to ask (or a stand-in that cannot say)
-        if isinstance(info, bytes | str):
-            text = info.decode() if isinstance(info, bytes) else info
-            info = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-        version = str(info.get("redis_version", "7.0"))
-        numbers = tuple(int(part) for part in version.split(".")[:2])
-        if numbers < OLDEST_SERVER:
-            raise ConfigError(f"Redis {version} is too old: iai-mcp needs 7.0 or newer")
-        if self.options.durable and "redis_version" in info and numbers < OLDEST_DURABLE:
-            raise ConfigError(f"Redis {version} has no WAITAOF: IAI_MCP_REDIS_DURABILITY=fsync needs 7.2 or newer")
-        if str(info.get("cluster_enabled", "0")) == "1":
-            raise ConfigError(
-                "this Redis runs in cluster mode, where a recall cannot be pushed in one step; use one without"
-            )
+        """As :func:`iai_mcp.broker.redis.server.check_server`, by default through the control client."""
+        check_server(client or self.control, durable=self.options.durable)
 
     # -- the queue's background thread
 
-    def tend(self, timeout: float) -> None:
-        """Connect, ring doorbells and sweep, for up to ``timeout`` seconds; no lane is drained here."""
+    def run_once(self, timeout: float) -> None:
+        """Wait for work up to ``timeout`` seconds, then connect, ring doorbells and sweep as far as due."""
         self._wake.wait(min(timeout, 0.25))
         self._wake.clear()
         now = time.monotonic()
@@ -359,7 +358,7 @@ class RedisBroker(RedisLanes):
             emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
 
     def _ring_due(self) -> None:
-        """Ring for the lanes that had been empty, but not where a drain holds the lease: it will look again."""
+        """Ring for lanes that had been empty, but not for leased ones: their drain looks again before it ends."""
         due: list[int] = []
         while self._due:
             due.append(self._due.pop())

@@ -16,7 +16,7 @@ from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from iai_mcp.broker.redis.push_transaction import Answer, answers
+from iai_mcp.broker.redis.resp import Answer, Unusual, answers, packed, replies
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "connect",
     "control_client",
     "failure",
+    "fetch",
     "push_client",
     "shut_down",
     "transacts",
@@ -32,6 +33,8 @@ __all__ = [
 
 CONTROL_TIMEOUT_S = 5.0
 REPLY_BYTES = 4096
+READ_BYTES = 2**18
+MOST_BYTES = 16 * READ_BYTES  # of replies that are taken apart as a whole: each look starts from their beginning
 SLACK = 0.1  # of the time that is left: a socket that is armed for about as long stays so
 
 
@@ -82,8 +85,7 @@ class _Socket:
         self._sock.sendall(data)
 
     def ask(self, commands: bytes, head: bytes, wanted: int) -> list[Answer]:
-        """Send packed commands and read what they are answered with, after ``head``; only the first answers where
-        a later one does not come in time, and then this connection is of no more use.
+        """Send packed commands and read the answers after ``head``, as :func:`ask`.
 
         redis-py's own way takes longer than the server does, nearly all of it for cases that are not this one.
         """
@@ -103,10 +105,28 @@ class _Socket:
             try:
                 found = answers(data, head)
             except ValueError:
-                raise ConnectionError("what is there does not answer as Redis does") from None
+                raise ConnectionError("the server does not answer as Redis does") from None
         if len(found) > wanted:
             raise ConnectionError("Redis answered what was not asked")
         return found
+
+    def fetch(self, commands: tuple[tuple[bytes, ...], ...]) -> list[Any]:
+        """Send commands and read their replies, as :func:`fetch`.
+
+        Raises:
+            Unusual: the replies are not texts, or very long.
+        """
+        self.sendall(b"".join([b"*%d\r\n%b" % (len(command), packed(*command)) for command in commands]))
+        data = b""
+        while True:
+            more = self.recv(READ_BYTES)
+            if not more:
+                raise ConnectionError("Redis closed the connection")
+            data = data + more if data else more
+            if len(data) > MOST_BYTES:
+                raise Unusual
+            if more.endswith(b"\n") and (found := replies(data, len(commands))) is not None:
+                return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -121,11 +141,38 @@ def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> l
         wanted: how many answers follow it.
 
     Returns:
-        The answers, None for one that is no array of integers: ask again through ``client``, which knows what to
-        raise. Only the first of them where a later one did not come in time.
+        The answers, None for one that is no list of integers: ask again through ``client``, which knows what to
+        raise. Only the first where a later one did not come in time; then this connection is of no more use.
     """
     found: list[Answer] = client.connection.bounded.ask(commands, head, wanted)  # type: ignore[union-attr]
     return found
+
+
+def fetch(client: redis.Redis, *commands: tuple[bytes, ...]) -> list[Any]:
+    """The replies to commands that read texts or lists of texts, in one round trip.
+
+    Raises:
+        RedisError: the server does not answer, or with an error.
+    """
+    pool = client.connection_pool
+    if hasattr(pool.connection_class, "bounded"):
+        connection: Any = pool.get_connection()
+        try:
+            return cast("list[Any]", connection.bounded.fetch(commands))
+        except Unusual:
+            connection.disconnect()
+        except OSError as error:
+            connection.disconnect()
+            raise redis.ConnectionError(str(error)) from error
+        except BaseException:
+            connection.disconnect()  # it may be owed an answer
+            raise
+        finally:
+            pool.release(connection)
+    pipe = client.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+    return pipe.execute()
 
 
 def transacts(client: redis.Redis) -> bool:

@@ -1,9 +1,9 @@
 """The Redis broker whose pushes count once they are on Redis's disk: ``IAI_MCP_REDIS_DURABILITY=fsync``.
 
-A push and the ``WAITAOF`` that confirms it are one round trip. A server that takes entries and confirms them late
-gets none from recalls: these go through the spill, which is synced too. Its replay is not waited for, but its
-files stay until the server has confirmed what came from them; where the connection is lost before that, they
-are replayed anew, ahead of everything else.
+A push and the ``WAITAOF`` that confirms it are one round trip. A server that confirms late gets nothing from
+recalls: their entries go through the spill, which is synced too. A replay does not wait for the confirmation,
+but the spill files stay until it has come. Where the connection is lost before that, they are replayed anew,
+ahead of everything else.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import redis
 from redis.exceptions import RedisError
 
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
-from iai_mcp.broker.redis.broker import PROBE_S, RedisBroker, RedisOptions
-from iai_mcp.broker.redis.client import failure
+from iai_mcp.broker.redis.broker import PROBE_S, RedisBroker, RedisOptions, Sent
 from iai_mcp.broker.redis.waitaof import SETTING, Pace, confirmed, on_disk, pace, waitaof
-from iai_mcp.entries.parcel import Parcel, encode
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit
 
-__all__ = ["DurableRedisBroker", "redis_broker"]
+__all__ = ["DurableRedisBroker"]
 
 PACE_S = 1.0  # between looks whether a disk that was late keeps up again
 LATE = (
@@ -33,16 +32,8 @@ LATE = (
 STUCK = "Redis's disk holds up writes for longer than IAI_MCP_PUSH_BUDGET_MS"
 
 
-def redis_broker(
-    connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
-) -> RedisBroker:
-    """The broker that ``options`` ask for; arguments as of :class:`RedisBroker`."""
-    durable = options is not None and options.durable
-    return (DurableRedisBroker if durable else RedisBroker)(connection, store_id, lanes, options)
-
-
 class DurableRedisBroker(RedisBroker):
-    """A :class:`RedisBroker` that takes nothing for granted before it is on the server's disk."""
+    """A :class:`RedisBroker` whose pushes succeed only once they are on the server's disk."""
 
     def __init__(
         self, connection: redis.Redis, store_id: str, lanes: int, options: RedisOptions | None = None
@@ -54,36 +45,27 @@ class DurableRedisBroker(RedisBroker):
         self._unconfirmed = False  # something was replayed that the disk is not known to hold
         self._doubt = False  # and the connection that could have told is gone
 
-    def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
-        client = self._push
-        if client is not None and (self._doubt or (self._late and not replay)):
-            return Refused(LATE)
-        if client is None or replay:
-            outcome = super().push(parcels, replay=replay, waited=waited)
-            self._unconfirmed |= isinstance(outcome, Pushed)
-            return outcome
-        items = [encode(parcel) for parcel in parcels]
-        self._deadline.within(self.options.push_s - waited)
-        try:
-            reply, *told = self._transact(client, parcels, items, self._waitaof)
-            safe = bool(told and told[0] and told[0][0] >= 1)
-            if told and reply is None:
-                reply = self._run_script(client, parcels, items)
-                safe = confirmed(client, self.options.push_s)
-        except (RedisError, OSError, ConfigError) as error:
-            self._open_breaker(error)
-            return Refused(failure(error))
-        except BaseException:
-            self._hang_up()
-            raise
-        if not safe:  # an answer may still be owed: this connection is of no more use
+    def _held_back(self, replay: bool) -> str | None:
+        return LATE if self._doubt or (self._late and not replay) else None
+
+    def _send(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], replay: bool) -> Sent:
+        if replay:
+            return super()._send(client, parcels, items, replay)
+        reply, *further = self._transact(client, parcels, items, self._waitaof)
+        durable = bool(further and further[0] and further[0][0] >= 1)
+        if further and reply is None:
+            reply = self._run_script(client, parcels, items)
+            durable = confirmed(client, self.options.push_s)
+        if not durable:  # an answer may still be owed: this connection is of no more use
             self._disk_is_late()
-        if reply is None:
-            return Refused(LATE)
-        outcome = self._answer(parcels, reply)
-        if safe:
+        return Sent(reply, durable)
+
+    def _concluded(self, outcome: Pushed | Refused, sent: Sent, replay: bool) -> Pushed | Refused:
+        if replay:
+            self._unconfirmed |= isinstance(outcome, Pushed)
+        elif sent.durable:
             self._unconfirmed = False
-        elif isinstance(outcome, Pushed):
+        elif sent.reply is None or isinstance(outcome, Pushed):
             return Refused(LATE)
         return outcome
 
@@ -111,7 +93,7 @@ class DurableRedisBroker(RedisBroker):
         self._doubt = self._unconfirmed
 
     def _disk_is_late(self) -> None:
-        """It is no dead server: connect again at once, for replays."""
+        """The server is alive: connect again at once, for replays."""
         self._hang_up()
         self._late, self._next_probe = True, 0.0
         self._note(LATE, loud=True)
@@ -119,7 +101,7 @@ class DurableRedisBroker(RedisBroker):
         self._wake.set()
 
     def _fit(self, client: redis.Redis) -> bool:
-        """A disk that holds up the server itself leaves the breaker open: every push would run out of time."""
+        """A disk that holds up the server itself leaves the breaker open: every push would time out."""
         found = pace(client, self.keys.counts, self.options.push_s)
         self._late = found is Pace.LATE
         self._next_pace = time.monotonic() + PACE_S
@@ -133,14 +115,14 @@ class DurableRedisBroker(RedisBroker):
 
     # -- the queue's background thread
 
-    def tend(self, timeout: float) -> None:
-        super().tend(timeout)
+    def run_once(self, timeout: float) -> None:
+        super().run_once(timeout)
         if self._late and self._push is not None and time.monotonic() >= self._next_pace:
             self._next_pace = time.monotonic() + PACE_S
             try:
                 quick = pace(self.control, self.keys.counts, self.options.push_s) is Pace.QUICK
             except (RedisError, OSError, ConfigError):
-                return  # whoever pushes next finds out
+                return  # the next push finds out
             if quick:
                 self._late, self.trouble = False, None
                 self._said.clear()

@@ -1,4 +1,4 @@
-"""Looks at a Redis from outside: may we start, and how is it doing? Reads only, and never shows a password."""
+"""Inspects a Redis from outside: whether we may start, and its state. Reads only and never shows a password."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, RedisError, ResponseError
 
 from iai_mcp.broker.protocol import LaneStats
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import connect, control_client, failure
 from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.reader import LaneReader
 from iai_mcp.broker.redis.scripts import translated
+from iai_mcp.broker.redis.server import check_server
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
@@ -45,11 +46,11 @@ class WorkerLook:
 
 @dataclass(frozen=True, slots=True)
 class RedisLook:
-    """What one look at a Redis found; ``error`` says why there is nothing more to see.
+    """The state of a Redis; ``error`` says why there is no more of it.
 
     Attributes:
-        refused: the server is there and will not have us: no retry helps.
-        drained: entries that workers have ever acknowledged; two looks give the rate.
+        refused: the server answers and refuses us: no retry helps.
+        drained: entries that workers have ever acknowledged; the difference of two looks gives the rate.
         lanes: one row per lane; None where they cannot be read.
         workers: None where RQ's keys cannot be read.
     """
@@ -73,7 +74,7 @@ class RedisLook:
 
 
 def masked(connection: redis.Redis) -> str:
-    """Where ``connection`` goes, as a URL, from its settings: a password is never more than ``***``."""
+    """The URL of ``connection``, with ``***`` for a password."""
     pool = connection.connection_pool
     kwargs = pool.connection_kwargs
     secret = ":***" if kwargs.get("password") else ""
@@ -89,15 +90,15 @@ def masked(connection: redis.Redis) -> str:
 
 
 def check(url: str) -> None:
-    """Return where a worker could start with the Redis at ``url``.
+    """Return if a worker can start with the Redis at ``url``.
 
     Raises:
         ConfigError: the URL, the password, the database, the version or the mode is wrong.
-        BrokerUnavailable: nobody answers, or the server is still loading: waiting may help.
+        BrokerUnavailable: no server answers, or it is still loading: waiting may help.
     """
     with _visiting(connect(url)) as client, translated():
         _greet(client)
-        RedisBroker(client, "", 0).check_server(client)
+        check_server(client)
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def _visiting(connection: redis.Redis) -> Iterator[redis.Redis]:
 
 
 def _greet(client: redis.Redis) -> float:
-    """PING, on a connection that is open already; in ms."""
+    """The time of a PING on an open connection, in ms."""
     try:
         with suppress(NoPermissionError):  # an ACL without PING: it does answer
             client.ping()
@@ -131,18 +132,17 @@ def _greet(client: redis.Redis) -> float:
 def look(
     connection: redis.Redis, settings: Settings, store_id: str, lanes: int, *, config: bool = True
 ) -> RedisLook:
-    """Everything there is to see, or why not; never raises for trouble with Redis.
+    """The state of a Redis and of a store's lanes in it; trouble with Redis is part of the answer.
 
-    ``config`` asks for the server's configuration too, where INFO does not tell all of it; only operators may.
+    ``config``: ask for the server's configuration too, of which INFO tells only a part. Only operators may.
     """
     url = masked(connection)
     queue = Keys(settings.namespace, store_id).queue
     with _visiting(connection) as client:
-        broker = RedisBroker(client, store_id, lanes, RedisOptions.of(settings))
-        broker.control = client  # one connection for the whole look
+        reader = LaneReader(client, Keys(settings.namespace, store_id), lanes, settings.lease_s)
         try:
             ping_ms = _greet(client)
-            broker.check_server(client)
+            check_server(client, durable=settings.redis_durability == "fsync")
             return RedisLook(
                 url=url,
                 reachable=True,
@@ -150,7 +150,7 @@ def look(
                 queue=queue,
                 workers=_workers(client, queue),
                 **_server(client, config),
-                **_lanes(client, broker, lanes),
+                **_lanes(reader),
             )
         except ConfigError as error:
             return RedisLook(url=url, error=str(error), refused=True, queue=queue)
@@ -159,7 +159,7 @@ def look(
 
 
 def workers_here(settings: Settings) -> list[WorkerLook]:
-    """The workers of the configured queue that live on this host, by their own last sign of life.
+    """The workers of the configured queue that are alive on this host.
 
     Raises:
         BrokerUnavailable: Redis does not answer, or hides RQ's keys from us.
@@ -172,15 +172,15 @@ def workers_here(settings: Settings) -> list[WorkerLook]:
     return [one for one in found if one.alive and one.host == socket.gethostname()]
 
 
-def _lanes(client: redis.Redis, broker: RedisBroker, lanes: int) -> dict[str, Any]:
+def _lanes(reader: LaneReader) -> dict[str, Any]:
     try:
-        return {"drained": sum(broker.drained()), "lanes": broker.stats()}
+        return {"drained": sum(reader.drained()), "lanes": reader.stats()}
     except (NoPermissionError, BrokerUnavailable) as error:
         return {"error": f"the lanes cannot be read: {failure(error)}"}
 
 
 def _server(client: redis.Redis, ask_config: bool) -> dict[str, Any]:
-    """Version, persistence and eviction, as far as the ACL lets us ask; and what is wrong with them."""
+    """Version, persistence and eviction as far as the ACL lets us ask, and warnings about them."""
     info: dict[str, Any] = {}
     with suppress(ResponseError):
         info = client.info("everything")
@@ -224,7 +224,7 @@ def _workers(client: redis.Redis, queue: str) -> list[WorkerLook] | None:
 
     try:
         found = Worker.all(queue=Queue(queue, connection=client))
-    except ResponseError:  # an ACL that hides RQ's keys, or a replica: RQ tidies up while it looks
+    except ResponseError:  # an ACL hides RQ's keys, or this is a replica: RQ tidies up while it reads
         return None
     return sorted((_worker(one) for one in found), key=lambda one: one.name)
 
@@ -252,5 +252,5 @@ def _known_dead(host: str | None, pid: int | None) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # somebody else's, and alive
+        pass  # another user's, and alive
     return False

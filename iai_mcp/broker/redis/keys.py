@@ -1,4 +1,4 @@
-"""The one place that spells Redis keys and names of RQ queues and jobs.
+"""The one place that spells Redis keys, fields of the counts, and names of RQ queues and jobs.
 
 Every key of a store starts with ``Keys.prefix``, so that ``redis-cli --scan --pattern 'PREFIX*'`` shows the
 store and an ACL can fence it.
@@ -7,10 +7,24 @@ store and an ACL can fence it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-__all__ = ["QUEUE", "Keys"]
+__all__ = ["QUEUE", "Count", "Keys"]
 
 QUEUE = "provenance"
+
+
+class Count(StrEnum):
+    """What is counted for each lane."""
+
+    PUSHED = "pushed"  # entries that ever came
+    DRAINED = "drained"  # entries that were ever acknowledged
+    CLAIMED = "claimed"  # items in flight now
+    CLAIMED_ENTRIES = "claimed_entries"  # entries in flight now
+
+    def of(self, lane: int) -> str:
+        """The field of a lane in the hash of counts."""
+        return f"{lane}:{self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +47,11 @@ class Keys:
 
     @property
     def counts(self) -> str:
-        """The hash of counts: for lane N the entries that ever came and went (``N:pushed``, ``N:drained``), and
-        what is in flight now, in items (``N:claimed``) and in entries (``N:claimed_entries``)."""
+        """The hash of counts; its fields are :meth:`Count.of`."""
         return f"{self.prefix}counts"
 
     def lane(self, lane: int, part: str) -> str:
-        """A lane's key; ``part`` is ``pending`` (what is in flight at its head), ``lease`` or ``state``."""
+        """A lane's key; ``part`` is ``pending`` (items in flight at its head), ``lease`` or ``state``."""
         return f"{self.prefix}lane:{lane}:{part}"
 
     def job(self, lane: int, ring: str) -> str:

@@ -11,9 +11,9 @@ import redis
 from redis.exceptions import RedisError
 
 from iai_mcp.broker.redis.client import connect, control_client, failure
-from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Outline, outline
+from iai_mcp.entries.wire import Outline, outline
 from iai_mcp.errors import BrokerUnavailable
 
 __all__ = ["Waiting", "clock_offset", "waiting_in"]
@@ -21,7 +21,7 @@ __all__ = ["Waiting", "clock_offset", "waiting_in"]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The items of one lane; None for one that tells nothing (the drain will bury it)."""
+    """The items of one lane; None for one that cannot be read and will become a dead letter."""
 
     lane: int
     pending: list[Outline | None]
@@ -40,7 +40,7 @@ def waiting_in(settings: Settings, store_id: str, lanes: int) -> Iterator[Waitin
         for lane in range(lanes):
             pipe = client.pipeline(transaction=True)
             pipe.lrange(keys.lane(lane, "pending"), 0, -1)
-            pipe.hget(keys.counts, f"{lane}:claimed")
+            pipe.hget(keys.counts, Count.CLAIMED.of(lane))
             items, claimed = pipe.execute()
             outlines, in_flight = [*map(outline, items)], int(claimed or 0)
             yield Waiting(lane, outlines[in_flight:], outlines[:in_flight])

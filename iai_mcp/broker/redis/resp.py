@@ -1,106 +1,124 @@
-"""Reads many items of a lane at once: a reply is taken apart as a whole, and not item by item.
+"""The wire form of Redis commands and replies (RESP 2). Pure.
 
-redis-py's own reader takes as long for an item as decoding it does, most of it for replies of other shapes.
-Whatever is not as expected is left to it.
+Replies are taken apart as a whole and not item by item: redis-py's own reader takes as long for an item as
+decoding it does, most of it for replies of other shapes.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
-import redis
+__all__ = ["OTHER", "Answer", "Reply", "Unusual", "answers", "packed", "replies"]
 
-from iai_mcp.broker.redis.push_transaction import packed
 
-__all__ = ["Reply", "Unusual", "fetch", "replies"]
+class Other(Enum):
+    """A status, an error, or an array that holds one."""
 
-READ_BYTES = 2**18
-MOST_BYTES = 16 * READ_BYTES  # of replies that are taken apart as a whole: each look begins at their beginning
+    OTHER = "other"
 
-Reply = bytes | list[bytes] | None
-"""A text, a list of texts, or nothing."""
+
+OTHER = Other.OTHER
+
+Reply = bytes | int | list[bytes] | list[int] | Other | None
+"""A text, a number, a list of either, nothing, or a reply of another kind."""
+
+Answer = list[int] | None
+"""The reply to a write: a list of integers, or None for anything else."""
 
 
 class Unusual(ValueError):
-    """Replies of other kinds, or very long ones; or a text with a line break in it."""
+    """Data that this reader does not take apart: a text with a line break, nested lists, or no replies at all."""
 
 
-def fetch(client: redis.Redis, *commands: tuple[bytes, ...]) -> list[Any]:
-    """What commands answer that read texts or lists of texts, in one round trip.
-
-    Raises:
-        RedisError: the server does not answer, or with an error.
-    """
-    pool = client.connection_pool
-    if hasattr(pool.connection_class, "bounded"):
-        connection: Any = pool.get_connection()
-        try:
-            return _asked(connection.bounded, commands)
-        except Unusual:
-            connection.disconnect()
-        except OSError as error:
-            connection.disconnect()
-            raise redis.ConnectionError(str(error)) from error
-        except BaseException:
-            connection.disconnect()  # it may be owed an answer
-            raise
-        finally:
-            pool.release(connection)
-    pipe = client.pipeline(transaction=False)
-    for command in commands:
-        pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-    return pipe.execute()
+def packed(*args: bytes) -> bytes:
+    """Arguments of a command as they go over the wire, without the line that counts them."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
 
 
-def _asked(sock: Any, commands: tuple[tuple[bytes, ...], ...]) -> list[Reply]:
-    sock.sendall(b"".join([b"*%d\r\n%b" % (len(command), packed(*command)) for command in commands]))
-    data = b""
-    while True:
-        more = sock.recv(READ_BYTES)
-        if not more:
-            raise ConnectionError("Redis closed the connection")
-        data = data + more if data else more
-        if len(data) > MOST_BYTES:
-            raise Unusual
-        if more.endswith(b"\n") and (found := replies(data, len(commands))) is not None:
-            return found
-
-
-def replies(data: bytes, count: int) -> list[Reply] | None:
-    """The ``count`` replies that ``data`` holds; None while they are not whole.
+def replies(data: bytes, count: int) -> list[Any] | None:
+    """The ``count`` texts and lists of texts that ``data`` holds; None while they are not whole.
 
     Raises:
-        Unusual: they are of other kinds, or there is more.
+        Unusual: there are other replies, or there is more.
     """
+    found, rest = _whole(data)
+    if any(not _is_text(reply) for reply in found) or len(found) > count or (rest and len(found) == count):
+        raise Unusual
+    return found if len(found) == count else None
+
+
+def _is_text(reply: Reply) -> bool:
+    return reply is None or isinstance(reply, bytes) or (isinstance(reply, list) and not _integers(reply))
+
+
+def answers(data: bytes, head: bytes) -> list[Answer]:
+    """The replies to writes that come after ``head`` in ``data``, as far as they are whole.
+
+    Where ``data`` begins in another way, with errors, as many replies are skipped as ``head`` has.
+
+    Raises:
+        Unusual: these are no replies of Redis.
+    """
+    if data.startswith(head):
+        found, skipped = _whole(data[len(head) :])[0], 0
+    else:
+        found, skipped = _whole(data)[0], head.count(b"\n")
+    return [_integers(reply) for reply in found[skipped:]]
+
+
+def _integers(reply: Any) -> Answer:
+    return reply if isinstance(reply, list) and reply and isinstance(reply[0], int) else None
+
+
+def _whole(data: bytes) -> tuple[list[Reply], bool]:
+    """The replies in ``data`` as far as they are whole, and whether there is more behind them."""
     lines = data.split(b"\r\n")
     end = len(lines) - 1  # the last line has not ended
     found: list[Reply] = []
     at = 0
-    while len(found) < count:
-        if at >= end:
-            return None
+    while at < end:
         kind, size = lines[at][:1], lines[at][1:]
-        at += 1
-        if kind == b"$" and size == b"-1":
-            found.append(None)
+        if kind == b"*" and size.isdigit():
+            after, reply = _list(lines, at + 1, end, int(size))
         elif kind == b"$" and size.isdigit():
-            if at >= end:
-                return None
-            if len(lines[at]) != int(size):
-                raise Unusual
-            found.append(lines[at])
-            at += 1
-        elif kind == b"*" and size.isdigit():
-            upto = at + 2 * int(size)
-            if upto > end:
-                return None
-            items = lines[at + 1 : upto : 2]
-            if lines[at:upto:2] != [b"$%d" % len(item) for item in items]:
-                raise Unusual
-            found.append(items)
-            at = upto
+            after, reply = _text(lines, at + 1, end, int(size))
+        elif size == b"-1" and kind in (b"$", b"*"):
+            after, reply = at + 1, None
+        elif kind == b":":
+            after, reply = at + 1, int(size)
+        elif kind in (b"+", b"-"):
+            after, reply = at + 1, OTHER
         else:
             raise Unusual
-    if at != end or lines[-1]:
+        if after > end:
+            break
+        found.append(reply)
+        at = after
+    return found, at < end or bool(lines[-1])
+
+
+def _text(lines: list[bytes], at: int, end: int, size: int) -> tuple[int, Reply]:
+    """The text at line ``at``, and the line after it; one past ``end`` where it is not whole."""
+    if at < end and len(lines[at]) != size:
         raise Unusual
-    return found
+    return at + 1, lines[at]
+
+
+def _list(lines: list[bytes], at: int, end: int, count: int) -> tuple[int, Reply]:
+    """The list of ``count`` items from line ``at`` on, as :func:`_text`."""
+    if not count:
+        return at, []
+    kind = lines[at][:1]
+    after = at + (2 * count if kind == b"$" else count)
+    if after > end or at >= end:
+        return end + 1, None
+    if kind == b"$":
+        items = lines[at + 1 : after : 2]
+        if lines[at:after:2] != [b"$%d" % len(item) for item in items]:
+            raise Unusual
+        return after, items
+    if any(line[:1] not in (b":", b"+", b"-") for line in lines[at:after]):
+        raise Unusual
+    numbers = [int(line[1:]) for line in lines[at:after] if line[:1] == b":"]
+    return after, numbers if len(numbers) == count else OTHER

@@ -13,7 +13,8 @@ import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from iai_mcp.broker.redis.client import failure
-from iai_mcp.broker.redis.push_transaction import packed
+from iai_mcp.broker.redis.keys import Count
+from iai_mcp.broker.redis.resp import packed
 from iai_mcp.errors import ConfigError
 
 __all__ = ["SETTING", "Pace", "confirmed", "on_disk", "pace", "waitaof"]
@@ -66,15 +67,15 @@ def on_disk(client: redis.Redis) -> bool:
     return bool(here >= 1)
 
 
-def pace(client: redis.Redis, key: str, budget_s: float) -> Pace:
-    """Try it, with writes that change nothing.
+def pace(client: redis.Redis, counts: str, budget_s: float) -> Pace:
+    """Try it with writes to the hash ``counts`` that change nothing.
 
     Raises:
         ConfigError: as :func:`confirmed`.
     """
     for _ in range(WRITES):
         began = time.monotonic()
-        client.hincrby(key, "0:pushed", 0)
+        client.hincrby(counts, Count.PUSHED.of(0), 0)
         if time.monotonic() - began > budget_s:
             return Pace.STUCK
         if not confirmed(client, budget_s) or time.monotonic() - began > budget_s:

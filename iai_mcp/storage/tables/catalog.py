@@ -18,7 +18,7 @@ from lancedb.index import FTS, BTree
 
 from iai_mcp.common.files import sync_path, sync_tree
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.layout import RECORDS, Layout, lane_table

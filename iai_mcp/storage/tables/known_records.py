@@ -1,51 +1,52 @@
-"""The memory of a drain from batch to batch: which records exist, and its fencing token. Pure."""
+"""The record ids that a drain has seen, so that it need not look for them again. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import dashed, lane_of_hex
+from iai_mcp.entries.identity import dashed
+from iai_mcp.entries.routing import lane_of_hex
 
 __all__ = ["RecordsCache"]
 
-_KNOWN_LIMIT = 200_000  # ids
-_FEW = 10_000  # a drain learns the ids of a table of at most so many memories in one read
+_KNOWN_LIMIT = 200_000
+_FEW = 10_000  # a table of fewer memories is learned as a whole
 
 
 @dataclass(slots=True)
 class RecordsCache:
-    """The memory of one drain of a lane, from batch to batch.
+    """Ids of records that exist, kept from batch to batch.
 
-    Attributes:
-        token: the fencing token under which the drain writes; None for writers without a lease.
-        lane: the lane that the drain writes; None if it writes several.
-        lanes: the store's number of lanes; 0 if ``lane`` is None.
+    It is for one thread and one store. Deletions are looked up elsewhere, so an id may stay here after its record
+    is gone.
     """
 
-    token: int | None = None
-    lane: int | None = None
-    lanes: int = 0
-    _known: set[str] = field(default_factory=set)  # ids that were seen in the records table
+    _known: set[str] = field(default_factory=set)
+    _lanes: set[int] = field(default_factory=set)  # that the known ids belong to, where their number was given
 
-    def unseen(self, ids: Sequence[str]) -> set[str]:
-        """The ids (32 hexadecimal digits) that were not seen in the records table. Ignores deletions."""
+    def unknown(self, ids: Collection[str]) -> set[str]:
+        """Those of the ids that are not known to exist."""
         return set() if self._known.issuperset(ids) else {*ids} - self._known
 
-    def learn(self, unseen: set[str], some_ids: Callable[[Sequence[str], int], list[str]]) -> None:
-        """Remember the ids that ``some_ids`` finds, among them all others of the lane that it returns.
+    def learn(self, unknown: set[str], some_ids: Callable[[list[str], int], list[str]], lanes: int = 0) -> None:
+        """Remember which of the ids ``some_ids`` finds in the records table; forget old ones above a limit.
 
-        The cache starts over once it holds too many ids.
+        ``lanes``: the store's number of lanes. With it, other ids of the same lanes are remembered too, as far as
+        ``some_ids`` tells of them.
         """
         if len(self._known) > _KNOWN_LIMIT:
             self._known.clear()
-        few = _FEW if self.lanes else 0
-        found = [text.replace("-", "") for text in some_ids([*map(dashed, unseen)], few)]
-        self._known.update(unseen.intersection(found))
-        if self.lanes:
-            self._known.update(one for one in found if lane_of_hex(one, self.lanes) == self.lane)
+            self._lanes.clear()
+        found = [text.replace("-", "") for text in some_ids([*map(dashed, unknown)], _FEW if lanes else 0)]
+        self._known.update(unknown.intersection(found))
+        if lanes:
+            touched = {lane_of_hex(one, lanes) for one in unknown}
+            self._lanes |= touched
+            self._known.update(one for one in found if lane_of_hex(one, lanes) in touched)
 
-    def covers(self, batch: EntryBatch) -> bool:
-        """Whether every record of the batch is known to exist and to belong to :attr:`lane`."""
-        return self.lane is not None and self._known.issuperset(batch.ids)
+    def lane_of(self, ids: Collection[str]) -> int | None:
+        """The one lane that all of the ids belong to; None where that is not known."""
+        if len(self._lanes) == 1 and self._known.issuperset(ids):
+            return next(iter(self._lanes))
+        return None

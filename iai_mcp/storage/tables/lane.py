@@ -18,7 +18,7 @@ from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import entry_id
+from iai_mcp.entries.identity import entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.layout import Layout, lane_table
@@ -89,35 +89,41 @@ class LaneTable(LaneReader):
 
     # -- writing
 
-    def append(self, batch: EntryBatch, cache: RecordsCache) -> AppendReport:
+    def append(
+        self, batch: EntryBatch, cache: RecordsCache, token: int | None = None, lanes: int = 0
+    ) -> AppendReport:
         """Write a batch in order; on return it is durable, and any process can read it.
 
+        Args:
+            token: the fencing token of the writer's lease; None without one.
+            lanes: as of :meth:`RecordsCache.learn`.
+
         Raises:
-            LeaseLost: this lane has seen a later fencing token than ``cache.token``.
+            LeaseLost: this lane has seen a later fencing token than ``token``.
             StoreUnavailable: the store failed; nothing was acknowledged, and the call may be repeated.
         """
         with translated(), self._lock.hold() as locked:
             self._check_current()
             known, unknown = batch, None
-            if missing := self._missing(batch.ids, cache):
+            if missing := self._missing(batch.ids, cache, lanes):
                 known = batch.pick([one not in missing for one in batch.ids])
                 unknown = batch.pick([one in missing for one in batch.ids])
             fresh = known.once()
-            self._check_fence(cache.token)
-            applied = self._apply(fresh, cache.token, locked=locked) if fresh else 0
+            self._check_fence(token)
+            applied = self._apply(fresh, token, locked=locked) if fresh else 0
             if applied < len(known):
                 self._note_duplicates(zip(known.keys, known.givers, known.seqs, strict=True))
             if unknown:
                 self._exclusions.add(ExclusionReason.UNKNOWN, zip(unknown.givers, unknown.seqs, strict=True))
         return AppendReport(applied, len(known) - applied, len(batch) - len(known))
 
-    def _missing(self, ids: Sequence[str], cache: RecordsCache) -> set[str]:
+    def _missing(self, ids: Sequence[str], cache: RecordsCache, lanes: int) -> set[str]:
         """The ids that have no record, or a deleted one."""
-        if unseen := cache.unseen(ids):
-            cache.learn(unseen, self._some_ids)
-            unseen = cache.unseen([*unseen])
+        if unknown := cache.unknown(ids):
+            cache.learn(unknown, self._some_ids, lanes)
+            unknown = cache.unknown(unknown)
         deleted = self._tombstones.hex()
-        return unseen if deleted.isdisjoint(ids) else unseen.union(deleted.intersection(ids))
+        return unknown if deleted.isdisjoint(ids) else unknown.union(deleted.intersection(ids))
 
     def merge(self, rows: pa.Table, *, check_records: bool = True) -> Merged:
         """Add rows of another lane, or of another store, in the order given. They get this lane's ``seq``.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from iai_mcp.entries.identity import entry_id_bounds
 from iai_mcp.storage.tables.high_water import HighWater, Spans
 from iai_mcp.storage.tables.lance import Table, quoted
 
@@ -80,7 +81,7 @@ class LaneNumbering:
 
     def _highest_of(self, producer: str) -> int:
         """The highest number of a producer's rows; 0 if it has none. Its keys are one range of the index."""
-        first, end = quoted(f"{producer}-"), quoted(f"{producer}.")  # "." follows "-"
+        first, end = map(quoted, entry_id_bounds(producer))
         query = self._table.search().where(f"entry_id >= {first} AND entry_id < {end}").select(["producer_seq"])
         found = query.to_arrow()["producer_seq"]
         return int(pa.compute.max(found).as_py()) if len(found) else 0

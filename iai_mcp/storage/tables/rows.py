@@ -14,6 +14,7 @@ import pyarrow as pa
 from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.times import parse_ts
 from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.identity import KEY_SEPARATOR
 
 __all__ = [
     "LANE_SCHEMA",
@@ -171,12 +172,12 @@ def _table(
 
 
 def _keys(producers: pa.Array, seqs: pa.Array) -> pa.Array:
-    """:func:`iai_mcp.entries.parcel.entry_id` of each."""
-    return pa.compute.binary_join_element_wise(producers, seqs.cast(pa.string()), "-")
+    """:func:`iai_mcp.entries.identity.entry_id` of each."""
+    return pa.compute.binary_join_element_wise(producers, seqs.cast(pa.string()), KEY_SEPARATOR)
 
 
 def _dashed(ids: Sequence[str]) -> pa.Array:
-    """:func:`iai_mcp.entries.parcel.dashed` of each."""
+    """:func:`iai_mcp.entries.identity.dashed` of each."""
     digits = np.frombuffer("".join(ids).encode("ascii"), np.uint8).reshape(len(ids), 32)
     texts = np.full((len(ids), 36), ord("-"), np.uint8)
     for start, end, dashes in ((0, 8, 0), (8, 12, 1), (12, 16, 2), (16, 20, 3), (20, 32, 4)):

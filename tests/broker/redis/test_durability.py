@@ -12,9 +12,10 @@ from uuid import UUID
 import fakeredis
 import pytest
 
+from iai_mcp.broker.factory import redis_broker
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.client import Deadline, push_client
-from iai_mcp.broker.redis.durable import DurableRedisBroker, redis_broker
+from iai_mcp.broker.redis.durable import DurableRedisBroker
 from iai_mcp.broker.redis.waitaof import Pace, on_disk, pace
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
@@ -43,9 +44,9 @@ def durable(store: MemoryStore) -> MemoryStore:
 
 
 def test_the_setting_decides_which_broker_it_is(server: Server) -> None:
-    made = redis_broker(server.client(), "ab" * 16, 4, OPTIONS)
+    made = redis_broker(DURABLE, "ab" * 16, 4, server.client())
     assert isinstance(made, DurableRedisBroker)
-    assert not isinstance(redis_broker(server.client(), "ab" * 16, 4, RedisOptions()), DurableRedisBroker)
+    assert not isinstance(redis_broker(Settings(), "ab" * 16, 4, server.client()), DurableRedisBroker)
     with pytest.raises(ConfigError, match="IAI_MCP_REDIS_DURABILITY='disk' is not one of memory, fsync"):
         Settings.load({"IAI_MCP_REDIS_DURABILITY": "disk"})
 
@@ -194,7 +195,7 @@ def test_a_server_before_7_2_is_refused_by_version(store: MemoryStore) -> None:
             return b"redis_version:7.0.15\r\n"
 
     RedisBroker(fakeredis.FakeStrictRedis(), store.store_id, 4).check_server(Old())  # type: ignore[arg-type]
-    broker = redis_broker(fakeredis.FakeStrictRedis(), store.store_id, 4, OPTIONS)
+    broker = redis_broker(DURABLE, store.store_id, 4, fakeredis.FakeStrictRedis())
     with pytest.raises(ConfigError, match=r"Redis 7\.0\.15 has no WAITAOF: .* needs 7\.2 or newer"):
         broker.check_server(Old())  # type: ignore[arg-type]
 

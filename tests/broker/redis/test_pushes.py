@@ -16,8 +16,9 @@ from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis import client
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.broker.redis.keys import Keys
-from iai_mcp.broker.redis.push_transaction import Transactions, answers
-from iai_mcp.entries.parcel import lane_of
+from iai_mcp.broker.redis.push_transaction import Transactions
+from iai_mcp.broker.redis.resp import answers
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
 from tests.broker.test_brokers import LANES, numbers, parcel

@@ -22,8 +22,8 @@ from rq.serializers import JSONSerializer
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
-from iai_mcp.entries.parcel import lane_of
-from iai_mcp.provenance_queue import ProvenanceWriteQueue, open_stores
+from iai_mcp.entries.routing import lane_of
+from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, entry, finished, pairs, python, wait_until
@@ -212,7 +212,7 @@ def test_a_worker_refuses_the_doorbell_of_another_store(
     store.enable_provenance_queue(connection=connection)
     store.queue_provenance_batch(pairs(record_id, "a"))
     store.disable_provenance_queue()
-    open_stores.clear()  # a worker elsewhere has not opened it
+    store.close()  # a worker elsewhere has not opened it
     monkeypatch.setenv("IAI_MCP_STORE", str(MemoryStore(tmp_path / "another").path))
     ProvenanceWorker(["provenance"], connection=connection).work(burst=True)
     assert seen(store, record_id) == []

@@ -11,16 +11,18 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iai_mcp.broker.redis.client import control_client
-from iai_mcp.broker.redis.resp import Reply, Unusual, fetch, replies
+from iai_mcp.broker.redis.client import control_client, fetch
+from iai_mcp.broker.redis.resp import Unusual, replies
 from tests.servers import Server, serving
 
 TEXTS = st.one_of(
     st.binary(max_size=9), st.sampled_from([b"", b"\r\n", b"\r", b"\n", b"$1\r\nx", b"*1\r\n", b"-1"])
 )
 
+Text = bytes | list[bytes] | None
 
-def coded(reply: Reply) -> bytes:
+
+def coded(reply: Text) -> bytes:
     """A reply as Redis writes it."""
     if reply is None:
         return b"$-1\r\n"
@@ -30,7 +32,7 @@ def coded(reply: Reply) -> bytes:
 
 
 @given(st.lists(st.one_of(st.none(), TEXTS, st.lists(TEXTS, max_size=4)), min_size=1, max_size=3))
-def test_whole_replies_are_read_and_others_awaited(expected: list[Reply]) -> None:
+def test_whole_replies_are_read_and_others_awaited(expected: list[Text]) -> None:
     data = b"".join(map(coded, expected))
     try:
         assert replies(data, len(expected)) == expected

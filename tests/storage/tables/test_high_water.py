@@ -11,9 +11,11 @@ import pytest
 
 import iai_mcp.storage.tables.lane
 from iai_mcp.config import Settings
-from iai_mcp.entries.parcel import Pair, lane_of
+from iai_mcp.entries.parcel import Pair
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost, StoreUnavailable
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.support import cues, entry
 
@@ -197,14 +199,16 @@ def test_what_they_write_under_numbers_of_ours_is_known_afterwards(
 def test_a_writer_that_was_paused_amid_a_write_is_refused(
     store: MemoryStore, rude: MemoryStore, record_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take_over() -> None:
-        rude.lane(lane_of(record_id, store.lanes)).raise_fence(2)
-        rude.append_provenance_batch(numbered(record_id, 2, 3), RecordsCache(token=2))
+    number = lane_of(record_id, store.lanes)
 
-    store.append_provenance_batch(numbered(record_id, 1), RecordsCache(token=1))
+    def take_over() -> None:
+        rude.lane(number).raise_fence(2)
+        rude.append_provenance_batch(numbered(record_id, 2, 3), right=WriteRight(number, 2))
+
+    store.append_provenance_batch(numbered(record_id, 1), right=WriteRight(number, 1))
     amid(monkeypatch, take_over)
     with pytest.raises(LeaseLost):
-        store.append_provenance_batch(numbered(record_id, 2, 3), RecordsCache(token=1))
+        store.append_provenance_batch(numbered(record_id, 2, 3), right=WriteRight(number, 1))
     assert trace(store, record_id) == ["1", "2", "3"]
 
 

@@ -1,0 +1,48 @@
+"""Makes the broker that the settings ask for. Redis is imported only where it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iai_mcp.broker.memory import MemoryBroker
+from iai_mcp.broker.protocol import QueueBroker
+from iai_mcp.config import Settings
+
+if TYPE_CHECKING:
+    import redis
+
+    from iai_mcp.broker.redis.broker import RedisBroker
+
+__all__ = ["queue_broker", "redis_broker"]
+
+
+def queue_broker(
+    settings: Settings, store_id: str, lanes: int, *, capacity: int, connection: redis.Redis | None = None
+) -> QueueBroker:
+    """The broker of a write queue: Redis with a ``connection`` or a configured URL, else embedded.
+
+    ``capacity``: most batches that an embedded broker holds.
+
+    Raises:
+        ConfigError: the URL of Redis cannot be used.
+    """
+    if connection is None and not settings.redis_url:
+        return MemoryBroker(lanes, capacity)
+    return redis_broker(settings, store_id, lanes, connection)
+
+
+def redis_broker(
+    settings: Settings, store_id: str, lanes: int, connection: redis.Redis | None = None
+) -> RedisBroker:
+    """The Redis broker of a store, on ``connection`` or the configured URL.
+
+    Raises:
+        ConfigError: the URL of Redis cannot be used.
+    """
+    from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+    from iai_mcp.broker.redis.client import connect
+    from iai_mcp.broker.redis.durable import DurableRedisBroker
+
+    options = RedisOptions.of(settings)
+    kind = DurableRedisBroker if options.durable else RedisBroker
+    return kind(connection if connection is not None else connect(settings.redis_url), store_id, lanes, options)

@@ -1,0 +1,84 @@
+"""Erases a deleted record's entries from the spill files that no living process holds."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from itertools import compress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from iai_mcp.entries.wire import outline
+from iai_mcp.spill.adoption import orphans
+from iai_mcp.spill.names import files_in
+from iai_mcp.spill.segment import Segment
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
+from iai_mcp.telemetry.events import emit, quiet_words
+
+__all__ = ["forget"]
+
+
+def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions) -> None:
+    """Take a deleted record's entries out of the files, and note them in ``exclusions``.
+
+    In a file that a living process holds they stay until its replay, which leaves them out. A file that cannot
+    be rewritten is told by the event ``forget_incomplete``.
+
+    Raises:
+        OSError: a file of this store cannot be opened.
+    """
+    for segments in orphans(folder, store_id):
+        for segment in segments:
+            _erase(segment, record_id, exclusions)
+    with suppress(OSError):
+        for path, name in files_in(folder):
+            if name.set_aside and (aside := Segment.take(path)) is not None:
+                _erase(aside, record_id, exclusions)
+
+
+def _erase(segment: Segment, record_id: UUID, exclusions: Exclusions) -> None:
+    spellings = record_id.hex.encode(), str(record_id).encode()
+
+    def mentions(line: bytes) -> bool:
+        return any(spelling in line for spelling in spellings)
+
+    try:
+        lines = segment.path.read_bytes().splitlines()
+        if keys := [key for line in lines if mentions(line) for key in _keys_of(line, record_id)]:
+            exclusions.add(ExclusionReason.FORGOTTEN, keys)
+        segment.rewrite(lambda line: _without(line, record_id) if mentions(line) else line)
+    except OSError as error:
+        emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=quiet_words(error))
+    finally:
+        segment.close()
+
+
+def _keys_of(line: bytes, record_id: UUID) -> list[Key]:
+    if (found := outline(line)) is None:
+        return []
+    return [(found.producer, seq) for one, seq in zip(found.ids, found.seqs, strict=False) if one == record_id.hex]
+
+
+def _without(line: bytes, record_id: UUID) -> bytes:
+    """The line without the record's entries; fields that this version does not know stay.
+
+    Empty where no entry is left, and for a line that is no parcel.
+    """
+    try:
+        parcel: dict[str, Any] = msgspec.json.decode(line)
+        kept = [one != record_id.hex for one in parcel["ids"]]
+        for name in ("ids", "seqs", "own"):
+            parcel[name] = _picked(parcel[name], kept)
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError, AttributeError, RecursionError):
+        return b""
+    return msgspec.json.encode(parcel) + b"\n" if any(kept) else b""
+
+
+def _picked(value: Any, kept: list[bool]) -> Any:
+    """The values of a column, or of each column in a dict, that are ``kept``."""
+    if isinstance(value, dict):
+        return {name: _picked(column, kept) for name, column in value.items()}
+    return [*compress(value, kept)]

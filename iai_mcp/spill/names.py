@@ -1,0 +1,109 @@
+"""The names of spill files: the only module that builds and parses them.
+
+- ``STORE8-PRODUCER16-NUMBER.jsonl`` is a segment. The segments of one store and one producer are a chain.
+- ``STORE8-PRODUCER16.spare`` is an empty file, made ahead, that will become a segment.
+- ``STEM.failed-NANOSECONDS.jsonl`` is set aside: it holds lines that are no entries, for people to look at.
+
+STORE8 is the start of the store's id. Any other ``.jsonl`` file is a segment too, and a chain by itself. Names
+group the files; their lines say which store the entries belong to.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "SET_ASIDE_PATTERN",
+    "SpillName",
+    "chain_name",
+    "files_in",
+    "is_spare",
+    "name_for_store",
+    "parse",
+    "segment_name",
+    "set_aside_path",
+    "spare_name",
+    "store_prefix",
+]
+
+SET_ASIDE_PATTERN = "*.failed-*"  # for people and their shells
+_SUFFIX = ".jsonl"
+_SPARE = ".spare"
+_ASIDE = ".failed-"
+_NAME = re.compile(r"(?P<chain>[0-9a-f]{8}-(?P<producer>[0-9a-f]{16}))-\d{7,}(\.failed-\d+)?\.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class SpillName:
+    """A parsed name.
+
+    Attributes:
+        chain: the same for all segments of a chain.
+        producer: key of the producer; None in a foreign name.
+        set_aside: whether the file is out of the way for people to look at.
+    """
+
+    chain: str
+    producer: str | None
+    set_aside: bool
+
+
+def parse(name: str) -> SpillName | None:
+    """The parts of a file name; None where it names neither a segment nor a file set aside."""
+    if not name.endswith(_SUFFIX) or name.startswith("."):
+        return None
+    found = _NAME.fullmatch(name)
+    aside = _ASIDE in name
+    return SpillName(found["chain"], found["producer"], aside) if found else SpillName(name, None, aside)
+
+
+def files_in(folder: Path) -> list[tuple[Path, SpillName]]:
+    """The segments and the files set aside in ``folder``, by name; none where there is no such folder.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [(path, name) for path in paths if (name := parse(path.name)) is not None]
+
+
+def store_prefix(store_id: str) -> str:
+    """The start of every name that this store's producers give."""
+    return f"{store_id[:8]}-"
+
+
+def chain_name(store_id: str, producer: str) -> str:
+    """The chain of a producer."""
+    return f"{store_prefix(store_id)}{producer}"
+
+
+def segment_name(chain: str, number: int) -> str:
+    """The name of a chain's segment. Names sort as their numbers do, as long as these have seven digits."""
+    return f"{chain}-{number:07d}{_SUFFIX}"
+
+
+def spare_name(chain: str) -> str:
+    """The name of the file that a chain's producer makes ahead."""
+    return f"{chain}{_SPARE}"
+
+
+def is_spare(name: str) -> bool:
+    """Whether a file was made ahead; entries are never in it."""
+    return name.endswith(_SPARE)
+
+
+def set_aside_path(path: Path) -> Path:
+    """A new name, beside ``path``, for a malformed file or for its malformed lines."""
+    return path.with_name(f"{path.name.removesuffix(_SUFFIX)}{_ASIDE}{time.time_ns()}{_SUFFIX}")
+
+
+def name_for_store(name: str, old_id: str, new_id: str) -> str:
+    """The name of a copy of the file whose lines name another store."""
+    old, new = store_prefix(old_id), store_prefix(new_id)
+    return f"{new}{name.removeprefix(old)}" if name.startswith(old) else name
