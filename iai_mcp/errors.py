@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "BadParams",
     "BrokenCopy",
+    "BrokerLoading",
     "BrokerUnavailable",
     "ConfigError",
     "EmbedderUnavailable",
@@ -88,6 +89,10 @@ class LanesChanged(StoreUnavailable):
 
 class BrokerUnavailable(IaiMcpError):
     """The broker did not take, give or acknowledge entries just now."""
+
+
+class BrokerLoading(BrokerUnavailable):
+    """The broker answers, and still loads its data: waiting helps."""
 
 
 class LeaseLost(IaiMcpError):

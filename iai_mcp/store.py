@@ -425,8 +425,13 @@ class MemoryStore:
                 self.tidy()
         return report
 
+    @property
+    def provenance_queue(self) -> ProvenanceWriteQueue | None:
+        """The queue that writes provenance in the background; None while it is not enabled."""
+        return self._provenance_queue
+
     def queue_provenance_batch(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
-        """Hand entries to the queue where one is enabled, else write them on this thread."""
+        """Hand entries to the queue, or write them on this thread where none is enabled."""
         queue = self._provenance_queue
         if queue is not None:
             queue.enqueue(pairs)

@@ -191,7 +191,7 @@ def _ask_all(store: MemoryStore, progress: Callable[[int], object]) -> list[_Ans
 def _recall_facts(store: MemoryStore, answers: list[_Answer]) -> dict[str, Any]:
     from iai_mcp.core import dispatch
 
-    queue = store._provenance_queue
+    queue = store.provenance_queue
     if queue is None or not queue.flush(timeout=20):
         raise StoreError("the trace was not written within 20 s: run the demo again when the machine is less busy")
     first = {answer.cue: answer.result["hits"] for answer in answers if answer.client == CLIENTS[0][0]}

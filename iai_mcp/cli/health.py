@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended, and say what.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired, and say what.")] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
@@ -52,11 +52,11 @@ def verify(
     layout = layout_of(store, settings)
     report, done = look(layout, settings), []
     if repair:
-        from iai_mcp.maintenance.repair import repair as mend
+        from iai_mcp.maintenance.repair import repair as run
 
-        for said in mend(layout, settings, report):
-            done.append(said)
-            note(said)
+        for action in run(layout, settings, report):
+            done.append(action)
+            note(action)
         report = look(layout, settings)
     if as_json:
         print_json({**report.document(), **({"repaired": done} if repair else {})})
@@ -68,9 +68,8 @@ def verify(
 
 def _tell(report: Report) -> None:
     total = report.total
-    partly = any(finding.kind == "unreadable" for finding in report.breaches)
-    seen = ", as far as could be read" if partly else ""
-    typer.echo(f"handed out  {total['handed_out']:>12,}  by {many(len(report.ledgers), 'producer')}{seen}")
+    seen = ", as far as could be read" if report.unreadable() else ""
+    typer.echo(f"handed out  {total['handed_out']:>12,}  by {many(len(report.producers), 'producer')}{seen}")
     for name, number in [*total.items()][1:]:
         if number or name in ("applied", "lost"):
             unsure = seen.replace(",", " ", 1) if name == "lost" else ""
@@ -88,7 +87,7 @@ def _tell(report: Report) -> None:
 
 def _tell_findings(word: str, found: list[Finding]) -> None:
     for finding in found[:MOST_LINES]:
-        typer.echo(f"{word}: {finding.kind.replace('_', ' ')}: {finding.said} -> {finding.mend}")
+        typer.echo(f"{word}: {finding.kind.replace('_', ' ')}: {finding.message} -> {finding.remedy}")
     if len(found) > MOST_LINES:
         typer.echo(f"{word}: and {len(found) - MOST_LINES} more -> iai-mcp verify --json shows all")
 
@@ -110,7 +109,7 @@ def doctor(as_json: Json = False, store: Store = None) -> None:
             typer.echo(_line(check))
     worst = [sum(check.state is state for check in checks) for state in (State.FAIL, State.WARN)]
     if as_json:
-        shown = [{"name": c.name, "state": c.state, "said": c.said, "mend": c.mend} for c in checks]
+        shown = [{"name": c.name, "state": c.state, "message": c.message, "remedy": c.remedy} for c in checks]
         print_json({"ok": not worst[0], "checks": shown})
     else:
         typer.echo(f"{len(checks)} checks: {worst[0]} failed, {many(worst[1], 'warning')}")
@@ -119,8 +118,8 @@ def doctor(as_json: Json = False, store: Store = None) -> None:
 
 
 def _line(check: Check) -> str:
-    said = " ".join(check.said.split())
-    return f"{check.state.value}  {check.name:<17}  {said}{f' -> {check.mend}' if check.mend else ''}"
+    message = " ".join(check.message.split())
+    return f"{check.state.value}  {check.name:<17}  {message}{f' -> {check.remedy}' if check.remedy else ''}"
 
 
 # -- spill

@@ -1,4 +1,4 @@
-"""``iai-mcp provenance``: who recalled which memory, when and for what; as pages, as an export, or live."""
+"""Owns the command ``provenance``: the trace of recalls as a page, as an export, or live."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from iai_mcp.cli.common import Json, Offset, Since, Store, Until, moment, note, opened, print_json
 from iai_mcp.cli.row_writers import Format, Rows, Target, batched, entry_rows
+from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,18 @@ __all__ = ["register"]
 PAGE = 100
 
 Document = dict[str, Any]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Print new entries as they arrive, after --limit old ones.")
+]
+MaybeLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", "-n", min=1, max=RESULTS_MAX, help="Maximum number of results (100; jsonl, csv, parquet: all)."
+    ),
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="FILE", help="Replace this file instead of using stdout.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +41,8 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
-    """What was asked for, once it makes sense."""
+class _Request:
+    """The checked options of one call."""
 
     view: str
     params: Mapping[str, Any]
@@ -38,52 +51,38 @@ class _Ask:
     target: Target
 
     @property
-    def most(self) -> int:
+    def page_size(self) -> int:
         return self.limit or PAGE
 
     @property
     def page(self) -> dict[str, Any]:
-        return {**self.params, "view": self.view, "limit": self.most, "offset": self.offset}
+        return {**self.params, "view": self.view, "limit": self.page_size, "offset": self.offset}
 
 
 def provenance(
     record: Annotated[str | None, typer.Option(metavar="ID", help="The timeline of this memory.")] = None,
-    recall: Annotated[str | None, typer.Option(metavar="ID", help="What this very recall returned.")] = None,
-    top: Annotated[bool, typer.Option("--top", help="The memories that were recalled most.")] = False,
-    never: Annotated[bool, typer.Option("--never", help="The memories that nobody recalled.")] = False,
-    session: Annotated[str | None, typer.Option("--session", "-s", help="Only what this session asked.")] = None,
-    cue: Annotated[str | None, typer.Option(metavar="TEXT", help="Only cues that hold this.")] = None,
+    recall: Annotated[
+        str | None, typer.Option(metavar="ID", help="The memories that this recall returned.")
+    ] = None,
+    top: Annotated[bool, typer.Option("--top", help="The most recalled memories.")] = False,
+    never: Annotated[bool, typer.Option("--never", help="The memories that no recall returned.")] = False,
+    session: Annotated[str | None, typer.Option("--session", "-s", help="Only recalls of this session.")] = None,
+    cue: Annotated[str | None, typer.Option(metavar="TEXT", help="Only cues that contain this text.")] = None,
     since: Since = None,
     until: Until = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print new entries as they come (after --limit old ones).")
-    ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", "-n", min=1, max=1000, help="At most so many (100; jsonl, csv, parquet: all)."),
-    ] = None,
+    follow: Follow = False,
+    limit: MaybeLimit = None,
     offset: Offset = 0,
-    form: Annotated[Format | None, typer.Option("--format", help="How to print (default: table).")] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write this file anew instead of stdout.")
-    ] = None,
+    form: Annotated[Format | None, typer.Option("--format", help="Output format (default: table).")] = None,
+    output: Output = None,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Show who recalled which memory, when, and for what."""
+    """Show who recalled which memory, when and with which cue."""
     if as_json and form not in (None, "json"):
-        raise UsageError(f"--json says --format json, and --format says {form}: give one of them")
-    given = {
-        "--record": record is not None,
-        "--recall": recall is not None,
-        "--top": top,
-        "--never": never,
-        "--until": until is not None,
-        "--offset": bool(offset),
-        "--follow": follow,
-        "--output": output is not None,
-    }
-    _refuse_what_contradicts(given)
+        raise UsageError(f"--json means --format json, and --format is {form}: give one of them")
+    given = {"--record": record, "--recall": recall, "--top": top, "--never": never, "--until": until}
+    _check_combination({**given, "--offset": offset, "--follow": follow, "--output": output})
     params = {
         "record_id": record,
         "recall_id": recall,
@@ -93,60 +92,63 @@ def provenance(
         "until": moment("--until", until),
     }
     view = "top" if top else "never" if never else "entries"
-    ask = _Ask(view, params, limit, offset, Target("json" if as_json else form, output))
+    request = _Request(view, params, limit, offset, Target("json" if as_json else form, output))
     if follow:
         from iai_mcp.cli.follow import follow as live
 
-        live(store, params, ask.target, newest=limit or (PAGE if since else 0))
+        live(store, params, request.target, newest=limit or (PAGE if since else 0))
         return
     with opened(store) as memories:
-        if ask.target.exports and limit is None and not offset:
-            ask.target.write(_everything(memories, ask))
+        if request.target.exports and limit is None and not offset:
+            request.target.write(_all_rows(memories, request))
         else:
-            _page(memories, ask)
+            _page(memories, request)
 
 
-_CONTRADICT = (
+_CONFLICTS = (
     ("--top", "--never", "one lists what was recalled, the other what was not"),
     ("--top", "--record", "it ranks many memories"),
-    ("--top", "--recall", "it ranks many recalls' memories"),
+    ("--top", "--recall", "it ranks the memories of many recalls"),
     ("--never", "--record", "--record ID alone shows whether that memory was recalled"),
     ("--never", "--recall", "it lists what no recall returned"),
     ("--follow", "--top", "it prints entries as they come"),
     ("--follow", "--never", "it prints entries as they come"),
-    ("--follow", "--recall", "a recall is over when its id is known"),
-    ("--follow", "--until", "it prints what is yet to come"),
-    ("--follow", "--offset", "it prints what is yet to come"),
+    ("--follow", "--recall", "a recall leaves no more entries once its id is known"),
+    ("--follow", "--until", "it prints entries to come"),
+    ("--follow", "--offset", "it prints entries to come"),
     ("--follow", "--output", "it never ends: send stdout to the file"),
 )
 
 
-def _refuse_what_contradicts(given: Mapping[str, bool]) -> None:
-    for one, other, why in _CONTRADICT:
-        if given[one] and given[other]:
-            raise UsageError(f"{one} and {other} do not go together: {why}")
+def _check_combination(options: Mapping[str, object]) -> None:
+    given = {name for name, value in options.items() if value not in (None, False, 0)}
+    for one, other, why in _CONFLICTS:
+        if {one, other} <= given:
+            raise UsageError(f"{one} and {other} do not go together: {why}; leave one out")
 
 
 # -- a page
 
 
-def _page(memories: MemoryStore, ask: _Ask) -> None:
+def _page(memories: MemoryStore, request: _Request) -> None:
     from iai_mcp.core import dispatch
 
-    if ask.target.exports and ask.view == "entries":
+    if request.target.exports and request.view == "entries":
         from iai_mcp.core import trail_filters
         from iai_mcp.trail.query import trail_rows
 
-        page = trail_rows(memories, trail_filters(memories, ask.params), limit=ask.most, offset=ask.offset)
-        ask.target.write(entry_rows([page]))
+        page = trail_rows(
+            memories, trail_filters(memories, request.params), limit=request.page_size, offset=request.offset
+        )
+        request.target.write(entry_rows([page]))
         return
-    result = dispatch(memories, "memory_provenance", ask.page)
-    if ask.target.exports:
-        ask.target.write(_memories(ask.view, result["records"]))
-    elif ask.target.format == "json":
-        _json(ask.target, result)
+    result = dispatch(memories, "memory_provenance", request.page)
+    if request.target.exports:
+        request.target.write(_memories(request.view, result["records"]))
+    elif request.target.format == "json":
+        _json(request.target, result)
     else:
-        _tell(memories, ask, result)
+        _tell(memories, request, result)
 
 
 def _json(target: Target, result: Document) -> None:
@@ -159,35 +161,35 @@ def _json(target: Target, result: Document) -> None:
         out.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
 
 
-def _tell(memories: MemoryStore, ask: _Ask, result: Document) -> None:
-    found: list[Document] = next(iter(result.values()))
+def _tell(memories: MemoryStore, request: _Request, result: Document) -> None:
+    found: list[Document] = result["entries" if request.view == "entries" else "records"]
     if not found:
-        note(_nothing(ask))
+        note(_empty(request))
         return
-    if lines := _lines(memories, ask, found):
+    if lines := _lines(memories, request, found):
         typer.echo("\n".join(lines))
     else:
         from iai_mcp.cli.common import screen
         from iai_mcp.cli.tables import records, trail
 
         out = screen()
-        out.print(records(found) if ask.view == "never" else trail(found, out.width))
-    if len(found) == ask.most:
-        further = "older ones" if ask.view == "entries" else "more"
-        note(f"{len(found)} shown; {further}: --offset {ask.offset + len(found)}")
+        out.print(records(found) if request.view == "never" else trail(found, out.width))
+    if len(found) == request.page_size:
+        further = "older ones" if request.view == "entries" else "more"
+        note(f"{len(found)} shown; {further}: --offset {request.offset + len(found)}")
 
 
-def _lines(memories: MemoryStore, ask: _Ask, found: list[Document]) -> list[str]:
-    """The views that are plain lines; none for the others."""
+def _lines(memories: MemoryStore, request: _Request, found: list[Document]) -> list[str]:
+    """The views that print plain lines; empty for the others."""
     from iai_mcp.cli.timeline import recall_lines, timeline_lines, top_lines
 
-    if ask.view == "top":
+    if request.view == "top":
         return [*top_lines(found)]
-    if ask.params["record_id"] is not None:
+    if request.params["record_id"] is not None:
         about = {"record_id": found[0]["record_id"], "text": ""}
         about["text"] = _texts(memories, found[:1]).get(about["record_id"], "")
         return [*timeline_lines(about, found)]
-    if ask.params["recall_id"] is not None:
+    if request.params["recall_id"] is not None:
         return [*recall_lines(found, _texts(memories, found))]
     return []
 
@@ -197,35 +199,35 @@ def _texts(memories: MemoryStore, entries: Iterable[Document]) -> dict[str, str]
     return {str(record.id): record.text for record in memories.records(ids)}
 
 
-def _nothing(ask: _Ask) -> str:
-    if ask.offset:
-        return f"--offset {ask.offset} is beyond the last"
-    if ask.view == "never":
+def _empty(request: _Request) -> str:
+    if request.offset:
+        return f"--offset {request.offset} is beyond the last result: lower it"
+    if request.view == "never":
         return "every memory was recalled"
-    return "no recall left such a trace"
+    return "no entry of the trace matches"
 
 
-# -- everything
+# -- exports
 
 
-def _everything(memories: MemoryStore, ask: _Ask) -> Rows:
-    """All that fits, read as it is written."""
+def _all_rows(memories: MemoryStore, request: _Request) -> Rows:
+    """All rows that meet the conditions, read while they are written."""
     from iai_mcp.core import recalled_dict, record_dict, trail_filters
 
-    filters = trail_filters(memories, ask.params)
-    if ask.view == "entries":
+    filters = trail_filters(memories, request.params)
+    if request.view == "entries":
         from iai_mcp.trail.stream import stream
 
         return entry_rows(stream(memories, filters))
     from iai_mcp.trail import query
 
-    if ask.view == "top":
+    if request.view == "top":
         return _memories("top", map(recalled_dict, query.each_recalled(memories, filters)))
     return _memories("never", map(record_dict, query.each_unasked(memories, filters)))
 
 
 def _memories(view: str, documents: Iterable[Document]) -> Rows:
-    """Memories as :func:`dispatch` gives them, in columns."""
+    """Memories, as ``dispatch`` returns them, in columns."""
     import pyarrow as pa
 
     time = pa.timestamp("us", "UTC")

@@ -1,6 +1,6 @@
-"""Rows for other programs: JSON lines, CSV or Parquet, to stdout or to a file that is there whole or not at all.
+"""Owns the export of rows as JSON lines, CSV or Parquet, to stdout or to a file. Owns no command.
 
-Rows are written as they come, so that what is in memory does not grow with their number.
+A file appears whole or not at all. Rows are written as they are read, so memory use stays flat.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Rows:
 
     Attributes:
         schema: the columns.
-        tables: the rows, a part at a time.
-        document: a row as the JSON object that people know.
+        tables: the rows, in parts.
+        document: turns a row into the JSON object of the ``memory_*`` methods.
     """
 
     schema: pa.Schema
@@ -41,17 +41,17 @@ class Rows:
 
 
 def entry_rows(tables: Iterable[pa.Table]) -> Rows:
-    """Provenance entries in the columns of the lane tables; as documents they are what callers know."""
+    """Provenance entries in the columns of the lane tables; their documents are those of ``memory_provenance``."""
     from iai_mcp.storage.tables.rows import LANE_SCHEMA, from_row
 
     return Rows(LANE_SCHEMA, tables, from_row)
 
 
 class Target:
-    """Where a result goes, and in which format.
+    """The destination of a result and its format.
 
     Raises:
-        UsageError: a format that the place cannot take, or none that can be told.
+        UsageError: the destination cannot take the format, or no format is given.
     """
 
     def __init__(self, given: Format | None, output: str | None) -> None:
@@ -61,22 +61,22 @@ class Target:
         self.path = path
         self.format = given or (_by_suffix(path) if path else "table")
         if path and self.format == "table":
-            raise UsageError("--output takes no table: say --format json, jsonl, csv or parquet")
+            raise UsageError("--output cannot take a table: give --format json, jsonl, csv or parquet")
         if self.format == "parquet" and path is None and on_terminal():
-            raise UsageError("Parquet is nothing for a terminal: give --output FILE, or send stdout elsewhere")
+            raise UsageError("Parquet is binary: give --output FILE, or redirect stdout")
 
     @property
     def exports(self) -> bool:
-        """Whether the format is for everything there is, and not for a page."""
+        """Whether the format is for all rows, and not for a page."""
         return self.format in ("jsonl", "csv", "parquet")
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
-        """The place for bytes; a file takes its name when the block has ended well."""
+        """Open the destination for bytes; a file gets its name when the block ends without an error."""
         if self.path is None:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
-        elif self.path.exists() and not self.path.is_file():  # a device or a pipe stays what it is
+        elif self.path.exists() and not self.path.is_file():  # a device or a pipe is not replaced
             with open(self.path, "wb") as place:
                 yield place
         else:
@@ -94,7 +94,7 @@ class Target:
             raise
 
     def write(self, rows: Rows) -> int:
-        """Write every row; how many there were."""
+        """Write all rows; returns their number."""
         count = 0
         with self.opened() as out, row_writer(self.format, rows.schema, rows.document, out) as write:
             for table in rows.tables:
@@ -111,7 +111,7 @@ def on_terminal() -> bool:
 def _by_suffix(path: Path) -> Format:
     kinds: dict[str, Format] = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
     if path.suffix.lower() not in kinds:
-        raise UsageError(f"{path.name!r} does not say in which format: add --format json, jsonl, csv or parquet")
+        raise UsageError(f"the name {path.name!r} implies no format: add --format json, jsonl, csv or parquet")
     return kinds[path.suffix.lower()]
 
 
@@ -119,7 +119,7 @@ def _by_suffix(path: Path) -> Format:
 def row_writer(
     kind: str, schema: pa.Schema, document: Callable[[Mapping[str, Any]], Mapping[str, Any]], out: IO[bytes]
 ) -> Iterator[Callable[[pa.Table], None]]:
-    """What writes rows of ``schema`` to ``out`` in the format ``kind``: jsonl, csv or parquet."""
+    """A function that writes rows of ``schema`` to ``out`` in the format ``kind``: jsonl, csv or parquet."""
     if kind == "jsonl":
         import msgspec
 
@@ -143,7 +143,7 @@ def _dicts(rows: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def batched(documents: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Plain dicts as tables of ``schema``, whose times may be ISO 8601 text in the dicts."""
+    """Dicts as tables of ``schema``; times in the dicts may be ISO 8601 text."""
     import itertools
 
     import pyarrow as pa

@@ -1,6 +1,6 @@
-"""How memories, trails and the pipeline look on a terminal: plain dicts in, Rich renderables out.
+"""Owns the look of memories, traces and the pipeline on a terminal: plain dicts in, Rich renderables out.
 
-Texts come from anywhere, so control characters never reach the terminal, and markup is never interpreted.
+Texts are untrusted: control characters never reach the terminal, and markup is never interpreted. Owns no command.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = [
 _EXCERPT = 220  # characters: three lines at 80 columns
 _COLUMNS = ("pending", "in flight", "applied", "rows", "versions", "bytes")
 _REDIS_COLUMNS = ("pending", "in flight", "oldest", "leased by", "seen", "applied")
-_NAMED = 6  # workers in one line
+_NAMED = 6  # workers named in the line
 _SUMMED = {"pending", "in_flight", "applied", "rows", "versions", "bytes"}
 _WIDE = 130  # columns from which a trail shows whole record ids
-_ROOMY = 1000  # and from which no column is held narrow
+_ROOMY = 1000  # columns from which no table column is limited
 
 
 def hits(found: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A ranked list: score, when, whose, the beginning of the text, the id."""
+    """A ranked list: score, time, session, the beginning of the text, the id."""
     shown = (
         _entry(Text.assemble((f"{hit['rank']:>3}  ", "bold"), (f"{hit['score']:.3f}", "cyan")), hit)
         for hit in found
@@ -60,8 +60,8 @@ def _entry(head: Text, one: Mapping[str, Any]) -> RenderableType:
 
 def _whose(one: Mapping[str, Any]) -> str:
     parts = [one["session_id"], one["role"], " ".join(f"#{tag}" for tag in one["tags"])]
-    said = " · ".join(one_line(part, 40) for part in parts if part)
-    return f"  {said}" if said else ""
+    owner = " · ".join(one_line(part, 40) for part in parts if part)
+    return f"  {owner}" if owner else ""
 
 
 def record(one: Mapping[str, Any]) -> RenderableType:
@@ -91,7 +91,7 @@ def _table() -> Table:
 
 
 def trail(entries: Sequence[Mapping[str, Any]], width: int, *, of_one_record: bool = False) -> Table:
-    """Provenance entries: when, session, client, rank, score, cue, and which memory."""
+    """Provenance entries: time, session, client, rank, score, cue and memory."""
     table = _table()
     table.add_column("when (UTC)", no_wrap=True, style="dim")
     for name in ("session", "client"):
@@ -123,7 +123,7 @@ def _trail_cells(entry: Mapping[str, Any], width: int, of_one_record: bool) -> l
 
 
 def store_facts(status: Mapping[str, Any]) -> RenderableType:
-    """What the store is."""
+    """The store: its path, its size and its embedder."""
     store = status["store"]
     embedder = store["embedder"]
     made_by = f"{embedder['name']}, {embedder['dims']} dimensions"
@@ -138,7 +138,7 @@ def store_facts(status: Mapping[str, Any]) -> RenderableType:
 
 
 def pipeline(status: Mapping[str, Any], rate: float | None = None) -> RenderableType:
-    """Where provenance entries are: by lane, spilled, dead; ``rate``: how many a second are drained."""
+    """Where provenance entries are: by lane, spilled, dead; ``rate``: drained entries per second."""
     spilled, dead, redis = status["spilled"], status["dead"], status.get("redis")
     rows = [("broker", status["broker"]), *(_redis_facts(redis) if redis else ())]
     if rate is not None:
@@ -168,11 +168,11 @@ def _workers_line(workers: Sequence[Mapping[str, Any]] | None) -> str:
         return "unknown: this client may not read RQ's keys"
     alive = [worker for worker in workers if worker["alive"]]
     if not alive:
-        return "none: what waits stays in Redis (iai-mcp worker)"
-    said = f"{len(alive)}: " + ", ".join(f"{one['host']}:{one['pid']} {one['state']}" for one in alive[:_NAMED])
-    said += ", …" if len(alive) > _NAMED else ""
+        return "none: entries stay in Redis (start one: iai-mcp worker)"
+    line = f"{len(alive)}: " + ", ".join(f"{one['host']}:{one['pid']} {one['state']}" for one in alive[:_NAMED])
+    line += ", …" if len(alive) > _NAMED else ""
     silent = len(workers) - len(alive)
-    return f"{said}, {silent} silent" if silent else said
+    return f"{line}, {silent} silent" if silent else line
 
 
 def _troubles(redis: Mapping[str, Any] | None) -> Iterator[Text]:
@@ -219,7 +219,7 @@ def _size(number: float) -> str:
 
 
 def snapshot(status: Mapping[str, Any], rate: float | None) -> str:
-    """The pipeline now, on one line for another program's eyes."""
+    """The state of the pipeline on one line, for logs and other programs."""
     lanes, redis = status["lanes"], status.get("redis")
     parts = [status["broker"]]
     if redis is not None:
@@ -235,7 +235,7 @@ def snapshot(status: Mapping[str, Any], rate: float | None) -> str:
 
 
 def letters(found: Iterable[Any], width: int) -> Table:
-    """Dead letters: id, when, lane, record, why."""
+    """Dead letters: id, time, lane, record, reason."""
     table = _table()
     table.add_column("id", no_wrap=True, style="bold")
     table.add_column("when (UTC)", no_wrap=True, style="dim")

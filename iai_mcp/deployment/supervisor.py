@@ -1,7 +1,7 @@
-"""Keeps child processes running: starts again what dies, passes a stop on once, and leaves nobody behind.
+"""Owns child processes: starts them, restarts those that die, and ends all of them on a stop.
 
-Only processes that it started itself are ever signalled. A child that ends with exit code 2 says that no
-restart helps, and ends them all.
+It signals only processes that it started itself. Exit code 2 of a child means that a restart cannot help: the
+supervisor then ends all children.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
 
 __all__ = ["HOPELESS", "Child", "Stop", "Timing", "check_start", "end", "keep", "worker_children"]
 
-HOPELESS = 2  # exit code of a child whose settings cannot work
+HOPELESS = 2  # exit code of a child with settings that cannot work
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How patient a supervisor is, in seconds.
+    """The delays of a supervisor, in seconds.
 
     Attributes:
-        first: before the first restart; the pause doubles from death to death.
-        longest: before any restart.
-        steady: a child that lived so long starts over with the first pause.
-        budget: from the request to stop until a child is killed.
-        look: between two looks at the children.
+        first: pause before the first restart; it doubles at each further death.
+        longest: upper limit of the pause.
+        steady: lifetime after which the pause starts again at ``first``.
+        budget: time from the request to stop until a child is killed.
+        poll: pause between two checks of the children.
     """
 
     first: float = 0.5
     longest: float = 10.0
     steady: float = 30.0
     budget: float = 30.0
-    look: float = 0.1
+    poll: float = 0.1
 
 
 class Stop:
-    """Catches SIGTERM, SIGINT and SIGHUP for a block: the first asks for a stop, a later Ctrl-C hurries it."""
+    """Handles SIGTERM, SIGINT and SIGHUP for a block: the first requests a stop, a later Ctrl-C forces it."""
 
     def __init__(self) -> None:
         self.asked = False
-        self.hurried = False
+        self.forced = False
         self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -69,19 +69,19 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        # Launchers pass a Ctrl-C on that the terminal has sent already: twice within a second is once.
+        # Launchers pass on a Ctrl-C that the terminal has sent to us too: two within a second count as one.
         if self.asked and number == signal.SIGINT and time.monotonic() - self._at > 1:
-            self.hurried = True
+            self.forced = True
         if not self.asked:
             self._at = time.monotonic()
         self.asked = True
 
 
 class Child:
-    """One process that is to run: its command, and when it may be started again.
+    """One supervised process: its command, and the time of its next start.
 
-    It gets a process group of its own, so that a Ctrl-C reaches the supervisor alone; its stdout goes to
-    ``output`` (default: our stderr), since ours is for results.
+    - It has its own process group, so that a Ctrl-C reaches the supervisor only.
+    - Its output goes to the file ``output`` (default: our stderr), because our stdout carries results.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Child:
     ) -> None:
         self.name = name
         self.timing = timing or Timing()
-        self.code: int | None = None  # of the last run that ended
+        self.code: int | None = None  # exit code of the last run
         self._command = [*command]
         self._env = {**os.environ, **(env or {})}
         self._output = output
@@ -105,7 +105,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """The process's id while it runs."""
+        """The process id while it runs."""
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
@@ -126,35 +126,35 @@ class Child:
         self._started = time.monotonic()
 
     def ended(self) -> bool:
-
+        """Whether the process has ended since the last call; sets ``code`` if so."""
         if self._process is None or (code := self._process.poll()) is None:
             return False
         self._process = None
-        self.code = code if code >= 0 else 128 - code  # as a shell counts
+        self.code = code if code >= 0 else 128 - code  # as a shell reports a signal
         return True
 
     def start_later(self) -> None:
-        """Start the process again after a pause, which doubles unless it had lived for a while."""
+        """Schedule a restart after a pause, which doubles unless the process lived for a while."""
         if time.monotonic() - self._started >= self.timing.steady:
             self._pause = self.timing.first
         self._next = time.monotonic() + self._pause
-        log.warning("%s %s; starting it again in %g s", self.name, told(self.code or 0), self._pause)
+        log.warning("%s %s; restarting it in %g s", self.name, describe_exit(self.code or 0), self._pause)
         self._pause = min(self.timing.longest, self._pause * 2)
 
     def start_when_due(self) -> None:
-        """Start the process again, once its pause is over."""
+        """Start the process if it does not run and its pause is over."""
         if self._process is None and time.monotonic() >= self._next:
             self.start()
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the process, where it runs."""
+        """Signal the process if it runs."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
 
-def told(code: int) -> str:
-    """What an exit code means, in words."""
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
     with suppress(ValueError):
         if code > 128:
             return f"was killed by {signal.Signals(code - 128).name}"
@@ -162,10 +162,10 @@ def told(code: int) -> str:
 
 
 def keep(children: Sequence[Child], stop: Stop, *, restart: bool = True) -> int:
-    """Run ``children`` until a stop is asked for; the exit code: 0, or that of a child that is hopeless.
+    """Run ``children`` until a stop is requested, and return the exit code.
 
-    Without ``restart`` until all of them have ended, and the exit code is the worst of theirs. Children may
-    still run when this returns: :func:`end` ends them.
+    The code is 0, or ``HOPELESS`` as soon as a child ends with it. Without ``restart``, run until all children
+    have ended; the code is then the highest of theirs. Children may still run on return: :func:`end` ends them.
     """
     if not stop.asked:
         for child in children:
@@ -178,33 +178,33 @@ def keep(children: Sequence[Child], stop: Stop, *, restart: bool = True) -> int:
                         return HOPELESS
                     child.start_later()
                 child.start_when_due()
-        elif all_gone(children):
+        elif all_ended(children):
             return max(child.code or 0 for child in children)
-        time.sleep(children[0].timing.look)
+        time.sleep(children[0].timing.poll)
     return 0
 
 
-def all_gone(children: Sequence[Child]) -> bool:
-    """Whether none of ``children`` runs."""
+def all_ended(children: Sequence[Child]) -> bool:
+    """Whether no child runs."""
     for child in children:
         child.ended()
     return all(child.pid is None for child in children)
 
 
 def end(children: Sequence[Child], stop: Stop | None = None) -> bool:
-    """Ask ``children`` to finish what they have in hand, and wait; False where some had to be killed."""
+    """Ask ``children`` to finish their work and wait; False if any had to be killed."""
     for child in children:
         child.send(signal.SIGTERM)
     deadline = time.monotonic() + max((child.timing.budget for child in children), default=0.0)
-    while not all_gone(children):
-        if time.monotonic() >= deadline or (stop is not None and stop.hurried):
+    while not all_ended(children):
+        if time.monotonic() >= deadline or (stop is not None and stop.forced):
             break
         time.sleep(0.02)
     late = [child for child in children if child.pid is not None]
     for child in late:
-        log.warning("%s did not end in time and is killed; what it had in hand is done again later", child.name)
+        log.warning("%s did not end in time and is killed; its unfinished work will be repeated", child.name)
         child.send(signal.SIGKILL)
-    while not all_gone(late):
+    while not all_ended(late):
         time.sleep(0.02)
     return not late
 
@@ -215,11 +215,12 @@ def end(children: Sequence[Child], stop: Stop | None = None) -> bool:
 def worker_children(
     count: int, env: Mapping[str, str], *, burst: bool = False, metrics: Path | None = None
 ) -> list[Child]:
-    """``count`` worker processes, not started yet; they end by themselves when this process is gone.
+    """``count`` worker processes, not started yet. They end by themselves when this process is gone.
 
-    ``metrics``: the folder of :class:`iai_mcp.metrics.endpoint.Shared` in which they count.
+    Args:
+        metrics: the folder of :class:`iai_mcp.metrics.endpoint.Shared` for their metrics.
     """
-    # -P: a folder named "workers" where the user happens to be must not take the place of ours.
+    # -P: a folder named "workers" in the current folder must not shadow our package.
     command = [sys.executable, "-P", "-m", "workers", "--parent-pid", str(os.getpid())]
     command += ["--burst"] if burst else []
     command += ["--metrics-folder", str(metrics)] if metrics is not None else []
@@ -227,16 +228,16 @@ def worker_children(
 
 
 def check_start(settings: Settings) -> str | None:
-    """Make sure that workers could start; why they would have to wait, or None.
+    """Check that workers can start; the reason why they would have to wait, or None.
 
     Raises:
-        ConfigError: no Redis is set, or it refuses us; there is no store.
-        StoreError: the store cannot be read by this version.
+        ConfigError: no Redis is configured, Redis refuses this client, or there is no store.
+        StoreError: this version cannot read the store.
     """
     if not settings.redis_url:
         raise ConfigError(
             "workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0; "
-            "`iai-mcp up` brings a Redis of its own"
+            "without a Redis, run `iai-mcp up`, which starts one"
         )
     from iai_mcp.broker.redis.inspect import check
     from iai_mcp.storage.layout import Layout

@@ -1,7 +1,7 @@
-"""One look at everything that can hold an entry: tables, logs, spill folder and Redis, none of which it changes.
+"""Reads every place that can hold an entry: tables, logs, spill folder and Redis. Changes nothing.
 
-Places are read in the direction in which entries move, so that one that moves meanwhile is seen at least
-once; what cannot be read is a finding, never a crash.
+Places are read in the direction in which entries move, so that one that moves meanwhile is seen at least once.
+What cannot be read becomes a finding, never a crash.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
-from iai_mcp.maintenance.ledger import Account, Book, Place
-from iai_mcp.spill.listing import listing, outlines
+from iai_mcp.maintenance.ledger import EntryState, LedgerBuilder, ProducerLedger
+from iai_mcp.maintenance.pending import pending_in_spill
+from iai_mcp.spill.listing import outlines
 from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
@@ -36,184 +38,234 @@ from iai_mcp.storage.tables.catalog import scan
 from iai_mcp.storage.tables.lance import retry_vanished
 from iai_mcp.storage.tombstones import Tombstones
 
-__all__ = ["Finding", "LaneRows", "Sighting", "look", "old_strays"]
+__all__ = ["Finding", "FindingKind", "Inventory", "LaneRows", "Source", "stale_files", "take_inventory"]
 
-STRAY_S = 60.0  # a younger temporary file may be somebody's work
+STALE_S = 60.0  # a younger temporary file may still be in use
 _KEYS = ("entry_id", "record_id", "producer", "producer_seq", "seq")
-_ENDED = {
-    ExclusionReason.UNKNOWN: Place.UNKNOWN,
-    ExclusionReason.FORGOTTEN: Place.FORGOTTEN,
-    ExclusionReason.DUPLICATE: Place.DUPLICATE,
-    ExclusionReason.REFUSED: Place.REFUSED,
-    ExclusionReason.DROPPED: Place.DROPPED,
-    ExclusionReason.LOST: Place.ACCEPTED,
+_STATES = {
+    ExclusionReason.UNKNOWN: EntryState.UNKNOWN,
+    ExclusionReason.FORGOTTEN: EntryState.FORGOTTEN,
+    ExclusionReason.DUPLICATE: EntryState.DUPLICATE,
+    ExclusionReason.REFUSED: EntryState.REFUSED,
+    ExclusionReason.DROPPED: EntryState.DROPPED,
+    ExclusionReason.LOST: EntryState.ACCEPTED,
 }
+
+
+class FindingKind(StrEnum):
+    """What is wrong. Programs test this, never the message."""
+
+    LOST = "lost"
+    DOUBLED = "doubled"
+    MISPLACED = "misplaced"
+    OUT_OF_ORDER = "out_of_order"
+    UNKNOWN_RECORDS = "unknown_records"
+    UNREADABLE = "unreadable"
+    ORPHANED = "orphaned"
+    SET_ASIDE = "set_aside"
+    HALF_FORGOTTEN = "half_forgotten"
+    STALE_FILES = "stale_files"
+
+
+class Source(StrEnum):
+    """Where something was found, or could not be read."""
+
+    SPILL = "spill"
+    REDIS = "redis"
+    DEAD_LETTERS = "dead_letters"
+    LANE = "lane"
+    RECORDS = "records"
+    EXCLUSIONS = "exclusions"
+    FOLDER = "folder"
+    LEDGER = "ledger"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be, and what to do about it."""
+    """Something that is wrong: a code for programs, a message for people, and what to do about it."""
 
-    kind: str
-    said: str
-    mend: str
+    kind: FindingKind
+    source: Source
+    message: str
+    remedy: str
 
 
 @dataclass(slots=True)
 class LaneRows:
-    """A lane's rows in the order of its numbers, as columns."""
+    """A lane's rows as columns, in the order of their lane numbers.
+
+    Attributes:
+        keys: ledger keys.
+        seqs: the lane's own numbers.
+        records: for each row, the position of its record in ``ids``.
+        ids: the distinct record ids, as texts.
+        repeats: for each row, whether its ``entry_id`` came before.
+        unreadable: number of rows that are no entries; they are in none of the columns.
+    """
 
     number: int
     keys: Ints
     seqs: Ints
-    records: Ints  # codes: places in ids
+    records: Ints
     ids: pa.Array
-    again: Any  # rows whose entry_id came before
+    repeats: Any
     unreadable: int = 0
 
 
 @dataclass(slots=True)
-class Sighting:
-    """What one look has seen.
+class Inventory:
+    """Everything that one inspection found.
 
     Attributes:
-        alive: producers whose process lives and may hold entries in its memory.
+        live: producers whose process runs and may hold entries in its memory.
         broken: lanes that cannot be read, and why.
         records: the ids of all memories; None where they cannot be read.
-        late: keys that people let be out of turn.
+        accepted_late: keys of entries that an operator let be out of order.
         unreadable: what could not be read.
+        ledgers: one for each producer.
     """
 
     layout: Layout
     settings: Settings
     meta: StoreMeta
-    book: Book = field(default_factory=Book)
-    alive: set[str] = field(default_factory=set)
+    builder: LedgerBuilder = field(default_factory=LedgerBuilder)
+    live: set[str] = field(default_factory=set)
     lanes: list[LaneRows] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
     records: pa.Array | None = None
-    late: list[Ints] = field(default_factory=list)
+    accepted_late: list[Ints] = field(default_factory=list)
     unreadable: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    accounts: list[Account] = field(default_factory=list)
+    ledgers: list[ProducerLedger] = field(default_factory=list)
 
-    def guarded(self, what: str, mend: str, read: Callable[[], None]) -> str | None:
-        """Run ``read``; why it failed, or None."""
+    def guarded(self, source: Source, name: str, remedy: str, read: Callable[[], None]) -> str | None:
+        """Run ``read``. If it fails, note a finding and return the reason, else None."""
         try:
             read()
             return None
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001  a panic of LanceDB's Rust is no Exception
-            said = _first_line(error)
-            self.unreadable.append(Finding("unreadable", f"{what} cannot be read: {said}", mend))
-            return said
+            reason = _first_line(error)
+            message = f"{name} cannot be read: {reason}"
+            self.unreadable.append(Finding(FindingKind.UNREADABLE, source, message, remedy))
+            return reason
+
+    def warn(self, kind: FindingKind, source: Source, message: str, remedy: str) -> None:
+        """Note something that an operator should know and that breaks no promise."""
+        self.warnings.append(Finding(kind, source, message, remedy))
 
 
-def look(layout: Layout, settings: Settings) -> Sighting:
-    """Look at everything now.
+def take_inventory(layout: Layout, settings: Settings) -> Inventory:
+    """Inspect everything now.
 
     Raises:
         StoreError: ``store.json`` cannot be read.
     """
-    seen = Sighting(layout, settings, read_meta(layout))
-    seen.alive = live_producers(layout.locks)
-    spill = overflow_dir(settings)
-    seen.guarded("the spill folder", f"look after the permissions of {spill}", lambda: _spilled(seen, spill))
-    if settings.redis_url:
-        mend = "start Redis, or mend IAI_MCP_REDIS_URL, and verify again"
-        seen.guarded("what waits in Redis", mend, lambda: _in_redis(seen))
-    seen.guarded("the dead letters", f"look at {layout.dead_letters}", lambda: _dead(seen))
-    for number in range(seen.meta.lanes):
-        folder = layout.table(seen.meta.lane_table(number))
+    found = Inventory(layout, settings, read_meta(layout))
+    found.live = live_producers(layout.locks)
+    _read_what_waits(found)
+    for number in range(found.meta.lanes):
+        folder = layout.table(found.meta.lane_table(number))
         if folder.exists():  # made on first use
-            mend = f"restore {folder} from a backup"
-            error = seen.guarded(f"lane {number}", mend, lambda n=number: _lane(seen, n))  # type: ignore[misc]
+            remedy = f"restore {folder} from a backup"
+            error = found.guarded(Source.LANE, f"lane {number}", remedy, lambda n=number: _lane(found, n))  # type: ignore[misc]
             if error is not None:
-                seen.broken[number] = error
-    mend = f"restore {layout.records} from a backup"
-    seen.guarded("the table of memories", mend, lambda: _records(seen))
-    seen.guarded("the log of left-out entries", f"look at {layout.exclusions}", lambda: _exclusions(seen))
-    seen.guarded("the store's folder", f"look after the permissions of {layout.root}", lambda: _strays(seen))
-    if seen.alive:
-        names = ", ".join(sorted(seen.alive))
-        seen.notes.append(f"what living processes hold in memory cannot be seen from here: producers {names}")
-    seen.accounts = seen.book.accounts()
-    return seen
+                found.broken[number] = error
+    remedy = f"restore {layout.records} from a backup"
+    found.guarded(Source.RECORDS, "the table of memories", remedy, lambda: _records(found))
+    remedy = f"look at {layout.exclusions}"
+    found.guarded(Source.EXCLUSIONS, "the log of left-out entries", remedy, lambda: _exclusions(found))
+    remedy = f"check the permissions of {layout.root}"
+    found.guarded(Source.FOLDER, "the store's folder", remedy, lambda: _stale(found))
+    if found.live:
+        names = ", ".join(sorted(found.live))
+        found.notes.append(
+            f"running clients may hold entries in memory, which cannot be counted: producers {names}"
+        )
+    found.ledgers = found.builder.build()
+    return found
 
 
-def _spilled(seen: Sighting, folder: Path) -> None:
-    mine = seen.meta.store_id
-    orphaned, aside = [], []
-    for file in listing(folder):
-        if file.store not in (mine, None):
-            continue
-        place = Place.SET_ASIDE if file.set_aside else Place.SPILLED
-        _add(seen, place, outlines(file.path))
-        if file.set_aside:
-            aside.append(file)
-        elif not file.held:
-            orphaned.append(file)
-    if orphaned:
+def _read_what_waits(found: Inventory) -> None:
+    spill, layout = overflow_dir(found.settings), found.layout
+    remedy = f"check the permissions of {spill}"
+    found.guarded(Source.SPILL, "the spill folder", remedy, lambda: _spilled(found))
+    if found.settings.redis_url:
+        remedy = "start Redis, or correct IAI_MCP_REDIS_URL, and verify again"
+        found.guarded(Source.REDIS, "what waits in Redis", remedy, lambda: _in_redis(found))
+    found.guarded(Source.DEAD_LETTERS, "the dead letters", f"look at {layout.dead_letters}", lambda: _dead(found))
+
+
+def _spilled(found: Inventory) -> None:
+    spill = pending_in_spill(found.settings, found.meta.store_id)
+    for file in spill.files:
+        state = EntryState.SET_ASIDE if file.set_aside else EntryState.SPILLED
+        _add(found, state, outlines(file.path))
+    if orphaned := spill.orphaned:
         entries = many(sum(file.entries for file in orphaned), "entry")
-        said = f"{many(len(orphaned), 'spill file')} with {entries}, held by no living process"
-        seen.warnings.append(Finding("orphaned", said, "iai-mcp spill replay"))
-    if aside:
-        said = f"{many(len(aside), 'spill file')} with lines that are no entries, set aside"
-        seen.warnings.append(Finding("set_aside", said, f"look at {folder}/{SET_ASIDE_PATTERN}, then remove them"))
+        message = f"{many(len(orphaned), 'spill file')} with {entries}, held by no living process"
+        found.warn(FindingKind.ORPHANED, Source.SPILL, message, "iai-mcp spill replay")
+    if aside := spill.set_aside:
+        message = f"{many(len(aside), 'spill file')} with lines that are no entries, set aside"
+        remedy = f"look at {spill.folder}/{SET_ASIDE_PATTERN}, then remove them"
+        found.warn(FindingKind.SET_ASIDE, Source.SPILL, message, remedy)
 
 
-def _add(seen: Sighting, place: Place, outlines: Iterable[Outline | None]) -> None:
+def _add(found: Inventory, state: EntryState, parcels: Iterable[Outline | None]) -> None:
     by_producer: dict[str, list[int]] = {}
-    for outline in outlines:
-        if outline is not None and outline.store == seen.meta.store_id:
-            by_producer.setdefault(outline.producer, []).extend(outline.seqs)
+    for parcel in parcels:
+        if parcel is not None and parcel.store == found.meta.store_id:
+            by_producer.setdefault(parcel.producer, []).extend(parcel.seqs)
     for producer, seqs in by_producer.items():
-        seen.book.add_seqs(place, producer, seqs)
+        found.builder.add_seqs(state, producer, seqs)
 
 
-def _in_redis(seen: Sighting) -> None:
+def _in_redis(found: Inventory) -> None:
     from iai_mcp.broker.redis.pending import waiting_in
 
-    poison = 0
-    for lane in waiting_in(seen.settings, seen.meta.store_id, seen.meta.lanes):
-        _add(seen, Place.PENDING, lane.pending)
-        _add(seen, Place.IN_FLIGHT, lane.in_flight)
-        poison += lane.pending.count(None) + lane.in_flight.count(None)
-    if poison:
-        said = f"{many(poison, 'item')} in Redis that cannot be read as entries"
-        seen.notes.append(f"{said}: a worker will make dead letters of them")
+    malformed = 0
+    for lane in waiting_in(found.settings, found.meta.store_id, found.meta.lanes):
+        _add(found, EntryState.PENDING, lane.pending)
+        _add(found, EntryState.IN_FLIGHT, lane.in_flight)
+        malformed += lane.pending.count(None) + lane.in_flight.count(None)
+    if malformed:
+        items = f"{many(malformed, 'item')} in Redis that cannot be read as entries"
+        found.notes.append(f"{items}: a worker will make dead letters of them")
 
 
-def _dead(seen: Sighting) -> None:
-    letters = DeadLetters(seen.layout).all()
+def _dead(found: Inventory) -> None:
+    letters = DeadLetters(found.layout).all()
     by_producer: dict[str, list[int]] = {}
     for letter in letters:
         for producer, seq in letter.keys:
             by_producer.setdefault(producer, []).append(seq)
     for producer, seqs in by_producer.items():
-        seen.book.add_seqs(Place.DEAD, producer, seqs)
-    if raw := sum(not letter.keys for letter in letters):
-        seen.notes.append(f"{raw} dead letters do not say whose they are; what is lost may be among them")
+        found.builder.add_seqs(EntryState.DEAD, producer, seqs)
+    if unnamed := sum(not letter.keys for letter in letters):
+        found.notes.append(f"{unnamed} dead letters name no producer; lost entries may be among them")
 
 
-def _lane(seen: Sighting, number: int) -> None:
-    rows, unreadable = _rows_of(seen.layout.root, seen.meta.lane_table(number))
+def _lane(found: Inventory, number: int) -> None:
+    rows, unreadable = _rows_of(found.layout.root, found.meta.lane_table(number))
     rows = rows.take(pc.sort_indices(rows["seq"]))
     records = rows["record_id"].combine_chunks().dictionary_encode()
     producers = rows["producer"].combine_chunks().dictionary_encode()
-    keys = seen.book.keys(producers.dictionary.to_pylist(), producers.indices, rows["producer_seq"])
-    seen.book.add(Place.APPLIED, keys)
+    keys = found.builder.keys(producers.dictionary.to_pylist(), producers.indices, rows["producer_seq"])
+    found.builder.add(EntryState.APPLIED, keys)
     codes = np.asarray(records.indices, np.int64)
     seqs = np.asarray(rows["seq"], np.int64)
-    again = _again(rows)
-    seen.lanes.append(LaneRows(number, keys, seqs, codes, records.dictionary, again, unreadable))
+    repeats = _repeated_ids(rows)
+    found.lanes.append(LaneRows(number, keys, seqs, codes, records.dictionary, repeats, unreadable))
 
 
 @retry_vanished
 def _rows_of(root: Path, name: str) -> tuple[pa.Table, int]:
-    """The keys of a lane's rows, and how many rows are no entries; each column is read, for each may be broken."""
+    """The keys of a lane's rows, and the number of rows that are no entries.
+
+    Every column is read, because each is a file range of its own that may be broken.
+    """
     batches, bad = [], 0
     for batch in scan(root, name):
         bad += _bad_rests(batch.column("rest"))
@@ -238,8 +290,8 @@ def _bad_rests(column: pa.Array) -> int:
     return bad
 
 
-def _again(rows: pa.Table) -> Any:
-    """Which rows repeat an ``entry_id`` that a caller chose; the others' ids say no more than their keys."""
+def _repeated_ids(rows: pa.Table) -> Any:
+    """Mark rows that repeat an ``entry_id`` chosen by a caller. Other ids only spell the row's key."""
     own = pc.binary_join_element_wise(rows["producer"], rows["producer_seq"].cast(pa.string()), "-")
     chosen = np.asarray(pc.not_equal(rows["entry_id"], own))
     found = np.zeros(len(rows), bool)
@@ -249,35 +301,36 @@ def _again(rows: pa.Table) -> Any:
     return found
 
 
-def _records(seen: Sighting) -> None:
-    ids = [batch.column("id") for batch in scan(seen.layout.root, RECORDS, skip_vectors=True)]
-    seen.records = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
-    forgotten = pa.array([str(record_id) for record_id in Tombstones(seen.layout.tombstones).ids()], pa.string())
-    for half in forgotten.filter(pc.is_in(forgotten, value_set=seen.records)).to_pylist():
-        said = f"memory {half} was forgotten, or inserted again, by a process that did not get to the end"
-        seen.warnings.append(Finding("half_forgotten", said, f"iai-mcp forget {half}, or capture it again"))
+def _records(found: Inventory) -> None:
+    ids = [batch.column("id") for batch in scan(found.layout.root, RECORDS, skip_vectors=True)]
+    found.records = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+    forgotten = pa.array([str(record_id) for record_id in Tombstones(found.layout.tombstones).ids()], pa.string())
+    for half in forgotten.filter(pc.is_in(forgotten, value_set=found.records)).to_pylist():
+        message = f"a process died while it forgot memory {half}, or inserted it again"
+        remedy = f"iai-mcp forget {half}, or capture it again"
+        found.warn(FindingKind.HALF_FORGOTTEN, Source.RECORDS, message, remedy)
 
 
-def _exclusions(seen: Sighting) -> None:
-    for why, producer, first, last in Exclusions(seen.layout.exclusions).read():
+def _exclusions(found: Inventory) -> None:
+    for why, producer, first, last in Exclusions(found.layout.exclusions).read():
         seqs = np.arange(max(1, first), last + 1)
-        keys = seen.book.keys([producer], np.zeros(len(seqs), np.int64), seqs)
+        keys = found.builder.keys([producer], np.zeros(len(seqs), np.int64), seqs)
         if why is ExclusionReason.LATE:
-            seen.late.append(keys)
+            found.accepted_late.append(keys)
         else:
-            seen.book.add(_ENDED[why], keys)
+            found.builder.add(_STATES[why], keys)
 
 
-def _strays(seen: Sighting) -> None:
-    if found := old_strays(seen.layout.root):
-        said = f"{len(found)} temporary files were left by processes that died, such as {found[0]}"
-        seen.warnings.append(Finding("stray", said, "iai-mcp verify --repair"))
+def _stale(found: Inventory) -> None:
+    if files := stale_files(found.layout.root):
+        message = f"{len(files)} temporary files were left by processes that died, such as {files[0]}"
+        found.warn(FindingKind.STALE_FILES, Source.FOLDER, message, "iai-mcp verify --repair")
 
 
-def old_strays(root: Path) -> list[Path]:
-    """Files below ``root`` under a temporary name, that nobody can be writing any more."""
-    found, old = [], time.time() - STRAY_S
-    for folder, _, names in os.walk(root):  # which does not mind what vanishes meanwhile
+def stale_files(root: Path) -> list[Path]:
+    """Temporary files below ``root`` that are too old to be in use."""
+    found, old = [], time.time() - STALE_S
+    for folder, _, names in os.walk(root):  # os.walk skips what vanishes meanwhile
         for name in names:
             path = Path(folder, name)
             if path.suffix.startswith(".tmp") or "#" in name:  # ours, and LanceDB's

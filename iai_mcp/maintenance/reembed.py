@@ -1,7 +1,7 @@
-"""Fills and replaces a store's vectors with the configured embedder, batch by durable batch.
+"""Fills and replaces a store's vectors with the configured embedder, in durable batches.
 
-Whoever is interrupted runs it again and goes on where it stood; until the last vector is there, searches use
-the old ones. A text that cannot be embedded is left out and named, never tried for ever.
+After an interruption the same call goes on. Searches use the old vectors until the last new one is written. A
+text that cannot be embedded is skipped and named; it is not tried again in the same run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BATCH = 128
 
 @dataclass(frozen=True, slots=True)
 class Reembedded:
-    """What was done.
+    """The result of :func:`reembed`.
 
     Attributes:
-        embedded: memories that got a vector in this run.
-        skipped: ids of memories that could not be embedded; full text finds them all the same.
-        embedder, dims: what made the vectors.
+        embedded: number of memories that got a vector in this run.
+        skipped: ids of memories that could not be embedded; full-text search still finds them.
+        embedder, dims: the embedder's name and its number of dimensions.
     """
 
     embedded: int
@@ -43,14 +43,14 @@ class Reembedded:
 def reembed(
     store: MemoryStore, *, batch: int = BATCH, progress: Callable[[int, int], object] | None = None
 ) -> Reembedded:
-    """Give every memory of ``store`` a vector of the configured embedder, and search those from then on.
+    """Give every memory of ``store`` a vector of the configured embedder, then search these vectors.
 
-    ``progress`` is called with (done, total) after each batch, when that batch is on the disk.
+    ``progress`` is called with (done, total), in memories, after each batch is on the disk.
 
     Raises:
         ConfigError: the configured embedder is ``none``.
         EmbedderUnavailable: it cannot be loaded, or stopped answering.
-        StoreUnavailable: the place fails.
+        StoreUnavailable: the store cannot be read or written.
     """
     embedder = registry.load(store.settings)
     if embedder is None:
@@ -73,19 +73,19 @@ def reembed(
 
 
 def _waiting(store: MemoryStore, column: str, batch: int, skipped: dict[str, None]) -> list[tuple[str, str]]:
-    """The next texts; what was skipped still lacks its vector, so that many more are asked for."""
+    """The next texts. Skipped ones still have no vector, so as many more are asked for."""
     found = store.without_vector(column, batch + len(skipped))
     return [(key, text) for key, text in found if key not in skipped][:batch]
 
 
 def _embed_some(embedder: Embedder, texts: list[tuple[str, str]]) -> dict[str, list[float]]:
-    """Vectors by id, without the texts that no vector can be made of."""
+    """Vectors by id, without those of texts that cannot be embedded."""
     try:
         vectors = embedder.embed_documents([text for _, text in texts])
     except EmbedderUnavailable:
         if len(texts) > 1:  # one text may have failed them all
             return {key: vector for pair in texts for key, vector in _embed_some(embedder, [pair]).items()}
-        embedder.embed_query("still there?")  # raises where it is not this text's fault
+        embedder.embed_query("still there?")  # raises if the embedder fails, and not the text
         return {}
     found = ((key, vector.tolist()) for (key, _), vector in zip(texts, vectors, strict=True))
     return {key: vector for key, vector in found if _usable(vector)}

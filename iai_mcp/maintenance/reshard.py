@@ -1,7 +1,7 @@
-"""``iai-mcp lanes N``: another number of lanes for a store at rest, in tables beside the old ones.
+"""``iai-mcp lanes N``: copies a store at rest into another number of lanes, in tables beside the old ones.
 
-The store has the old number until one file, ``store.json``, is replaced, and the new one from then on; whatever
-happens before or after that, running the command again goes on. Nobody else has the store open meanwhile.
+Replacing ``store.json`` switches from the old number to the new one. After an interruption at any point, the
+same command goes on. No other process has the store open meanwhile.
 """
 
 from __future__ import annotations
@@ -14,33 +14,40 @@ import msgspec
 
 from iai_mcp.common.files import replace_file
 from iai_mcp.common.wording import many
-from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUse
-from iai_mcp.maintenance.pending import elsewhere
+from iai_mcp.maintenance.pending import pending
+from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.layout import RECORDS
 from iai_mcp.storage.meta import MAX_LANES, StoreMeta, save_meta
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
 
-__all__ = ["Relaned", "reshard"]
+__all__ = ["Resharded", "reshard"]
 
 STEP = 4096  # rows of one commit
 
 
 class _Plan(msgspec.Struct):
-    """How far it is. The tables that were read must not have changed since."""
+    """Progress so far. It is void once a table that was read has changed."""
 
     generation: int
     lanes: int
     versions: list[int]
     done: list[int]
     rows: int = 0  # of the lanes that are done, each key once
-    repeated: int = 0  # among them: a caller gave the same id to entries of two lanes, which are in one lane now
+    repeated: int = 0  # of these: rows whose id, chosen by a caller, another old lane has too
 
 
 @dataclass(frozen=True, slots=True)
-class Relaned:
-    """What was done; ``rows`` were moved, where ``before`` differs from ``now``."""
+class Resharded:
+    """The result of :func:`reshard`.
+
+    Attributes:
+        before, now: numbers of lanes; where they are equal, nothing was moved.
+        rows: rows that were moved.
+        repeated: rows left out because a caller gave their id to entries of two lanes that are one now.
+    """
 
     before: int
     now: int
@@ -54,18 +61,19 @@ def reshard(
     *,
     redis_gone: bool = False,
     show: Callable[[int, int], object] = lambda done, total: None,
-) -> Relaned:
-    """Give the store of ``settings``, which must be there, ``lanes`` lanes.
+) -> Resharded:
+    """Change the number of lanes of the existing store of ``settings``.
 
     Args:
-        redis_gone: the Redis that this store was drained from is gone for good.
+        redis_gone: assume that the Redis that this store was drained from does not exist any more.
         show: called with (rows done, rows in all).
 
     Raises:
         ConfigError: ``lanes`` is out of range.
-        StoreInUse: somebody has the store open, or entries wait in Redis or in the spill; nothing was changed.
-        BrokerUnavailable: what waits in Redis cannot be seen.
-        StoreUnavailable: the place fails; the same call goes on.
+        StoreInUse: another process has the store open, or entries wait in Redis or in the spill; nothing was
+            changed.
+        BrokerUnavailable: what waits in Redis cannot be counted; nothing was changed.
+        StoreUnavailable: the store cannot be read or written; the same call goes on.
     """
     if not 1 <= lanes <= MAX_LANES:
         raise ConfigError(f"{lanes} lanes are out of range: 1 to {MAX_LANES}")
@@ -73,7 +81,7 @@ def reshard(
         meta = store.meta
         if meta.lanes == lanes:
             _clean(store, meta)
-            return Relaned(lanes, lanes)
+            return Resharded(lanes, lanes)
         _check_rest(store, settings, redis_gone)
         plan = _plan(store, meta, lanes)
         _copy(store, meta, plan, show)
@@ -81,29 +89,32 @@ def reshard(
         new = msgspec.structs.replace(meta, lanes=lanes, generation=plan.generation)
         save_meta(store.layout, new)  # until here the old number, from here the new one
         _clean(store, new)
-        return Relaned(meta.lanes, lanes, plan.rows, plan.repeated)
+        return Resharded(meta.lanes, lanes, plan.rows, plan.repeated)
 
 
 def _check_rest(store: MemoryStore, settings: Settings, redis_gone: bool) -> None:
-    """Nothing may wait anywhere under the old number."""
+    """Raise StoreInUse if an entry waits that is routed by the old number of lanes."""
     if not settings.redis_url and not redis_gone and any(store.lane(n).token for n in range(store.lanes)):
         raise StoreInUse(
-            "this store has been drained from Redis: set IAI_MCP_REDIS_URL, so that its lanes can be seen to be "
-            "empty, or give --redis-gone where that Redis does not exist any more"
+            "this store was drained from Redis: set IAI_MCP_REDIS_URL, so that its lanes can be checked, or give "
+            "--redis-gone if that Redis does not exist any more"
         )
-    there = elsewhere(store.layout, store.meta, settings)
-    if there.redis is None:
-        raise BrokerUnavailable(f"what waits in Redis cannot be seen: {there.trouble}")
-    if there.redis:
-        said = many(there.redis, "entry waits", "entries wait")
-        raise StoreInUse(f"{said} in Redis: `iai-mcp worker --burst` drains the lanes, then try again")
-    if there.spilled:
-        said = f"{many(there.spilled, 'entry waits', 'entries wait')} in the spill ({overflow_dir(settings)})"
-        raise StoreInUse(f"{said}: `iai-mcp spill replay` empties it, then try again")
+    found = pending(store.layout, store.meta, settings)
+    if found.redis is None:
+        raise BrokerUnavailable(f"what waits in Redis cannot be counted: {found.redis_error}")
+    if number := found.redis.entries:
+        waits = many(number, "entry waits", "entries wait")
+        raise StoreInUse(f"{waits} in Redis: `iai-mcp worker --burst` drains the lanes, then try again")
+    if number := sum(file.entries for file in found.spill.waiting):
+        waits = f"{many(number, 'entry waits', 'entries wait')} in the spill ({found.spill.folder})"
+        raise StoreInUse(f"{waits}: `iai-mcp spill replay` empties it, then try again")
+    if number := found.spill.entries:
+        held = f"{many(number, 'entry is', 'entries are')} in spill files that were set aside"
+        raise StoreInUse(f"{held}: look at {found.spill.folder}/{SET_ASIDE_PATTERN}, remove them, then try again")
 
 
 def _plan(store: MemoryStore, meta: StoreMeta, lanes: int) -> _Plan:
-    """Where an earlier run stood, if nothing was written since; else a new start."""
+    """The plan of an earlier run if nothing was written since, else a new one."""
     versions = [store.lane(number).version for number in range(meta.lanes)]
     fresh = _Plan(meta.generation + 1, lanes, versions, [])
     with suppress(FileNotFoundError, msgspec.DecodeError):
@@ -133,8 +144,8 @@ def _copy(store: MemoryStore, meta: StoreMeta, plan: _Plan, show: Callable[[int,
     if there != plan.rows - plan.repeated:
         store.layout.reshard_plan.unlink()
         raise StoreError(
-            f"the new lanes hold {there} rows, not {plan.rows - plan.repeated}: the store is as it was; please "
-            "report it"
+            f"the new lanes hold {there} rows, not {plan.rows - plan.repeated}: the store was left unchanged; "
+            "please report it"
         )
     for table in targets:
         table.maintain(force=True)
@@ -152,14 +163,14 @@ def _copy_lane(
 
 
 def _raise_tokens(store: MemoryStore, lanes: int) -> None:
-    """No lane's tokens may start below those that another lane has given out under its number."""
+    """Let every lane start above all fencing tokens given out so far: entries may change their lane."""
     highest = max(store.lane(number).token for number in range(store.lanes))
     for number in range(lanes if highest else 0):
         replace_file(store.layout.lane_token(number), str(highest).encode())
 
 
 def _clean(store: MemoryStore, meta: StoreMeta) -> None:
-    """Remove what belongs to other generations."""
+    """Remove the files of other generations."""
     store.drop_lanes(keep=(meta.generation,))
     kept = {store.layout.erasure(name) for name in (RECORDS, *map(meta.lane_table, range(meta.lanes)))}
     for path in {*store.layout.erasures()} - kept:

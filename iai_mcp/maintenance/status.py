@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from iai_mcp.spill.listing import waiting
+from iai_mcp.config import overflow_dir
+from iai_mcp.maintenance.pending import PendingInSpill, pending_in_spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 
@@ -25,9 +26,9 @@ def status(store: MemoryStore) -> dict[str, Any]:
     With Redis, the lanes are read from Redis now. If Redis does not answer, their numbers are None and
     ``redis.error`` says why.
     """
-    queue = store._provenance_queue.stats() if store._provenance_queue is not None else None
+    queue = store.provenance_queue.stats() if store.provenance_queue is not None else None
     seen = _redis(store)
-    redis = asdict(seen) if seen is not None else None
+    redis = _redis_document(seen) if seen is not None else None
     now = redis.pop("lanes") if redis is not None else queue["lanes"] if queue else [_NOTHING] * store.lanes
     return {
         "store": _store(store),
@@ -35,7 +36,7 @@ def status(store: MemoryStore) -> dict[str, Any]:
         "redis": redis,
         "queue": {key: queue[key] for key in ("running", "producer", "handed_out", "counts")} if queue else None,
         "lanes": [_lane(store, number, now) for number in range(store.lanes)],
-        "spilled": asdict(waiting(store.settings, store.store_id)),
+        "spilled": _spill(store).document(),
         "dead": DeadLetters(store.layout).count(),
         "provenance_failures": store.provenance_failures,
     }
@@ -61,9 +62,21 @@ def _lane(store: MemoryStore, number: int, now: Sequence[Mapping[str, Any]] | No
     return {"lane": number, **{name: there.get(name) for name in _LANE_FIELDS}, "applied": table["rows"], **table}
 
 
+def _spill(store: MemoryStore) -> PendingInSpill:
+    try:
+        return pending_in_spill(store.settings, store.store_id)
+    except OSError:  # the folder cannot be read: the doctor says why
+        return PendingInSpill(overflow_dir(store.settings))
+
+
+def _redis_document(seen: RedisLook) -> dict[str, Any]:
+    warnings = [f"{warning.message}; {warning.remedy}" for warning in seen.warnings]
+    return {**asdict(seen), "warnings": warnings}
+
+
 def _redis(store: MemoryStore) -> RedisLook | None:
     """Inspect the Redis of the running queue, else the configured one; None in embedded mode."""
-    queue = store._provenance_queue
+    queue = store.provenance_queue
     connection = queue.connection if queue is not None else None
     if connection is None and (queue is not None or not store.settings.redis_url):
         return None

@@ -1,6 +1,6 @@
-"""Does the account add up? handed out = applied + left out + dead + waiting; what is missing has a name.
+"""Checks that every entry is accounted for: handed out = applied + left out + dead + waiting + lost.
 
-Nothing is changed here. Something is only called broken once two looks, a moment apart, agree.
+Changes nothing. A loss or disorder counts as a breach only if two inspections, a moment apart, both find it.
 """
 
 from __future__ import annotations
@@ -22,47 +22,58 @@ from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
-from iai_mcp.maintenance.inventory import Finding, LaneRows, Sighting, look
-from iai_mcp.maintenance.ledger import Account, Place, out_of_order
+from iai_mcp.maintenance.inventory import Finding, FindingKind, Inventory, LaneRows, Source, take_inventory
+from iai_mcp.maintenance.ledger import EntryState, ProducerLedger, out_of_order
 from iai_mcp.storage.layout import Layout
 
-__all__ = ["Finding", "LaneLook", "Ledger", "Report", "layout_of", "said_ranges", "verify"]
+__all__ = [
+    "Finding",
+    "FindingKind",
+    "LaneReport",
+    "ProducerReport",
+    "Report",
+    "Source",
+    "format_ranges",
+    "layout_of",
+    "verify",
+]
 
 SETTLE_S = 1.0
 Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class LaneLook:
-    """One lane's table. ``error`` says why it could not be read; the counts are then of no use.
+class LaneReport:
+    """One lane's table, in numbers of rows. Where ``error`` is set the table cannot be read and all are 0.
 
     Attributes:
         doubled: rows that repeat the key of another.
-        misplaced: rows whose record belongs to another lane; ``astray`` are these records.
-        out_of_order: keys of entries that are read after a later one of their producer.
-        strangers: rows whose record does not exist; ``unknown`` are these records.
+        misplaced: rows whose record belongs to another lane.
+        unknown: rows whose record does not exist.
         unreadable: rows that cannot be an entry.
+        out_of_order: keys of entries that are read after a later one of their producer.
+        misplaced_records, unknown_records: ids of the records of these rows.
     """
 
     lane: int
     rows: int = 0
     doubled: int = 0
     misplaced: int = 0
-    strangers: int = 0
+    unknown: int = 0
     unreadable: int = 0
     out_of_order: tuple[str, ...] = ()
-    astray: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
+    misplaced_records: tuple[str, ...] = ()
+    unknown_records: tuple[str, ...] = ()
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """One producer's account: ``handed_out`` is the sum of ``counts``, ``in_memory`` and what is ``lost``.
+class ProducerReport:
+    """One producer's entries: ``handed_out`` is the sum of ``counts``, ``in_memory`` and what is ``lost``.
 
     Attributes:
-        in_memory: entries that only the producer's living process can still hold, or that moved as we looked.
-        lost: numbers that are nowhere, as inclusive ranges.
+        in_memory: entries that only the producer's running process can hold, or that moved during the inspection.
+        lost: numbers that were not found anywhere, as inclusive ranges.
     """
 
     producer: str
@@ -73,40 +84,51 @@ class Ledger:
 
     @property
     def missing(self) -> int:
-        """How many entries are lost."""
+        """Number of entries that are lost."""
         return _size(self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What there was to see; ``clean`` where nothing is broken."""
+    """The result of :func:`verify`.
+
+    Attributes:
+        breaches: what breaks a promise; empty where the store is sound.
+        warnings: what an operator should do something about.
+        notes: what limits this report, in sentences.
+    """
 
     store: str
     store_id: str
-    ledgers: list[Ledger]
-    lanes: list[LaneLook]
+    producers: list[ProducerReport]
+    lanes: list[LaneReport]
     breaches: list[Finding]
     warnings: list[Finding]
     notes: list[str]
 
     @property
     def clean(self) -> bool:
-        """Whether the account adds up; entries that wait are no breach."""
+        """Whether every entry is accounted for; entries that wait are no breach."""
         return not self.breaches
 
     @property
     def total(self) -> dict[str, int]:
-        """The identity over all producers."""
-        found = {"handed_out": sum(ledger.handed_out for ledger in self.ledgers)}
-        for place in Place:
-            name = place.name.lower()
-            found[name] = sum(ledger.counts.get(name, 0) for ledger in self.ledgers)
-        found["in_memory"] = sum(ledger.in_memory for ledger in self.ledgers)
-        return {**found, "lost": sum(ledger.missing for ledger in self.ledgers)}
+        """Number of entries in each state, over all producers."""
+        found = {"handed_out": sum(producer.handed_out for producer in self.producers)}
+        for state in EntryState:
+            name = state.name.lower()
+            found[name] = sum(producer.counts.get(name, 0) for producer in self.producers)
+        found["in_memory"] = sum(producer.in_memory for producer in self.producers)
+        return {**found, "lost": sum(producer.missing for producer in self.producers)}
+
+    def unreadable(self, *sources: Source) -> list[Finding]:
+        """Breaches of the kind ``unreadable``, of these sources (default: of all)."""
+        found = [finding for finding in self.breaches if finding.kind is FindingKind.UNREADABLE]
+        return [finding for finding in found if not sources or finding.source in sources]
 
     def document(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        producers = [{**asdict(ledger), "lost": [*ledger.lost]} for ledger in self.ledgers]
+        """The report as plain JSON types."""
+        producers = [{**asdict(producer), "lost": [*producer.lost]} for producer in self.producers]
         found = {"clean": self.clean, "store": self.store, "store_id": self.store_id, "total": self.total}
         rest = {"breaches": self.breaches, "warnings": self.warnings, "notes": self.notes}
         lanes = [asdict(lane) for lane in self.lanes]
@@ -115,7 +137,7 @@ class Report:
 
 
 def layout_of(path: str | Path | None, settings: Settings) -> Layout:
-    """Where the store lies, which must be there: looking makes none.
+    """Find the store at ``path`` (default: as the settings say) without making one.
 
     Raises:
         ConfigError: there is no store.
@@ -127,112 +149,121 @@ def layout_of(path: str | Path | None, settings: Settings) -> Layout:
 
 
 def verify(layout: Layout, settings: Settings, *, settle: float = SETTLE_S) -> Report:
-    """Look; where something seems broken look again after ``settle`` seconds, for entries move meanwhile.
+    """Inspect the store; if something seems broken, inspect it again after ``settle`` seconds.
+
+    Entries move meanwhile, so a single inspection can miss one.
 
     Raises:
         StoreError: ``store.json`` cannot be read.
     """
-    first = look(layout, settings)
+    first = take_inventory(layout, settings)
     report = _judged(first, None)
     if report.clean:
         return report
     time.sleep(settle)
-    return _judged(look(layout, settings), first)
+    return _judged(take_inventory(layout, settings), first)
 
 
-def _judged(seen: Sighting, before: Sighting | None) -> Report:
-    """What a look means, and what of it an earlier one has seen as well."""
-    by_lane = {lane.number: _lane_look(seen, lane) for lane in seen.lanes}
-    by_lane |= {number: LaneLook(number, error=error) for number, error in seen.broken.items()}
-    looks = [by_lane.get(number, LaneLook(number)) for number in range(seen.meta.lanes)]
-    alive = seen.alive | (before.alive if before else set())
-    earlier = {one.producer: one.gaps for one in before.accounts} if before else None
-    ledgers = [_ledger(account, alive, earlier) for account in seen.accounts]
-    found = [*seen.unreadable, *_lost(ledgers, _mend_of_loss(seen)), *_of_lanes(looks)]
-    return Report(str(seen.layout.root), seen.meta.store_id, ledgers, looks, found, seen.warnings, seen.notes)
+def _judged(found: Inventory, before: Inventory | None) -> Report:
+    """Judge an inventory; a loss counts only if ``before`` has it as well."""
+    by_lane = {lane.number: _lane_report(found, lane) for lane in found.lanes}
+    by_lane |= {number: LaneReport(number, error=error) for number, error in found.broken.items()}
+    lanes = [by_lane.get(number, LaneReport(number)) for number in range(found.meta.lanes)]
+    live = found.live | (before.live if before else set())
+    earlier = {one.producer: one.gaps for one in before.ledgers} if before else None
+    producers = [_producer_report(ledger, live, earlier) for ledger in found.ledgers]
+    breaches = [*found.unreadable, *_lost(producers, _remedy_of_loss(found)), *_of_lanes(lanes)]
+    root = str(found.layout.root)
+    return Report(root, found.meta.store_id, producers, lanes, breaches, found.warnings, found.notes)
 
 
-def _ledger(account: Account, alive: set[str], earlier: Mapping[str, Ranges] | None) -> Ledger:
-    lost = account.gaps if account.producer not in alive else ()
+def _producer_report(
+    ledger: ProducerLedger, live: set[str], earlier: Mapping[str, Ranges] | None
+) -> ProducerReport:
+    lost = ledger.gaps if ledger.producer not in live else ()
     if earlier is not None:
-        lost = _common(lost, earlier.get(account.producer, ()))
-    counts = {place.name.lower(): number for place, number in account.counts.items() if number}
-    return Ledger(account.producer, account.handed_out, counts, account.missing - _size(lost), lost)
+        lost = _common(lost, earlier.get(ledger.producer, ()))
+    counts = {state.name.lower(): number for state, number in ledger.counts.items() if number}
+    return ProducerReport(ledger.producer, ledger.handed_out, counts, ledger.missing - _size(lost), lost)
 
 
-def _mend_of_loss(seen: Sighting) -> str:
-    if seen.unreadable:
-        return "mend first what cannot be read: they may be there; then verify again"
+def _remedy_of_loss(found: Inventory) -> str:
+    if found.unreadable:
+        return "first repair what cannot be read: the entries may be there; then verify again"
     accept = "iai-mcp verify --repair notes that you accept it"
-    if not seen.settings.redis_url and any(seen.layout.lane_tokens()):
-        return f"set IAI_MCP_REDIS_URL where this store's Redis may hold them, else {accept}"
+    if not found.settings.redis_url and any(found.layout.lane_tokens()):
+        return f"set IAI_MCP_REDIS_URL if this store's Redis may hold them, else {accept}"
     return accept
 
 
-def _lane_look(seen: Sighting, lane: LaneRows) -> LaneLook:
-    doubled = repeated(lane.keys) | lane.again
-    homes = [_lane_or_none(text, seen.meta.lanes) for text in lane.ids.to_pylist()]
-    astray = np.array([home is not None and home != lane.number for home in homes], bool)[lane.records]
-    nobody = np.array([home is None for home in homes], bool)[lane.records]
-    strange = np.zeros(len(lane.keys), bool)
-    if seen.records is not None:
-        known = pc.is_in(lane.ids, value_set=seen.records).to_numpy(zero_copy_only=False)
-        strange = ~known[lane.records] & ~nobody
-    excused = np.isin(lane.keys, np.concatenate(seen.late)) if seen.late else np.zeros(len(lane.keys), bool)
-    single = ~doubled & ~excused
+def _lane_report(found: Inventory, lane: LaneRows) -> LaneReport:
+    doubled = repeated(lane.keys) | lane.repeats
+    lanes = [_lane_or_none(text, found.meta.lanes) for text in lane.ids.to_pylist()]
+    misplaced = np.array([one is not None and one != lane.number for one in lanes], bool)[lane.records]
+    malformed = np.array([one is None for one in lanes], bool)[lane.records]
+    unknown = np.zeros(len(lane.keys), bool)
+    if found.records is not None:
+        known = pc.is_in(lane.ids, value_set=found.records).to_numpy(zero_copy_only=False)
+        unknown = ~known[lane.records] & ~malformed
+    accepted = np.zeros(len(lane.keys), bool)
+    if found.accepted_late:
+        accepted = np.isin(lane.keys, np.concatenate(found.accepted_late))
+    single = ~doubled & ~accepted
     late = out_of_order(lane.records[single], lane.seqs[single], lane.keys[single])
-    return LaneLook(
+    return LaneReport(
         lane.number,
         rows=len(lane.keys) + lane.unreadable,
         doubled=int(doubled.sum()),
-        misplaced=int(astray.sum()),
-        strangers=int(strange.sum()),
-        unreadable=lane.unreadable + int(nobody.sum()),
-        out_of_order=tuple(seen.book.name(key) for key in lane.keys[single][late]),
-        astray=_names(lane, astray & ~strange),
-        unknown=_names(lane, strange),
+        misplaced=int(misplaced.sum()),
+        unknown=int(unknown.sum()),
+        unreadable=lane.unreadable + int(malformed.sum()),
+        out_of_order=tuple(found.builder.name(key) for key in lane.keys[single][late]),
+        misplaced_records=_names(lane, misplaced & ~unknown),
+        unknown_records=_names(lane, unknown),
     )
 
 
-def _lost(ledgers: Sequence[Ledger], mend: str) -> Iterable[Finding]:
-    for ledger in ledgers:
-        if ledger.lost:
-            said = f"{many(ledger.missing, 'entry')} of producer {ledger.producer}: {said_ranges(ledger.lost)}"
-            yield Finding("lost", said, mend)
+def _lost(producers: Sequence[ProducerReport], remedy: str) -> Iterable[Finding]:
+    for one in producers:
+        if one.lost:
+            message = f"{many(one.missing, 'entry')} of producer {one.producer}: {format_ranges(one.lost)}"
+            yield Finding(FindingKind.LOST, Source.LEDGER, message, remedy)
 
 
-def _of_lanes(looks: Sequence[LaneLook]) -> Iterable[Finding]:
-    repair = "iai-mcp verify --repair"
-    for lane in looks:
-        where = f"in lane {lane.lane}"
-        if lane.doubled:
-            yield Finding(
-                "doubled", f"{many(lane.doubled, 'row')} {where}", f"{repair} removes them; no read shows them"
-            )
-        if lane.misplaced:
-            yield Finding(
-                "misplaced", f"{many(lane.misplaced, 'row')} {where}", f"{repair} moves them to their lane"
-            )
-        if lane.out_of_order:
-            said = f"{many(len(lane.out_of_order), 'entry')} {where}, such as {lane.out_of_order[0]}"
-            yield Finding("disordered", said, f"{repair} notes that you accept it; please report it")
-        if lane.strangers:
-            gone = many(len(lane.unknown), "memory that does not exist", "memories that do not exist")
-            said = f"{many(lane.strangers, 'row')} {where} of {gone}"
-            yield Finding("strangers", said, f"{repair} deletes them")
-        if lane.unreadable:
-            said = f"{many(lane.unreadable, 'row that is no entry', 'rows that are no entries')} {where}"
-            yield Finding("unreadable", said, f"restore the table of lane {lane.lane} from a backup")
+def _of_lanes(lanes: Sequence[LaneReport]) -> Iterable[Finding]:
+    for lane in lanes:
+        for kind, message, remedy in _of_lane(lane):
+            yield Finding(kind, Source.LANE, message, remedy)
 
 
-def said_ranges(ranges: Ranges, most: int = 8) -> str:
-    """``1-3, 7``, cut where there are many."""
-    parts = [f"{first}-{last}" if last > first else str(first) for first, last in ranges[:most]]
-    return ", ".join(parts) + (f" and {len(ranges) - most} further ranges" if len(ranges) > most else "")
+def _of_lane(lane: LaneReport) -> Iterable[tuple[FindingKind, str, str]]:
+    repair, where = "iai-mcp verify --repair", f"in lane {lane.lane}"
+    if lane.doubled:
+        message = f"{many(lane.doubled, 'row')} {where}"
+        yield FindingKind.DOUBLED, message, f"{repair} removes them; reads leave them out"
+    if lane.misplaced:
+        message = f"{many(lane.misplaced, 'row')} {where}"
+        yield FindingKind.MISPLACED, message, f"{repair} moves them to their lane"
+    if lane.out_of_order:
+        message = f"{many(len(lane.out_of_order), 'entry')} {where}, such as {lane.out_of_order[0]}"
+        yield FindingKind.OUT_OF_ORDER, message, f"{repair} notes that you accept it; please report it"
+    if lane.unknown:
+        gone = many(len(lane.unknown_records), "memory that does not exist", "memories that do not exist")
+        message = f"{many(lane.unknown, 'row')} {where} of {gone}"
+        yield FindingKind.UNKNOWN_RECORDS, message, f"{repair} deletes them"
+    if lane.unreadable:
+        message = f"{many(lane.unreadable, 'row that is no entry', 'rows that are no entries')} {where}"
+        yield FindingKind.UNREADABLE, message, f"restore the table of lane {lane.lane} from a backup"
+
+
+def format_ranges(ranges: Ranges, limit: int = 8) -> str:
+    """``1-3, 7``; of more than ``limit`` ranges only the first are shown, and the rest is counted."""
+    parts = [f"{first}-{last}" if last > first else str(first) for first, last in ranges[:limit]]
+    return ", ".join(parts) + (f" and {len(ranges) - limit} further ranges" if len(ranges) > limit else "")
 
 
 def _common(first: Ranges, second: Ranges) -> Ranges:
-    """The numbers that lie in both."""
+    """The numbers in both, as ranges."""
     found = []
     left, right = list(first), list(second)
     while left and right:

@@ -59,7 +59,7 @@ def for_server(settings: Settings, store: Callable[[], MemoryStore]) -> Collecto
 
 def _queue_look(store: Callable[[], MemoryStore]) -> Look:
     def take() -> Iterator[tuple[str, str, float]]:
-        queue = store()._provenance_queue
+        queue = store().provenance_queue
         return queued(queue) if queue is not None else iter(())
 
     return Look("queue", take)

@@ -55,7 +55,7 @@ class Health:
 
 def is_ready(store: MemoryStore) -> bool:
     """Whether the store is on disk and its queue can hand an entry to the broker or the spill."""
-    queue = store._provenance_queue
+    queue = store.provenance_queue
     if queue is None or not store.layout.meta.exists():
         return False
     return queue.trouble is None or _writable(overflow_dir(store.settings))

@@ -1,7 +1,7 @@
 """``iai-mcp backup``: a consistent copy of a store while clients write, as a folder with a manifest.
 
-Taken from a snapshot, so that no compaction or cleanup can disturb it. What was forgotten is not in it. It can
-only lag: an entry is in the tables, or in the copied spill, or it was still on its way and is counted.
+The copy is taken from a snapshot, so no compaction or cleanup can disturb it, and forgotten memories are not in
+it. It can only lag: every entry is in the tables, in the copied spill, or was on its way and is counted.
 """
 
 from __future__ import annotations
@@ -10,63 +10,44 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
 
 from iai_mcp._version import __version__
 from iai_mcp.common.files import sync_tree
 from iai_mcp.common.times import utcnow
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.maintenance.pending import Elsewhere, elsewhere
+from iai_mcp.maintenance.pending import Pending, pending
 from iai_mcp.spill.listing import listing, outlines
 from iai_mcp.storage.layout import RECORDS, Layout
-from iai_mcp.storage.meta import EmbedderMeta, read_meta
+from iai_mcp.storage.meta import read_meta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import table_of
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.transfer import manifest
-from iai_mcp.transfer.manifest import Copied, Listed
+from iai_mcp.transfer.format import BACKUP_VERSION, BackupManifest
+from iai_mcp.transfer.manifest import BACKUP, ListedFile
 
-__all__ = ["VERSION", "BackupManifest", "Spilled", "backup"]
+__all__ = ["backup"]
 
-VERSION = 1
-_EXCLUSIVE_AGE = 0.001  # s: nobody else reads the snapshot's tables, so that every old version of them may go
-
-
-class BackupManifest(Copied, frozen=True, kw_only=True):
-    """What a backup is of.
-
-    Attributes:
-        source: where the store lay.
-        records, entries: rows in its tables.
-        spilled: entries in the copied spill files; some may be in the tables as well.
-        not_included: entries that waited in Redis, where they still are; None where nobody could count them.
-        forgetting: memories whose deletion had begun; a restore ends it.
-    """
-
-    source: str
-    lanes: int
-    embedder: EmbedderMeta
-    records: int
-    entries: int
-    spilled: int
-    not_included: int | None
-    forgetting: list[UUID]
+_EXCLUSIVE_AGE = 0.001  # s: only we read the snapshot's tables, so every old version of them may go
 
 
 @dataclass(frozen=True, slots=True)
-class Spilled:
-    """What was copied of the spill."""
+class _CopiedSpill:
+    """The copied spill files, and the number of entries in them."""
 
-    files: list[Listed]
+    files: list[ListedFile]
     entries: int
 
 
 def backup(
     layout: Layout, settings: Settings, folder: Path, show: Callable[[int, int], object]
-) -> tuple[BackupManifest, Elsewhere]:
-    """Copy the store to ``folder``, which must be empty; what it holds, and what it does not.
+) -> tuple[BackupManifest, Pending]:
+    """Copy the store to ``folder``, which must be empty or missing.
 
     ``show`` is called with (files done, files in all).
+
+    Returns:
+        The manifest, and what waited outside of the store's tables.
 
     Raises:
         UsageError: ``folder`` is not empty.
@@ -76,8 +57,8 @@ def backup(
     manifest.new_folder(folder, "the backup", layout.root)
     now = utcnow().isoformat()
     meta = read_meta(layout)
-    spilled = _spill(settings, meta.store_id, folder)  # first: what leaves it from now on is in the tables
-    waiting = elsewhere(layout, meta, settings)
+    spilled = _copy_spill(settings, meta.store_id, folder)  # first: what leaves it later is in the tables
+    waits = pending(layout, meta, settings)
     with snapshot(layout, settings.lock_timeout) as taken:
         counts = _tidied(taken)
         sources = [path for path in sorted(taken.layout.root.rglob("*")) if path.is_file()]
@@ -87,8 +68,8 @@ def backup(
             files.append(manifest.copy(path, folder, name))
             show(len(files), len(sources) + len(spilled.files))
     found = BackupManifest(
-        format=manifest.BACKUP,
-        version=VERSION,
+        format=BACKUP,
+        version=BACKUP_VERSION,
         program=__version__,
         store_id=taken.meta.store_id,
         created_at=now,
@@ -99,21 +80,21 @@ def backup(
         records=counts.pop(RECORDS, 0),
         entries=sum(counts.values()),
         spilled=spilled.entries,
-        not_included=waiting.redis,
+        not_included=waits.redis.entries if waits.redis is not None else None,
         forgetting=sorted(taken.forgetting),
     )
     sync_tree(folder)
     manifest.save(folder, found)
-    return found, waiting
+    return found, waits
 
 
-def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
-    """Copy this store's spill files, whole lines only; those that a living process holds among them."""
+def _copy_spill(settings: Settings, store_id: str, folder: Path) -> _CopiedSpill:
+    """Copy this store's spill files, whole lines only, including those that a living process holds."""
     files, entries = [], 0
     for file in listing(overflow_dir(settings)):
         if file.store != store_id or file.set_aside:
             continue
-        with suppress(FileNotFoundError):  # it has just been drained
+        with suppress(FileNotFoundError):  # it was drained meanwhile
             data = file.path.read_bytes()
             target = folder / "spill" / file.path.name
             target.parent.mkdir(exist_ok=True, mode=0o700)
@@ -121,11 +102,11 @@ def _spill(settings: Settings, store_id: str, folder: Path) -> Spilled:
             target.chmod(0o600)
             files.append(manifest.listed(folder, target))
             entries += sum(len(line.seqs) for line in outlines(target) if line is not None)
-    return Spilled(files, entries)
+    return _CopiedSpill(files, entries)
 
 
 def _tidied(taken: Snapshot) -> dict[str, int]:
-    """Leave one version of each table, without what was deleted; the rows of each."""
+    """Leave one version of each table, without deleted rows; returns the number of rows by table."""
     layout, rows = taken.layout, {}
     tables = [(RECORDS, "role"), *((taken.meta.lane_table(number), "rank") for number in range(taken.meta.lanes))]
     for name, column in tables:

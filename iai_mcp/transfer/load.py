@@ -1,7 +1,7 @@
-"""``iai-mcp import`` of an export: memories and provenance as they were, batch by durable batch.
+"""``iai-mcp import`` of an export: adds memories and provenance as they were, in durable batches.
 
-Everything is checked before the first write. What is there already is left alone, so whoever is interrupted runs
-it again and it goes on; what was forgotten in this store stays forgotten.
+Everything is checked before the first write. Existing memories and entries are left alone, so an interrupted
+import can be run again. Memories that this store has forgotten stay forgotten.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from iai_mcp.storage.tables.record_rows import record_schema
 from iai_mcp.storage.tables.reports import AppendReport, MergeReport
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
-from iai_mcp.transfer.export import ENTRY_SCHEMA, LEFT_OUT, VERSION, ExportManifest
-from iai_mcp.transfer.manifest import Listed
+from iai_mcp.transfer.format import ENTRY_SCHEMA, EXCLUSIONS, EXPORT_VERSION, ExportManifest
+from iai_mcp.transfer.manifest import ENTRY_FILES, EXPORT, RECORD_FILES, ListedFile
 
 __all__ = ["Loaded", "load"]
 
@@ -35,12 +35,13 @@ STEP = 4096  # rows of one commit
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
-        records: what became of the memories.
-        entries: what became of their provenance; ``unknown`` belongs to memories that this store does not have.
-        embedded: vectors made anew (``--reembed``).
+        manifest: of the export.
+        records: numbers of memories that were added, existed or are forgotten.
+        entries: the same for provenance; ``unknown`` counts entries whose memory this store does not have.
+        embedded: number of new vectors (``--reembed``).
     """
 
     manifest: ExportManifest
@@ -56,16 +57,17 @@ def load(
     anew: bool = False,
     show: Callable[[int, int], object] = lambda done, total: None,
 ) -> Loaded:
-    """Add what the export in ``folder`` holds to the store of ``settings``; with ``anew``, make all vectors anew.
+    """Add the export in ``folder`` to the store of ``settings``; with ``anew``, make all its vectors anew.
 
     ``show`` is called with (rows done, rows in all).
 
     Raises:
         BrokenCopy: the export is incomplete or damaged; nothing was written.
         EmbeddingMismatch: another embedder made its vectors; nothing was written.
-        StoreUnavailable: the place fails; the same call goes on.
+        ConfigError: ``anew`` is set and no embedder is configured; nothing was written.
+        StoreUnavailable: the store cannot be written; the same call goes on.
     """
-    found = manifest.read(folder, ExportManifest, manifest.EXPORT, VERSION)
+    found = manifest.read(folder, ExportManifest, EXPORT, EXPORT_VERSION)
     manifest.check(folder, found.files)
     _check_schemas(folder, found)
     _check_embedder(found, settings, anew)
@@ -77,25 +79,25 @@ def _load(
     folder: Path, found: ExportManifest, store: MemoryStore, anew: bool, show: Callable[[int, int], object]
 ) -> Loaded:
     total, done, records, entries = found.records + found.entries, 0, MergeReport(), AppendReport()
-    for rows in _batches(folder, found.files, "records"):
+    for rows in _batches(folder, found.files, RECORD_FILES):
         records += store.merge_records(_without_vectors(rows, store) if anew else rows)
         show(done := done + len(rows), total)
-    strangers: dict[str, list[int]] = {}
-    for rows in _batches(folder, found.files, "provenance"):
+    unknown: dict[str, list[int]] = {}
+    for rows in _batches(folder, found.files, ENTRY_FILES):
         report, left = store.merge_entries(rows)
         entries += report
         for table in left:
             for key in table.select(["producer", "producer_seq"]).to_pylist():
-                strangers.setdefault(key["producer"], []).append(key["producer_seq"])
+                unknown.setdefault(key["producer"], []).append(key["producer_seq"])
         show(done := done + len(rows), total)
-    _account(store, folder, found, strangers)
+    _note_exclusions(store, folder, found, unknown)
     store.tidy()
     embedded = reembed(store).embedded if anew and store.count_without_vector() else 0
     return Loaded(found, records, entries, embedded)
 
 
 def _check_schemas(folder: Path, found: ExportManifest) -> None:
-    for name, schema in (("records", record_schema(found.embedder.dims)), ("provenance", ENTRY_SCHEMA)):
+    for name, schema in ((RECORD_FILES, record_schema(found.embedder.dims)), (ENTRY_FILES, ENTRY_SCHEMA)):
         rows = 0
         for file in _of(found.files, name):
             try:
@@ -104,15 +106,17 @@ def _check_schemas(folder: Path, found: ExportManifest) -> None:
             except (pa.ArrowException, OSError) as error:
                 raise BrokenCopy(f"{folder / file.name} is not a Parquet file ({str(error)[:100]})") from None
             if [(f.name, f.type) for f in there] != [(f.name, f.type) for f in schema]:
-                raise BrokenCopy(f"{folder / file.name} has other columns than an export of version {VERSION}")
+                raise BrokenCopy(
+                    f"{folder / file.name} has other columns than an export of version {EXPORT_VERSION}"
+                )
             rows += meta.num_rows
-        wanted = found.records if name == "records" else found.entries
+        wanted = found.records if name == RECORD_FILES else found.entries
         if rows != wanted:
             raise BrokenCopy(f"{folder} holds {rows} rows of {name}, its manifest says {wanted}")
 
 
 def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> None:
-    """Vectors of two embedders cannot be compared."""
+    """Refuse vectors of another embedder than the store's: they cannot be compared."""
     configured = registry.describe(settings)
     if anew and configured is None:
         raise ConfigError("--reembed needs an embedder: set IAI_MCP_EMBEDDER, for instance to builtin")
@@ -133,18 +137,19 @@ def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> No
         return
     raise EmbeddingMismatch(
         f"{theirs.name} ({theirs.dims} dimensions) made the vectors of this export, and {ours.name} ({ours.dims}) "
-        "those of the store: --reembed makes all of them anew; for a new store, IAI_MCP_EMBEDDER chooses"
+        "those of the store: use --reembed to make them anew, or IAI_MCP_EMBEDDER to choose the embedder of a new "
+        "store"
     )
 
 
-def _batches(folder: Path, files: list[Listed], name: str) -> Iterator[pa.Table]:
+def _batches(folder: Path, files: list[ListedFile], name: str) -> Iterator[pa.Table]:
     for file in _of(files, name):
         with pq.ParquetFile(folder / file.name) as parquet:
             for batch in parquet.iter_batches(batch_size=STEP):
                 yield pa.Table.from_batches([batch])
 
 
-def _of(files: list[Listed], name: str) -> list[Listed]:
+def _of(files: list[ListedFile], name: str) -> list[ListedFile]:
     return sorted((file for file in files if file.name.startswith(f"{name}-")), key=lambda file: file.name)
 
 
@@ -154,13 +159,15 @@ def _without_vectors(rows: pa.Table, store: MemoryStore) -> pa.Table:
     return rows.set_column(at, pa.field("embedding", kind), pa.nulls(len(rows), kind))
 
 
-def _account(store: MemoryStore, folder: Path, found: ExportManifest, strangers: dict[str, list[int]]) -> None:
-    """Note why entries of the producers that came along have no row, as far as this store does not know yet."""
+def _note_exclusions(
+    store: MemoryStore, folder: Path, found: ExportManifest, unknown: dict[str, list[int]]
+) -> None:
+    """Note why entries of the imported producers have no row, except what this store has noted before."""
     spans = [
         Span(ExclusionReason.UNKNOWN, producer, first, last)
-        for producer, seqs in strangers.items()
+        for producer, seqs in unknown.items()
         for first, last in ranges(seqs)
     ]
-    if found.store_id != store.store_id:  # which knows more about its own entries than its export does
-        spans += Exclusions(folder / LEFT_OUT).read()
+    if found.store_id != store.store_id:  # a store knows more of its own entries than its export does
+        spans += Exclusions(folder / EXCLUSIONS).read()
     store.exclusions.add_spans(uncovered(spans, store.exclusions.read()))

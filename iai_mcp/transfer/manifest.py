@@ -1,4 +1,7 @@
-"""The manifest of an export or a backup: what lies in its folder; written last, so that half of one is told."""
+"""The manifest of an export or a backup: lists and checks its files.
+
+It is written last, so an unfinished copy has none.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from iai_mcp.errors import BrokenCopy, UsageError
 
 __all__ = [
     "BACKUP",
+    "ENTRY_FILES",
     "EXPORT",
     "NAME",
-    "Copied",
-    "Listed",
+    "RECORD_FILES",
+    "CopyManifest",
+    "ListedFile",
     "check",
     "copy",
     "is_export",
@@ -32,11 +37,15 @@ __all__ = [
 
 NAME = "manifest.json"
 BACKUP, EXPORT = "iai-mcp-backup", "iai-mcp-export"  # formats
+RECORD_FILES, ENTRY_FILES = (
+    "records",
+    "provenance",
+)  # tables of an export: records-0000.parquet, ...
 _CHUNK = 2**20
 
 
-class Listed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One file: its path in the folder, its size in bytes, its SHA-256 and (for tables) its number of rows."""
+class ListedFile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file: its path within the folder, its size in bytes, its SHA-256 and, for tables, its number of rows."""
 
     name: str
     bytes: int
@@ -44,13 +53,14 @@ class Listed(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: int | None = None
 
 
-class Copied(msgspec.Struct, frozen=True, kw_only=True):
-    """What the manifest of every kind of copy says.
+class CopyManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that every manifest has.
 
     Attributes:
-        format: which kind of copy.
-        version: of that format.
-        program: the version of iai-mcp that wrote it.
+        format: ``iai-mcp-export`` or ``iai-mcp-backup``.
+        version: of that format, from 1.
+        program: the version of iai-mcp that wrote the copy.
+        created_at: ISO 8601, UTC.
     """
 
     format: str
@@ -58,17 +68,17 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
     program: str
     store_id: str
     created_at: str
-    files: list[Listed]
+    files: list[ListedFile]
 
 
-Kind = TypeVar("Kind", bound=Copied)
+AnyManifest = TypeVar("AnyManifest", bound=CopyManifest)
 
 
 def new_folder(path: Path, what: str, store: Path) -> None:
-    """Make the folder of a copy.
+    """Make the folder ``path`` for a copy; ``what`` names the copy in messages.
 
     Raises:
-        UsageError: there is something in it, it is no folder, or it lies inside the store.
+        UsageError: it is not empty, it is no folder, or it lies inside ``store``.
         OSError: it cannot be made.
     """
     if path.exists() and not path.is_dir():
@@ -81,32 +91,32 @@ def new_folder(path: Path, what: str, store: Path) -> None:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether ``folder`` is an export, or half of one: it holds Parquet files named as ours, or our manifest."""
+    """Whether ``folder`` is an export, finished or not: it holds our Parquet files, or our manifest."""
     if not folder.is_dir():
         return False
-    if any(folder.glob("records-*.parquet")) or any(folder.glob("provenance-*.parquet")):
+    if any(any(folder.glob(f"{name}-*.parquet")) for name in (RECORD_FILES, ENTRY_FILES)):
         return True
     path = folder / NAME
     return path.is_file() and EXPORT.encode() in path.read_bytes()[:4096]
 
 
-def save(folder: Path, manifest: Copied) -> None:
-    """Write the manifest, durably; from now on the copy is whole."""
+def save(folder: Path, manifest: CopyManifest) -> None:
+    """Write the manifest durably, which completes the copy."""
     replace_file(folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
-def read(folder: Path, kind: type[Kind], name: str, version: int) -> Kind:
-    """The manifest of a copy of the format ``name``.
+def read(folder: Path, kind: type[AnyManifest], name: str, version: int) -> AnyManifest:
+    """Read the manifest of a copy of the format ``name``.
 
     Raises:
-        BrokenCopy: there is none, it is of another format, or of a later version.
+        BrokenCopy: there is none, it is damaged, or it has another format or a later version.
     """
     what = name.removeprefix("iai-mcp-")
     try:
         raw = (folder / NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BrokenCopy(
-            f"{folder} holds no {NAME}, which is written last: the {what} was not finished, or this is none"
+            f"{folder} holds no {NAME}, which is written last: the {what} was not finished, or this is no {what}"
         ) from None
     try:
         head = msgspec.json.decode(raw)
@@ -124,18 +134,18 @@ def read(folder: Path, kind: type[Kind], name: str, version: int) -> Kind:
     return found
 
 
-def listed(folder: Path, path: Path, rows: int | None = None) -> Listed:
-    """What the manifest says of ``path`` in ``folder``."""
+def listed(folder: Path, path: Path, rows: int | None = None) -> ListedFile:
+    """Describe the file ``path``, which lies in ``folder``."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
-    return Listed(path.relative_to(folder).as_posix(), size, digest.hexdigest(), rows)
+    return ListedFile(path.relative_to(folder).as_posix(), size, digest.hexdigest(), rows)
 
 
-def copy(source: Path, folder: Path, name: str) -> Listed:
-    """Copy ``source`` to ``name`` below ``folder``; what the manifest says of it, hashed as it was read."""
+def copy(source: Path, folder: Path, name: str) -> ListedFile:
+    """Copy ``source`` to ``name`` below ``folder``. The description has the hash of the bytes that were read."""
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     digest, size = hashlib.sha256(), 0
@@ -145,14 +155,14 @@ def copy(source: Path, folder: Path, name: str) -> Listed:
             digest.update(chunk)
             out.write(chunk)
             size += len(chunk)
-    return Listed(name, size, digest.hexdigest())
+    return ListedFile(name, size, digest.hexdigest())
 
 
-def check(folder: Path, files: Sequence[Listed], show: Callable[[int], object] = lambda done: None) -> None:
-    """Compare every file with the manifest; ``show`` is told how many are done.
+def check(folder: Path, files: Sequence[ListedFile], show: Callable[[int], object] = lambda done: None) -> None:
+    """Compare every file with the manifest. ``show`` is called with the number of files done.
 
     Raises:
-        BrokenCopy: a file is missing or is another than was written.
+        BrokenCopy: a file is missing or has changed.
     """
     for done, file in enumerate(files, 1):
         try:
@@ -163,12 +173,16 @@ def check(folder: Path, files: Sequence[Listed], show: Callable[[int], object] =
         show(done)
 
 
-def same_file(folder: Path, file: Listed, found: Listed) -> None:
-    """Raises BrokenCopy where a file is not the one that was written."""
+def same_file(folder: Path, file: ListedFile, found: ListedFile) -> None:
+    """Compare the description of a file with the manifest's.
+
+    Raises:
+        BrokenCopy: the file has changed.
+    """
     if (found.bytes, found.sha256) != (file.bytes, file.sha256):
-        raise BrokenCopy(f"{folder / file.name} is damaged (its SHA-256 is another): take another copy")
+        raise BrokenCopy(f"{folder / file.name} is damaged (its SHA-256 differs): take another copy")
 
 
-def total(files: Iterable[Listed]) -> int:
+def total(files: Iterable[ListedFile]) -> int:
     """Bytes of all files."""
     return sum(file.bytes for file in files)

@@ -1,7 +1,7 @@
-"""``iai-mcp restore``: a store from a backup, checked file by file and entry by entry before it gets its place.
+"""``iai-mcp restore``: makes a store from a backup, whose every file and entry is checked first.
 
-The store keeps its identity, so that what waits for it in Redis and in the spill still finds it, and its fencing
-tokens are raised above every one that was ever given out: no worker of its former life can write to it.
+The store keeps its identity, so entries that wait for it in Redis and in the spill still find it. Its fencing
+tokens are raised above every token given out before, so no worker of the original can write to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
-from iai_mcp.maintenance.verify import Report, verify
+from iai_mcp.maintenance.verify import Report, Source, verify
 from iai_mcp.spill.names import files_in, name_for_store
 from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.layout import Layout
@@ -28,7 +28,8 @@ from iai_mcp.storage.meta import read_meta, save_meta
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
-from iai_mcp.transfer.backup import VERSION, BackupManifest
+from iai_mcp.transfer.format import BACKUP_VERSION, BackupManifest
+from iai_mcp.transfer.manifest import BACKUP
 
 __all__ = ["TOKEN_STEP", "Restored", "restore"]
 
@@ -37,13 +38,13 @@ TOKEN_STEP = 1_000_000  # leases that a store may have given out after its backu
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was restored.
+    """The result of a restore.
 
     Attributes:
-        missing: entries that were on their way when the backup was made and are not in it, by producer.
-        forgotten: memories whose deletion had begun, and was ended.
-        spilled: spill files that were put back.
-        report: the account of the restored store.
+        missing: ranges of entries, by producer, that were on their way when the backup was made.
+        forgotten: number of memories whose deletion had begun and was completed.
+        spilled: number of spill files that were put back.
+        report: the verification of the restored store.
     """
 
     manifest: BackupManifest
@@ -62,24 +63,25 @@ def restore(
     as_copy: bool = False,
     show: Callable[[int, int], object] = lambda done, total: None,
 ) -> Restored:
-    """Restore the backup in ``source`` to ``target``, which must be empty; all of it, or nothing.
+    """Restore the backup in ``source`` to ``target``, which must be empty or missing; all of it, or nothing.
 
-    With ``as_copy`` it gets an identity of its own and may live beside the original.
+    With ``as_copy`` the store gets a new identity and may exist beside the original. ``show`` is called with
+    (files done, files in all).
 
     Raises:
         BrokenCopy: the backup is incomplete or damaged; nothing was written.
-        UsageError: ``target`` is not empty, or the original is alive.
-        OSError: the place fails.
+        UsageError: ``target`` is not empty, or the original still exists.
+        OSError: the folder cannot be written.
     """
-    found = manifest.read(source, BackupManifest, manifest.BACKUP, VERSION)
+    found = manifest.read(source, BackupManifest, BACKUP, BACKUP_VERSION)
     target = target.absolute()
     _check_place(found, target, as_copy)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     building = target.parent / f".{target.name}.restoring"
-    shutil.rmtree(building, ignore_errors=True)  # of a restore that was killed
+    shutil.rmtree(building, ignore_errors=True)  # left by a restore that was killed
     try:
         _copy(source, found, building, show)
-        done = _made_whole(found, building, settings, as_copy)
+        done = _complete(found, building, settings, as_copy)
         sync_tree(building)
         spilled = _put_back(building / "spill", overflow_dir(settings))
         with suppress(FileNotFoundError):
@@ -99,13 +101,13 @@ def _check_place(found: BackupManifest, target: Path, as_copy: bool) -> None:
     original = Layout(Path(found.source))
     if as_copy or not original.meta.exists():
         return
-    alive = None
+    existing = None
     with suppress(IaiMcpError, OSError):
-        alive = read_meta(original).store_id
-    if alive == found.store_id:
+        existing = read_meta(original).store_id
+    if existing == found.store_id:
         raise UsageError(
             f"the original is still at {original.root}, and two stores of one identity would take each other's "
-            "entries: --as-copy restores beside it, or move the original away first"
+            "entries: use --as-copy to restore beside it, or move the original away first"
         )
 
 
@@ -119,7 +121,7 @@ def _copy(source: Path, found: BackupManifest, building: Path, show: Callable[[i
         show(done, len(found.files))
 
 
-def _made_whole(found: BackupManifest, building: Path, settings: Settings, as_copy: bool) -> Restored:
+def _complete(found: BackupManifest, building: Path, settings: Settings, as_copy: bool) -> Restored:
     layout = Layout(building / "store")
     settings = replace(settings, spill_dir=building / "spill")
     meta = read_meta(layout)
@@ -133,14 +135,14 @@ def _made_whole(found: BackupManifest, building: Path, settings: Settings, as_co
     store = MemoryStore(layout.root, settings=settings)
     ended = _end_forgetting(store, found.forgetting)
     report = verify(layout, settings, settle=0)
-    if any("in Redis" in one.said for one in report.breaches if one.kind == "unreadable"):
-        settings = replace(settings, redis_url="")  # which is away: what waits there is not seen, and not lost
+    if report.unreadable(Source.REDIS):
+        settings = replace(settings, redis_url="")  # what waits in an unreachable Redis is not lost, only unseen
         report = verify(layout, settings, settle=0)
-    if broken := [one.said for one in report.breaches if one.kind == "unreadable"]:
-        raise BrokenCopy(f"the backup cannot be used: {broken[0]}")
-    strangers = {UUID(record_id) for lane in report.lanes for record_id in lane.unknown}
-    ended += _end_forgetting(store, strangers & Tombstones(layout.tombstones).ids())
-    missing = {ledger.producer: ledger.lost for ledger in report.ledgers if ledger.lost}
+    if broken := report.unreadable():
+        raise BrokenCopy(f"the backup cannot be used: {broken[0].message}")
+    unknown = {UUID(record_id) for lane in report.lanes for record_id in lane.unknown_records}
+    ended += _end_forgetting(store, unknown & Tombstones(layout.tombstones).ids())
+    missing = {producer.producer: producer.lost for producer in report.producers if producer.lost}
     store.exclusions.add_spans(
         Span(ExclusionReason.LOST, producer, first, last)
         for producer, spans in missing.items()
@@ -159,7 +161,7 @@ def _end_forgetting(store: MemoryStore, record_ids: Iterable[UUID]) -> int:
 
 
 def _rename_spill(folder: Path, old_id: str, new_id: str) -> None:
-    """Make the copied spill that of a store with another identity: each line names its store."""
+    """Give the copied spill files to the new identity: each line names its store."""
     for path, _ in files_in(folder):
         data = path.read_bytes().replace(f'"store":"{old_id}"'.encode(), f'"store":"{new_id}"'.encode())
         replace_file(folder / name_for_store(path.name, old_id, new_id), data)
@@ -167,7 +169,7 @@ def _rename_spill(folder: Path, old_id: str, new_id: str) -> None:
 
 
 def _put_back(copied: Path, folder: Path) -> int:
-    """Give spill files to the folder from which clients replay them, where they are not there still."""
+    """Copy spill files to the folder from which clients replay them, except those that are still there."""
     put = 0
     for path, _ in files_in(copied):
         if not (folder / path.name).exists():

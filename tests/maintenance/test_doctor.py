@@ -1,4 +1,4 @@
-"""``iai-mcp doctor``: one line for each check, with what would mend it, and never a traceback."""
+"""``iai-mcp doctor``: one line for each check, with a remedy, and never a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from iai_mcp.broker.redis import pending
 from iai_mcp.cli.app import app
 from iai_mcp.entries.parcel import Parcel
-from iai_mcp.maintenance import doctor
+from iai_mcp.maintenance import checks
 from iai_mcp.maintenance.doctor import Check, State, examine
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord
@@ -60,8 +60,8 @@ def found(name: str) -> Check:
 
 def said(name: str) -> tuple[State, str]:
     check = found(name)
-    assert (check.mend == "") == (check.state in (State.PASS, State.SKIP)), check
-    return check.state, check.said
+    assert (check.remedy == "") == (check.state in (State.PASS, State.SKIP)), check
+    return check.state, check.message
 
 
 # -- as people see it
@@ -84,7 +84,7 @@ def test_the_document_says_the_same(store: MemoryStore) -> None:
     document = json.loads(run("--json").stdout)
     assert document["ok"] is True
     (dead,) = [check for check in document["checks"] if check["name"] == "dead letters"]
-    assert (dead["state"], dead["said"], "dead list" in dead["mend"]) == ("WARN", "1", True)
+    assert (dead["state"], dead["message"], "dead list" in dead["remedy"]) == ("WARN", "1", True)
 
 
 def test_a_failure_is_exit_code_one(store: MemoryStore) -> None:
@@ -115,15 +115,15 @@ class Panic(BaseException):
 def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def broken(self: Any) -> Any:
+    def broken(_: object) -> Any:
         raise error
 
-    monkeypatch.setattr(doctor._Patient, "check_lanes", broken)
-    checks = [*examine()]
-    (lanes,) = [check for check in checks if check.name == "lanes"]
+    monkeypatch.setattr(checks.store, "lanes", broken)
+    done = [*examine()]
+    (lanes,) = [check for check in done if check.name == "lanes"]
     assert lanes.state is State.FAIL
-    assert lanes.said == f"{type(error).__name__}: with a reason"
-    assert checks[-1].name == "dead letters"
+    assert lanes.message == f"{type(error).__name__}: with a reason"
+    assert done[-1].name == "dead letters"
 
 
 # -- the installation
@@ -131,8 +131,8 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(
 
 def test_an_old_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"lancedb": "0.1.0"}
-    real = doctor.metadata.version
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: versions.get(name) or real(name))
+    real = checks.installation.metadata.version
+    monkeypatch.setattr(checks.installation.metadata, "version", lambda name: versions.get(name) or real(name))
     state, words = said("package lancedb")
     assert state is State.FAIL
     assert "0.1.0 is older than" in words
@@ -142,7 +142,7 @@ def test_an_old_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_of_a_later_version_fails(store: MemoryStore) -> None:
     meta = json.loads(store.layout.meta.read_text())
     store.layout.meta.write_text(json.dumps({**meta, "schema_version": 99}))
-    assert "schema version 99" in next(check.said for check in examine() if check.state is State.FAIL)
+    assert "schema version 99" in next(check.message for check in examine() if check.state is State.FAIL)
 
 
 def test_a_folder_that_others_can_read_is_a_warning(store: MemoryStore, overflow: Path) -> None:
@@ -184,7 +184,7 @@ def test_memories_without_a_vector_are_a_warning(store: MemoryStore, monkeypatch
 )
 def test_room_on_the_disk(monkeypatch: pytest.MonkeyPatch, free: int, state: State) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(free))
+    monkeypatch.setattr(checks.disk.shutil, "disk_usage", lambda _: usage(free))
     assert said("store disk")[0] is said("spill disk")[0] is state
 
 
@@ -222,12 +222,12 @@ def test_a_spill_is_a_warning_and_so_is_an_entry_that_waits_long(store: MemorySt
     assert said("spill") == (State.WARN, "1 entry in 1 file of living processes")
     held.close()
     assert said("spill") == (State.WARN, "1 entry in 1 file, 1 of them held by no living process")
-    assert found("spill").mend == "iai-mcp spill replay"
+    assert found("spill").remedy == "iai-mcp spill replay"
     state, words = said("waiting")
     assert state is State.WARN
     assert words.startswith("the oldest entry has waited 9")
     (overflow / "x.failed-1.jsonl").write_text("broken\n")
-    assert [check.said for check in examine() if check.name == "spill"][1] == "1 file set aside"
+    assert [check.message for check in examine() if check.name == "spill"][1] == "1 file set aside"
 
 
 def test_a_journal_is_no_warning(store: MemoryStore, overflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,16 +253,16 @@ def test_what_was_forgotten_long_ago_must_be_gone(store: MemoryStore) -> None:
 def test_a_redis_as_it_should_be(store: MemoryStore, server: Server) -> None:
     with worker(server.url, store.path):
         wait_until(lambda: found("workers").state is State.PASS, 30)
-        checks = {check.name: check for check in examine()}
-    assert {check.state for check in checks.values()} == {State.PASS}
-    assert checks["workers"].said == "1 alive on the queue 'provenance'"
-    assert checks["redis appendonly"].said == "yes"
-    assert checks["clock"].said.startswith("Redis's clock is 0.0 s")
+        found_now = {check.name: check for check in examine()}
+    assert {check.state for check in found_now.values()} == {State.PASS}
+    assert found_now["workers"].message == "1 alive on the queue 'provenance'"
+    assert found_now["redis appendonly"].message == "yes"
+    assert found_now["clock"].message.startswith("Redis's clock is 0.0 s")
 
 
 def test_without_a_worker_nothing_is_drained(server: Server) -> None:
     assert said("workers")[0] is State.FAIL
-    assert found("workers").mend == "iai-mcp worker"
+    assert found("workers").remedy == "iai-mcp worker"
 
 
 def test_each_setting_of_redis_that_loses_entries_has_its_line(server: Server) -> None:
@@ -285,7 +285,7 @@ def test_a_client_that_insists_on_the_disk_wants_a_server_that_syncs_every_write
 ) -> None:
     monkeypatch.setenv("IAI_MCP_REDIS_DURABILITY", "fsync")
     assert said("redis appendfsync") == (State.WARN, "everysec")
-    assert found("redis appendfsync").mend == "CONFIG SET appendfsync always"
+    assert found("redis appendfsync").remedy == "CONFIG SET appendfsync always"
     server.client().config_set("appendfsync", "always")
     assert said("redis appendfsync") == (State.PASS, "always")
     server.client().config_set("appendonly", "no")
@@ -314,7 +314,7 @@ def test_a_clock_that_is_off_is_a_warning(server: Server, monkeypatch: pytest.Mo
 def test_an_entry_that_nobody_drains_is_a_warning(
     store: MemoryStore, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "OLD_S", 0.0)
+    monkeypatch.setattr(checks.disk, "WAITING_S", 0.0)
     monkeypatch.setenv("IAI_MCP_PUSH_BUDGET_MS", "2000")
     assert said("waiting") == (State.PASS, "nothing waits")
     record_id: UUID = store.insert(MemoryRecord(text="x"))

@@ -120,7 +120,7 @@ def test_an_id_that_two_lanes_have_is_one_entry_afterwards_and_accounted_for(pat
         store.append_provenance_batch([(one, entry("same", entry_id="mine"))])
     store.close()
     result = run("lanes", 1, "--store", path)
-    assert "left out: 1 entry whose caller" in result.stderr
+    assert "skipped: 1 entry whose id the caller" in result.stderr
     report = verify(Layout(path), Settings(), settle=0)
     assert report.clean, report.breaches
     assert (report.total["applied"], report.total["duplicate"]) == (31, 1)
@@ -197,7 +197,7 @@ def test_nothing_may_wait_in_redis_and_redis_must_be_seen(
     tokens = [Layout(path).lane_token(number).read_text() for number in range(6)]
     assert tokens == ["5"] * 6  # no number starts below what another has given out
     server.kill()
-    assert "cannot be seen" in run("lanes", 2, "--store", path, code=1).stderr
+    assert "cannot be counted" in run("lanes", 2, "--store", path, code=1).stderr
 
 
 @pytest.mark.parametrize("number", [0, 257])

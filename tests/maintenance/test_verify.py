@@ -23,7 +23,7 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import BadParams, StoreUnavailable
-from iai_mcp.maintenance.ledger import Book, Place, out_of_order
+from iai_mcp.maintenance.ledger import EntryState, LedgerBuilder, out_of_order
 from iai_mcp.maintenance.verify import Report, verify
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.writer import Spill
@@ -97,28 +97,29 @@ def leave_spill(store: MemoryStore, folder: Path, record_id: UUID, what: list[st
 
 
 def test_an_entry_counts_once_at_its_most_advanced_place() -> None:
-    book = Book()
-    book.add_seqs(Place.SPILLED, "a", [1, 2, 3])
-    book.add_seqs(Place.PENDING, "a", [2, 3, 9])
-    book.add_seqs(Place.APPLIED, "a", [3, 3, 5])
-    book.add_seqs(Place.APPLIED, "b", [2])
-    first, second = book.accounts()
+    builder = LedgerBuilder()
+    builder.add_seqs(EntryState.SPILLED, "a", [1, 2, 3])
+    builder.add_seqs(EntryState.PENDING, "a", [2, 3, 9])
+    builder.add_seqs(EntryState.APPLIED, "a", [3, 3, 5])
+    builder.add_seqs(EntryState.APPLIED, "b", [2])
+    first, second = builder.build()
     assert (first.producer, first.handed_out, first.gaps, first.missing) == ("a", 9, ((4, 4), (6, 8)), 4)
-    assert [first.counts[place] for place in (Place.SPILLED, Place.PENDING, Place.APPLIED)] == [1, 2, 2]
+    states = (EntryState.SPILLED, EntryState.PENDING, EntryState.APPLIED)
+    assert [first.counts[state] for state in states] == [1, 2, 2]
     assert (second.producer, second.handed_out, second.gaps) == ("b", 2, ((1, 1),))
 
 
 def test_nothing_handed_out_is_nothing_to_account_for() -> None:
-    assert Book().accounts() == []
+    assert LedgerBuilder().build() == []
     assert out_of_order(*[np.zeros(0, np.int64)] * 3).tolist() == []
 
 
 def test_order_is_per_producer_within_a_record() -> None:
-    book = Book()
-    keys = book.keys(["a", "b"], [0, 0, 1, 0, 0, 1], [1, 5, 1, 2, 3, 2])
+    builder = LedgerBuilder()
+    keys = builder.keys(["a", "b"], [0, 0, 1, 0, 0, 1], [1, 5, 1, 2, 3, 2])
     records = np.array([7, 7, 7, 7, 8, 7])
     late = out_of_order(records, np.arange(6), keys)
-    assert [book.name(key) for key in keys[late]] == ["a-2"]  # a-3 is another record's, b counts for itself
+    assert [builder.name(key) for key in keys[late]] == ["a-2"]  # a-3 is another record's, b counts for itself
     assert out_of_order(records, np.array([0, 3, 1, 2, 4, 5]), keys).tolist() == [False] * 6
     assert repeated(keys[[0, 1, 0, 0]]).tolist() == [False, False, True, True]
 
@@ -147,7 +148,7 @@ def test_every_end_of_an_entry_is_accounted_for(store: MemoryStore, record_id: U
     assert report.clean, report.breaches
     total = {name: number for name, number in report.total.items() if number}
     assert total == {"handed_out": 11, "applied": 6, "unknown": 1, "forgotten": 2, "dead": 1, "spilled": 1}
-    assert len(report.ledgers) == 3
+    assert len(report.producers) == 3
 
 
 def test_an_id_that_the_caller_gave_twice_is_no_gap(store: MemoryStore, record_id: UUID) -> None:
@@ -232,7 +233,7 @@ def test_without_a_store_there_is_nothing_to_verify_and_none_is_made(tmp_path: P
 
 def test_lost_entries_are_named_and_accepted_on_request(store: MemoryStore, record_id: UUID) -> None:
     store.append_provenance_batch(pairs(record_id, "abcdefg"))
-    (ledger,) = look(store).ledgers
+    (ledger,) = look(store).producers
     table_of(store, record_id).delete("cue IN ('b', 'c', 'f')")
 
     said = run(store, code=1).stdout
@@ -276,11 +277,11 @@ def test_rows_in_the_wrong_lane_are_moved_to_where_reads_find_them(store: Memory
     assert store.lane(wrong).count() == 0
 
 
-def test_entries_out_of_turn_are_named(store: MemoryStore, record_id: UUID) -> None:
+def test_entries_out_of_order_are_named(store: MemoryStore, record_id: UUID) -> None:
     store.append_provenance_batch(pairs(record_id, "abc"))
     table_of(store, record_id).update(where="cue = 'a'", values={"seq": 99})
     report = look(store)
-    assert kinds(report) == ["disordered"]
+    assert kinds(report) == ["out_of_order"]
     assert [key[16:] for lane in report.lanes for key in lane.out_of_order] == ["-1"]
     run(store, "--repair", code=0)
     assert look(store).clean
@@ -291,8 +292,8 @@ def test_rows_of_memories_that_do_not_exist_are_deleted(store: MemoryStore, reco
     store.append_provenance_batch([*pairs(record_id, "abc"), *pairs(other, "d")])
     lancedb.connect(store.path).open_table("records").delete(f"id = '{record_id}'")
     report = look(store)
-    assert kinds(report) == ["strangers"]
-    assert sum(lane.strangers for lane in report.lanes) == 3
+    assert kinds(report) == ["unknown_records"]
+    assert sum(lane.unknown for lane in report.lanes) == 3
 
     run(store, "--repair", code=0)
     report = look(store)
@@ -329,8 +330,8 @@ def test_a_lane_that_cannot_be_read_is_said_and_the_others_are_counted(
     assert document["total"]["applied"] == 2
     unreadable, lost = document["breaches"]
     assert (unreadable["kind"], lost["kind"]) == ("unreadable", "lost")
-    assert unreadable["said"].startswith(f"lane {lane} cannot be read: ")
-    assert "first" in lost["mend"]
+    assert unreadable["message"].startswith(f"lane {lane} cannot be read: ")
+    assert "first" in lost["remedy"]
 
 
 def test_rows_that_are_no_entries_are_counted(store: MemoryStore, record_id: UUID) -> None:
@@ -359,7 +360,7 @@ def test_an_orphaned_spill_is_a_warning_and_is_replayed(
     assert [line.split(":")[1].strip() for line in said.splitlines() if line.startswith("warning")] == [
         "orphaned",
         "set aside",
-        "stray",
+        "stale files",
     ]
     assert "every entry is accounted for" in said
 
@@ -395,10 +396,10 @@ from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 store, held, free = MemoryStore(sys.argv[1]), uuid.UUID(sys.argv[2]), uuid.UUID(sys.argv[3])
 append = LaneTable.append
-def some(self, pairs, cache):
-    if pairs[0][0] == held:
+def some(self, batch, *args, **kwargs):
+    if held.hex in batch.ids:
         raise StoreUnavailable("not now")
-    return append(self, pairs, cache)
+    return append(self, batch, *args, **kwargs)
 LaneTable.append = some
 queue = ProvenanceWriteQueue(store)
 queue.start()
@@ -426,7 +427,7 @@ def test_what_a_living_process_holds_is_not_lost_until_it_dies(store: MemoryStor
         process.wait(20)
         report = look(store)
         assert kinds(report) == ["lost"]
-        assert f"2 entries of producer {producer}: 1-2" in report.breaches[0].said
+        assert f"2 entries of producer {producer}: 1-2" in report.breaches[0].message
     finally:
         process.kill()
         process.communicate(timeout=20)
@@ -469,12 +470,12 @@ def test_what_waits_in_redis_counts_and_a_redis_that_is_away_is_said(
 
     server.client().lpop(broker.keys.lane(lane, "pending"))
     report = look(store, redis_url=server.url)
-    assert [finding.said for finding in report.breaches] == [f"3 entries of producer {queue.producer}: 1-3"]
+    assert [finding.message for finding in report.breaches] == [f"3 entries of producer {queue.producer}: 1-3"]
 
     server.kill()
     report = look(store, redis_url=server.url)
     assert kinds(report) == ["unreadable"]
-    assert "what waits in Redis cannot be read" in report.breaches[0].said
+    assert "what waits in Redis cannot be read" in report.breaches[0].message
     monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
     said = run(store, code=1).stdout
     assert "by 0 producers, as far as could be read" in said
@@ -519,5 +520,5 @@ def test_a_lane_column_is_what_lancedb_has(store: MemoryStore, record_id: UUID) 
     """The report's rows are the table's own, so that a person can check them with LanceDB alone."""
     store.append_provenance_batch(pairs(record_id, "abcd"))
     rows = table_of(store, record_id).search().select(["producer_seq"]).to_arrow()
-    (ledger,) = look(store).ledgers
+    (ledger,) = look(store).producers
     assert ledger.handed_out == pc.max(rows["producer_seq"]).as_py() == 4

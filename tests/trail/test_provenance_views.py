@@ -133,9 +133,9 @@ def test_top_counts_and_never_lists_what_is_left(run: Run, asked: list[UUID]) ->
 
 def test_what_there_is_none_of_is_said_on_stderr(run: Run, asked: list[UUID], store: MemoryStore) -> None:
     for args, told in [
-        (["--record", asked[2]], "no recall left such a trace"),
-        (["--recall", "r-9"], "no recall left such a trace"),
-        (["--top", "--offset", 5], "--offset 5 is beyond the last"),
+        (["--record", asked[2]], "no entry of the trace matches"),
+        (["--recall", "r-9"], "no entry of the trace matches"),
+        (["--top", "--offset", 5], "--offset 5 is beyond the last result: lower it"),
     ]:
         result = run(*args)
         assert (result.stdout, result.stderr.strip()) == ("", told)
@@ -193,15 +193,15 @@ def on_a_terminal(store: MemoryStore, views: list[list[str]], **env: str) -> lis
         (["--never", "--recall", "x"], "--never and --recall do not go together"),
         (["--follow", "--top"], "--follow and --top do not go together"),
         (["--follow", "--until", "1h"], "--follow and --until do not go together"),
-        (["--follow", "--recall", "x"], "a recall is over when its id is known"),
+        (["--follow", "--recall", "x"], "a recall leaves no more entries"),
         (["--follow", "--output", "x.csv"], "send stdout to the file"),
         (["--follow", "--json"], "--follow never ends, and a json file must"),
         (["--follow", "--format", "parquet"], "use --format table, jsonl or csv"),
         (["--json", "--format", "csv"], "give one of them"),
         (["--format", "xml"], "'--format'"),
-        (["--output", "trail"], "'trail' does not say in which format"),
+        (["--output", "trail"], "the name 'trail' implies no format"),
         (["--output", ""], "--output is empty"),
-        (["--output", "x.csv", "--format", "table"], "--output takes no table"),
+        (["--output", "x.csv", "--format", "table"], "--output cannot take a table"),
         (["--since", "2 parsecs"], "nor a span back from now, such as 30m, 2h or 7d"),
         (["--since", "9"], "--since '9' is not"),
         (["--limit", "0"], "'--limit'"),

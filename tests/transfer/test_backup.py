@@ -158,13 +158,13 @@ def test_entries_that_leave_the_spill_meanwhile_are_there_once(
         lane = lane_of(record_id, store.lanes)
         spill.append([Parcel.of(store.store_id, lane, producer, 1.0, [(record_id, seq, entry(seq))])], folder)
     spill.close()
-    real = backup.elsewhere
+    real = backup.pending
 
     def replayed(*args: Any) -> Any:
         assert recovery.apply(store).applied == 3
         return real(*args)
 
-    monkeypatch.setattr(backup, "elsewhere", replayed)
+    monkeypatch.setattr(backup, "pending", replayed)
     told = json.loads(run("backup", tmp_path / "b", "--store", store.path, "--json").stdout)
     assert (told["entries"], told["spilled"]) == (3, 3)
     _, copy = restored(tmp_path / "b", tmp_path / "r", "--as-copy")
@@ -298,7 +298,7 @@ def _flip(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (_flip, "is damaged (its SHA-256 is another)"),
+        (_flip, "is damaged (its SHA-256 differs)"),
         (lambda folder: (folder / "store" / "store.json").unlink(), "store.json is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "was not finished"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json is damaged"),

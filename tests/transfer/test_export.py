@@ -112,13 +112,13 @@ def test_a_second_import_adds_nothing_and_a_new_export_adds_what_is_new(
     log = other.layout.exclusions.read_bytes()
     told = json.loads(run("import", tmp_path / "out", "--store", other.path, "--json").stdout)
     assert (told["added"], told["existing"]) == (0, 8)
-    assert told["entries"] == {"added": 0, "existing": 35, "without_memory": 0}
+    assert told["entries"] == {"added": 0, "existing": 35, "unknown": 0}
     assert other.layout.exclusions.read_bytes() == log
 
     store.append_provenance_batch(pairs(first, ["later"]))
     run("export", tmp_path / "out2", "--store", store.path)
     told = json.loads(run("import", tmp_path / "out2", "--store", other.path, "--json").stdout)
-    assert told["entries"] == {"added": 1, "existing": 35, "without_memory": 0}
+    assert told["entries"] == {"added": 1, "existing": 35, "unknown": 0}
     found = other.get(first)
     assert found is not None
     assert cues(found.provenance)[-1] == "later"
@@ -135,7 +135,7 @@ def test_what_is_forgotten_is_neither_exported_nor_brought_back(store: MemorySto
     assert str(UUID(int=7)) not in str(content(tmp_path / "after"))
 
     told = json.loads(run("import", tmp_path / "before", "--store", store.path, "--json").stdout)
-    assert (told["forgotten"], told["entries"]["without_memory"]) == (1, 2)
+    assert (told["forgotten"], told["entries"]["unknown"]) == (1, 2)
     assert store.get(UUID(int=7)) is None
     clean(store)
 
@@ -153,7 +153,9 @@ def test_a_deletion_that_did_not_get_to_the_end_is_not_exported(store: MemorySto
     assert str(gone) not in str(content(tmp_path / "out"))
 
 
-def test_what_waits_elsewhere_is_counted_and_accounted_for(store: MemoryStore, home: Path, tmp_path: Path) -> None:
+def test_what_waits_outside_the_tables_is_counted_and_accounted_for(
+    store: MemoryStore, home: Path, tmp_path: Path
+) -> None:
     record_id = store.insert(_make())
     folder, producer = home / ".iai-mcp" / ".provenance-overflow", "ab" * 8
 
@@ -169,7 +171,7 @@ def test_what_waits_elsewhere_is_counted_and_accounted_for(store: MemoryStore, h
     result = run("export", tmp_path / "out", "--store", store.path, "--json")
     told = json.loads(result.stdout)
     assert (told["entries"], told["not_included"]) == (1, 2)
-    assert (told["elsewhere"]["spilled"], told["elsewhere"]["dead"]) == (1, 1)
+    assert (told["pending"]["spilled"], told["pending"]["dead"]) == (1, 1)
     assert "not in the export: 1 entry waits in the spill" in result.stderr
 
     other = MemoryStore(tmp_path / "other")
@@ -181,7 +183,7 @@ def test_what_waits_elsewhere_is_counted_and_accounted_for(store: MemoryStore, h
 
     spill.close()  # the client is gone: an export moves on what nobody holds
     told = json.loads(run("export", tmp_path / "all", "--store", store.path, "--json").stdout)
-    assert (told["entries"], told["elsewhere"]["spilled"]) == (2, 0)
+    assert (told["entries"], told["pending"]["spilled"]) == (2, 0)
 
 
 def test_other_readers_of_the_store_see_nothing_of_an_export(store: MemoryStore, tmp_path: Path) -> None:

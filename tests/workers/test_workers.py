@@ -146,7 +146,7 @@ def test_workers_drain_what_recalls_left_and_come_back_when_killed(
         _, said = supervisor.communicate(timeout=PATIENCE)
     assert supervisor.returncode == 0, said
     assert "2 workers serve" in said
-    assert "was killed by SIGKILL; starting it again in 0.5 s" in said
+    assert "was killed by SIGKILL; restarting it in 0.5 s" in said
     assert all(gone(pid) for pid in after)
     told = status()
     assert sum(lane["pending"] + lane["in_flight"] for lane in told["lanes"]) == 0
@@ -246,7 +246,7 @@ def test_an_old_redis_and_a_cluster_are_refused(
 
 # --- the supervisor --------------------------------------------------------------------------------------
 
-QUICK = Timing(first=0.02, longest=0.05, steady=60, budget=0.3, look=0.01)
+QUICK = Timing(first=0.02, longest=0.05, steady=60, budget=0.3, poll=0.01)
 
 
 def child(code: str, *args: object, timing: Timing = QUICK) -> Child:
@@ -268,7 +268,7 @@ def test_the_pause_before_a_restart_doubles(caplog: pytest.LogCaptureFixture, tm
     end([dying])
     pauses = [record.getMessage().rpartition(" in ")[2] for record in caplog.records]
     assert pauses[:3] == ["0.02 s", "0.04 s", "0.05 s"]
-    assert "child ended with exit code 7; starting it again" in caplog.text
+    assert "child ended with exit code 7; restarting it" in caplog.text
 
 
 def test_a_child_whose_settings_cannot_work_ends_them_all() -> None:
@@ -301,10 +301,10 @@ def test_a_ctrl_c_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatc
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert (stop.asked, stop.hurried) == (True, False)
+        assert (stop.asked, stop.forced) == (True, False)
         monkeypatch.setattr(stop, "_at", time.monotonic() - 2)
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.hurried
+        assert stop.forced
 
 
 # --- iai-mcp up ------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_up_brings_up_everything_and_takes_it_down(tmp_path: Path, monkeypatch: 
         told = status()["redis"]
         assert (told["appendonly"], told["appendfsync"], told["warnings"]) == ("yes", "everysec", [])
         second = run("up", code=1)
-        assert "is up already" in second.stderr
+        assert "runs the deployment of" in second.stderr
         assert f"export IAI_MCP_STORE='{folder}/store'" in second.stdout
         stopped(process)
     assert not (folder / "store" / "redis" / "redis.sock").exists()
@@ -398,7 +398,7 @@ def test_a_long_path_gets_a_short_socket(
     assert path.parent.parent == short
     assert path.parent.stat().st_mode & 0o777 == 0o700
     path.parent.chmod(0o755)
-    with pytest.raises(ConfigError, match="not a private folder"):
+    with pytest.raises(ConfigError, match="other users can access"):
         local_redis.socket_path(deep, "0123456789abcdef" * 2)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, RedisError, ResponseError
 
@@ -25,7 +25,7 @@ from iai_mcp.errors import BrokerUnavailable, ConfigError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["RedisLook", "WorkerLook", "check", "look", "masked", "workers_here"]
+__all__ = ["RedisLook", "RedisWarning", "WorkerLook", "check", "look", "masked", "workers_here"]
 
 UNKNOWN = "unknown"
 TIMEOUT_S = 2.0
@@ -42,6 +42,15 @@ class WorkerLook:
     pid: int | None
     seen_s: float | None
     alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RedisWarning:
+    """A setting or state of the server that endangers entries, and what to do about it."""
+
+    kind: Literal["appendonly", "appendfsync", "eviction", "aof_write", "replica", "memory"]
+    message: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class RedisLook:
     maxmemory_policy: str = UNKNOWN
     used_memory: int | None = None
     maxmemory: int | None = None
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[RedisWarning] = field(default_factory=list)
     queue: str = ""
     drained: int | None = None
     workers: list[WorkerLook] | None = None
@@ -94,7 +103,8 @@ def check(url: str) -> None:
 
     Raises:
         ConfigError: the URL, the password, the database, the version or the mode is wrong.
-        BrokerUnavailable: no server answers, or it is still loading: waiting may help.
+        BrokerLoading: the server still loads its data.
+        BrokerUnavailable: no server answers; waiting may help.
     """
     with _visiting(connect(url)) as client, translated():
         _greet(client)
@@ -200,22 +210,27 @@ def _server(client: redis.Redis, ask_config: bool) -> dict[str, Any]:
     return {**facts, "warnings": _warnings(facts, info)}
 
 
-def _warnings(facts: dict[str, Any], info: dict[str, Any]) -> list[str]:
+def _warnings(facts: dict[str, Any], info: dict[str, Any]) -> list[RedisWarning]:
     found = []
     if facts["appendonly"] == "no":
-        found.append("appendonly is no: entries that wait here are lost when Redis restarts; set it to yes")
+        message = "appendonly is no: entries that wait here are lost when Redis restarts"
+        found.append(RedisWarning("appendonly", message, "set it to yes"))
     elif facts["appendfsync"] == "no":
-        found.append("appendfsync is no: a power cut loses what waits here; set it to everysec or always")
-    if facts["maxmemory_policy"] not in ("noeviction", UNKNOWN):
-        policy = facts["maxmemory_policy"]
-        found.append(f"maxmemory-policy is {policy}: Redis may evict entries that wait; set it to noeviction")
+        message = "appendfsync is no: a power cut loses what waits here"
+        found.append(RedisWarning("appendfsync", message, "set it to everysec or always"))
+    if (policy := facts["maxmemory_policy"]) not in ("noeviction", UNKNOWN):
+        message = f"maxmemory-policy is {policy}: Redis may evict entries that wait"
+        found.append(RedisWarning("eviction", message, "set it to noeviction"))
     if info.get("aof_last_write_status", "ok") != "ok":
-        found.append("Redis could not write its append-only file: is its disk full?")
+        message = "Redis could not write its append-only file"
+        found.append(RedisWarning("aof_write", message, "make room on its disk"))
     if info.get("role", "master") == "slave":
-        found.append("this is a replica: pushes are refused and entries are spilled; point to the primary")
+        message = "this is a replica: pushes are refused and entries are spilled"
+        found.append(RedisWarning("replica", message, "point to the primary"))
     used, most = facts["used_memory"], facts["maxmemory"]
     if used and most and used > 0.9 * most:
-        found.append("memory is nearly full: pushes will be refused and entries spilled")
+        message = "memory is nearly full: pushes will be refused and entries spilled"
+        found.append(RedisWarning("memory", message, "raise maxmemory, or add workers"))
     return found
 
 

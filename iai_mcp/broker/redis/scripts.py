@@ -9,10 +9,10 @@ from importlib import resources
 from typing import Any
 
 import redis
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from iai_mcp.broker.redis.client import failure
-from iai_mcp.errors import BrokerUnavailable
+from iai_mcp.errors import BrokerLoading, BrokerUnavailable
 
 __all__ = ["Script", "translated"]
 
@@ -47,11 +47,13 @@ def _digest(source: str) -> str:
 
 
 class translated:
-    """Redis's errors become :class:`BrokerUnavailable`."""
+    """Redis's errors become :class:`BrokerUnavailable`; LOADING becomes :class:`BrokerLoading`."""
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BusyLoadingError):
+            raise BrokerLoading(failure(error)) from error
         if isinstance(error, RedisError):
             raise BrokerUnavailable(failure(error)) from error

@@ -94,13 +94,12 @@ class LaneTable(LaneReader):
     ) -> AppendReport:
         """Write a batch in order; on return it is durable, and any process can read it.
 
-        Args:
-            token: the fencing token of the writer's lease; None without one.
-            lanes: as of :meth:`RecordsCache.learn`.
+        ``token``: the fencing token of the writer's lease; None without one. ``lanes``: as of
+        :meth:`RecordsCache.learn`.
 
         Raises:
             LeaseLost: this lane has seen a later fencing token than ``token``.
-            StoreUnavailable: the store failed; nothing was acknowledged, and the call may be repeated.
+            StoreUnavailable: the storage is unavailable; nothing was acknowledged, and the call may be repeated.
         """
         with translated(), self._lock.hold() as locked:
             self._check_current()
@@ -119,11 +118,11 @@ class LaneTable(LaneReader):
 
     def _missing(self, ids: Sequence[str], cache: RecordsCache, lanes: int) -> set[str]:
         """The ids that have no record, or a deleted one."""
-        if unknown := cache.unknown(ids):
-            cache.learn(unknown, self._some_ids, lanes)
-            unknown = cache.unknown(unknown)
+        if unseen := cache.unknown(ids):
+            cache.learn(unseen, self._some_ids, lanes)
+            unseen = cache.unknown(unseen)
         deleted = self._tombstones.hex()
-        return unknown if deleted.isdisjoint(ids) else unknown.union(deleted.intersection(ids))
+        return unseen if deleted.isdisjoint(ids) else unseen.union(deleted.intersection(ids))
 
     def merge(self, rows: pa.Table, *, check_records: bool = True) -> Merged:
         """Add rows of another lane, or of another store, in the order given. They get this lane's ``seq``.

@@ -1,0 +1,1 @@
+"""The checks of ``iai-mcp doctor``, by topic."""
