@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iai_mcp.common.wording import many
-from iai_mcp.config import Settings, exposed, overflow_dir
+from iai_mcp.config import Settings, overflow_dir, world_readable
 from iai_mcp.errors import ConfigError
 from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.layout import Layout
@@ -67,7 +67,7 @@ def examine(path: str | None = None) -> Iterator[Check]:
     except ConfigError as error:
         yield Check("settings", State.FAIL, str(error), "set it right, or unset it")
         return
-    if opened := exposed():
+    if opened := world_readable():
         mend = f"chmod 600 {' '.join(map(str, opened))}"
         yield Check("settings", State.WARN, f"every user may read the secret in {opened[0]}", mend)
     else:
