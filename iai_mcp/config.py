@@ -1,8 +1,7 @@
-"""Frozen settings, and the only place that reads the environment.
+"""Frozen settings, and the only module that reads them from the environment.
 
-Each setting is one field of :class:`Settings`; its metadata names the environment variable and says what it
-does, so that the documentation's table can be made from the code. A secret ``NAME`` may lie in a file instead,
-which ``NAME_FILE`` names.
+Each setting is one field of :class:`Settings`. The field's metadata holds the environment variable and the text of
+the documentation's table. For a secret ``NAME``, the variable ``NAME_FILE`` may name a file that holds it.
 """
 
 from __future__ import annotations
@@ -17,9 +16,19 @@ from typing import Any, Literal
 
 from iai_mcp.errors import ConfigError
 
-__all__ = ["Found", "Settings", "exposed", "home", "look", "overflow_dir", "read_secret", "table", "unknown"]
+__all__ = [
+    "ResolvedSetting",
+    "Settings",
+    "home",
+    "markdown_table",
+    "overflow_dir",
+    "read_secret",
+    "resolved",
+    "unknown_variables",
+    "world_readable",
+]
 
-ENGINE_SECRETS = Path("/run/secrets")  # container engines put secrets here, and choose their modes
+ENGINE_SECRETS = Path("/run/secrets")  # container engines mount secrets here and choose the mode
 
 
 def _setting(default: Any, env: str, help: str, *, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
@@ -37,39 +46,41 @@ class Settings:
     embedder: str = _setting(
         "builtin",
         "IAI_MCP_EMBEDDER",
-        "What makes vectors: builtin, none, fastembed, sentence-transformers or openai.",
+        "The embedder: builtin, none, fastembed, sentence-transformers or openai.",
         choices=("builtin", "none", "fastembed", "sentence-transformers", "openai"),
     )
     embedder_model: str = _setting(
         "",
         "IAI_MCP_EMBEDDER_MODEL",
-        "Model name for the embedders that take one (default: the embedder's own).",
+        "Model of the embedder (default: the embedder's own).",
     )
     embedder_url: str = _setting(
         "", "IAI_MCP_EMBEDDER_URL", "Base URL of an OpenAI-compatible endpoint (embedder openai)."
     )
     embedder_key: str = _setting("", "IAI_MCP_EMBEDDER_KEY", "API key for that endpoint.", secret=True)
-    client: str = _setting("", "IAI_MCP_CLIENT", "Name of this client, kept in each provenance entry.")
+    client: str = _setting("", "IAI_MCP_CLIENT", "Name of this client. Each provenance entry holds it.")
     spill_dir: Path | None = _setting(
         None, "IAI_MCP_SPILL_DIR", "Folder of the local spill (default: ~/.iai-mcp/.provenance-overflow)."
     )
     journal: Literal["off", "write", "fsync"] = _setting(
         "off",
         "IAI_MCP_JOURNAL",
-        "Journal entries to the spill before enqueue returns: off, write (survives kill -9) or fsync "
+        "Write every entry to the spill before enqueue returns: off, write (survives kill -9) or fsync "
         "(survives a power cut).",
         choices=("off", "write", "fsync"),
     )
     stop_budget: float = _setting(
         5.0,
         "IAI_MCP_STOP_BUDGET",
-        "For how many seconds stopping a queue may drain before it spills what is left.",
+        "Maximum seconds that a stopping queue drains before it spills the remaining entries.",
     )
     cleanup_age: float = _setting(
-        10.0, "IAI_MCP_CLEANUP_AGE", "How many seconds old a table version must be before it is removed."
+        10.0, "IAI_MCP_CLEANUP_AGE", "Age in seconds from which a table version may be removed."
     )
     lock_timeout: float = _setting(
-        10.0, "IAI_MCP_LOCK_TIMEOUT", "For how many seconds a writer waits for a lane that another process writes."
+        10.0,
+        "IAI_MCP_LOCK_TIMEOUT",
+        "Maximum seconds that a writer waits for a lane in use by another process.",
     )
     redis_url: str = _setting(
         "",
@@ -83,37 +94,37 @@ class Settings:
     lane_ceiling: int = _setting(
         100_000,
         "IAI_MCP_LANE_CEILING",
-        "Most entries that a lane may hold in Redis; above it clients spill (several at once may pass it by one "
-        "recall each).",
+        "Maximum number of entries of a lane in Redis. Above it clients spill. Concurrent clients may exceed it "
+        "by one recall each.",
     )
     lease_s: float = _setting(
-        10.0, "IAI_MCP_LEASE", "How many seconds a worker's lease on a lane outlives its last sign of life."
+        10.0, "IAI_MCP_LEASE", "Seconds after its last renewal at which a worker's lease on a lane expires."
     )
     push_budget_ms: float = _setting(
-        10.0, "IAI_MCP_PUSH_BUDGET_MS", "Most milliseconds that a push to Redis may take before it is spilled."
+        10.0, "IAI_MCP_PUSH_BUDGET_MS", "Maximum milliseconds of a push to Redis. After that the entry is spilled."
     )
     redis_durability: Literal["memory", "fsync"] = _setting(
         "memory",
         "IAI_MCP_REDIS_DURABILITY",
-        "When an entry counts as taken by Redis: memory, once it is in its memory (its appendfsync decides what a "
-        "power cut costs), or fsync, once WAITAOF confirms that it is on its disk (Redis 7.2, appendfsync always; "
-        "what is not confirmed within the push budget is spilled, and the spill is synced).",
+        "When an entry counts as taken by Redis: memory (Redis has it in memory; appendfsync decides what a power "
+        "cut costs) or fsync (WAITAOF confirms it on Redis's disk; needs Redis 7.2 and appendfsync always). With "
+        "fsync, an entry that is not confirmed within the push budget is spilled, and the spill is synced.",
         choices=("memory", "fsync"),
     )
     linger_ms: float = _setting(
         50.0,
         "IAI_MCP_LINGER_MS",
-        "For how many milliseconds a worker lets the oldest entry of a lane wait for more (the linger).",
+        "Maximum milliseconds that the oldest entry of a lane waits for more entries (the linger).",
     )
-    max_batch: int = _setting(4096, "IAI_MCP_MAX_BATCH", "Most entries in one write of a worker.")
+    max_batch: int = _setting(4096, "IAI_MCP_MAX_BATCH", "Maximum number of entries in one write of a worker.")
     token: str = _setting(
         "", "IAI_MCP_TOKEN", "Bearer token that clients of `serve --transport http` must send.", secret=True
     )
     traces: str = _setting(
         "off",
         "IAI_MCP_TRACES",
-        "Where OpenTelemetry traces go: off, otlp (see OTEL_EXPORTER_OTLP_ENDPOINT), or the path of a file for "
-        "JSON lines. Needs the extra otel.",
+        "OpenTelemetry traces: off, or otlp to send them to OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra otel.",
+        choices=("off", "otlp"),
     )
     log_level: str = _setting(
         "warning",
@@ -124,19 +135,18 @@ class Settings:
     log_format: Literal["text", "json"] = _setting(
         "text",
         "IAI_MCP_LOG_FORMAT",
-        "How the log on stderr is written: text, or json (one object a line).",
+        "Format of the log on stderr: text, or json (one object a line).",
         choices=("text", "json"),
     )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the settings from ``environ`` (default: this process's environment, as it is now).
+        """Read the settings from ``environ`` (default: the environment of this process, now).
 
-        A variable that is empty is one that is not set. A file with a secret is read now, and once.
+        An empty variable counts as not set. A secret's file is read once, now.
 
         Raises:
-            ConfigError: a variable holds a value of the wrong kind, or names a file of no use; the message
-                names it.
+            ConfigError: a variable holds an unusable value or names an unusable file. The message names it.
         """
         env = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -158,13 +168,13 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One setting, and where it comes from.
+class ResolvedSetting:
+    """A setting with its value and source.
 
     Attributes:
         name: the field of :class:`Settings`.
         variable: the environment variable.
-        value: what holds now, defaults filled in; a secret is here as it is, mask it before it is shown.
+        value: the value in force, defaults included. A secret is not masked here.
         source: ``environment``, ``default``, or the path of the file that holds the secret.
         secret: whether ``value`` must never be shown.
     """
@@ -176,8 +186,8 @@ class Found:
     secret: bool
 
 
-def look(environ: Mapping[str, str] | None = None) -> list[Found]:
-    """Every setting as :meth:`Settings.load` would have it from ``environ``, and where it comes from.
+def resolved(environ: Mapping[str, str] | None = None) -> list[ResolvedSetting]:
+    """Every setting as :meth:`Settings.load` reads it from ``environ``, with its source.
 
     Raises:
         ConfigError: as :meth:`Settings.load`.
@@ -189,20 +199,22 @@ def look(environ: Mapping[str, str] | None = None) -> list[Found]:
         value = _FOLDERS[spec.name](settings) if spec.name in _FOLDERS else getattr(settings, spec.name)
         file = env.get(f"{name}_FILE", "") if secret else ""
         source = "environment" if env.get(name, "") else file or "default"
-        found.append(Found(spec.name, name, str(value) if isinstance(value, Path) else value, source, secret))
+        found.append(
+            ResolvedSetting(spec.name, name, str(value) if isinstance(value, Path) else value, source, secret)
+        )
     return found
 
 
-def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Variables that are named like settings and are none: misspelled ones, mostly."""
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables that start like a setting but are not one, misspelled names above all."""
     env = os.environ if environ is None else environ
     known = {spec.metadata["env"] for spec in fields(Settings)}
     known |= {f"{spec.metadata['env']}_FILE" for spec in fields(Settings) if spec.metadata["secret"]}
     return sorted(name for name in env if name.startswith("IAI_MCP_") and name not in known)
 
 
-def table() -> str:
-    """The settings as the Markdown table of the documentation."""
+def markdown_table() -> str:
+    """The table of settings for the documentation."""
     lines = ["| Variable | In Python | Default | |", "|---|---|---|---|"]
     for spec in fields(Settings):
         meta, default = spec.metadata, spec.default
@@ -233,10 +245,10 @@ def _parse(name: str, default: Any, raw: str, meta: Mapping[str, Any]) -> Any:
 
 
 def read_secret(path: Path, named: str) -> str:
-    """The one line that a file holds, without the blanks around it; ``named`` is what an error calls the file.
+    """The single line of a file, without surrounding blanks. Errors call the file ``named``.
 
     Raises:
-        ConfigError: it cannot be read, is empty, or holds more than one line.
+        ConfigError: the file cannot be read, is empty, or holds more than one line.
     """
     try:
         secret = path.read_text().strip()
@@ -249,15 +261,15 @@ def read_secret(path: Path, named: str) -> str:
     return secret
 
 
-def exposed(environ: Mapping[str, str] | None = None, *further: Path | None) -> list[Path]:
-    """Files with secrets, of the settings and ``further`` ones, that every user of this machine may read."""
+def world_readable(environ: Mapping[str, str] | None = None, *further: Path | None) -> list[Path]:
+    """The secret files, those of the settings and ``further`` ones, that every user of this machine can read."""
     env = os.environ if environ is None else environ
     secret = [spec.metadata["env"] for spec in fields(Settings) if spec.metadata["secret"]]
     named = [Path(file).expanduser() for name in secret if (file := env.get(f"{name}_FILE", ""))]
-    return [path for path in (*named, *further) if path is not None and _open_to_all(path)]
+    return [path for path in (*named, *further) if path is not None and _world_readable(path)]
 
 
-def _open_to_all(path: Path) -> bool:
+def _world_readable(path: Path) -> bool:
     with suppress(OSError):
         readable = path.stat().st_mode & stat.S_IROTH
         return bool(readable) and ENGINE_SECRETS not in path.absolute().parents
@@ -265,13 +277,13 @@ def _open_to_all(path: Path) -> bool:
 
 
 def home() -> Path:
-    """The user's home folder as the environment says at this moment."""
+    """The user's home folder, from ``HOME`` at this moment."""
     return Path(os.environ.get("HOME") or Path.home())
 
 
 def overflow_dir(settings: Settings) -> Path:
-    """The spill folder, looked up now: a process may change ``HOME`` after the queue was made."""
+    """The spill folder, computed at each call: a process may change ``HOME`` after it made the queue."""
     return settings.spill_dir or home() / ".iai-mcp" / ".provenance-overflow"
 
 
-_FOLDERS = {"store": lambda settings: settings.store_path, "spill_dir": overflow_dir}  # their defaults follow HOME
+_FOLDERS = {"store": lambda settings: settings.store_path, "spill_dir": overflow_dir}  # defaults depend on HOME

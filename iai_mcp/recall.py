@@ -17,7 +17,7 @@ from iai_mcp.errors import BadParams
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import Filters, Hit, MemoryStore
 from iai_mcp.telemetry import observer
-from iai_mcp.telemetry.events import log, quiet_words
+from iai_mcp.telemetry.events import log, safe_message
 
 __all__ = ["Recall", "fuse", "recall"]
 
@@ -150,4 +150,4 @@ def _leave_trace(
         store.queue_provenance_batch(pairs)
     except Exception as error:  # noqa: BLE001  the recall itself succeeded; the operator sees the log
         store.provenance_failures += len(pairs)
-        log.error("%d provenance entries were not taken: %s", len(pairs), quiet_words(error))
+        log.error("%d provenance entries were not taken: %s", len(pairs), safe_message(error))

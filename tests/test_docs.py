@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 import iai_mcp
 from iai_mcp import core, errors
 from iai_mcp.cli.app import app
-from iai_mcp.config import table
+from iai_mcp.config import markdown_table
 from tests import preloaded, servers
 from tests.support import ROOT
 
@@ -304,7 +304,7 @@ def test_every_command_that_is_named_parses(path: Path) -> None:
 
 def test_the_table_of_settings_is_what_the_program_prints() -> None:
     printed = CliRunner().invoke(app, ["config", "--markdown"]).stdout
-    assert printed == f"{table()}\n"
+    assert printed == f"{markdown_table()}\n"
     assert f"\n\n{printed}\n" in (ROOT / "docs" / "configuration.md").read_text()
 
 

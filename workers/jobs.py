@@ -9,7 +9,7 @@ from __future__ import annotations
 from rq import get_current_job
 
 from iai_mcp.pipeline.drain import DrainReport
-from iai_mcp.telemetry.events import quiet_words
+from iai_mcp.telemetry.events import safe_message
 from workers.runner import WrongStore, runner_for
 
 __all__ = ["drain_lane"]
@@ -33,5 +33,5 @@ def drain_lane(store_id: str, lane: int) -> str:
 
 
 def _summary(report: DrainReport) -> str:
-    error = f" ({quiet_words(report.error)})" if report.error is not None else ""
+    error = f" ({safe_message(report.error)})" if report.error is not None else ""
     return f"{report.outcome}: {report.applied} applied{error}"

@@ -19,7 +19,7 @@ from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
 from iai_mcp.storage.layout import Layout
 from iai_mcp.store import MemoryStore, RecordsCache, open_store
-from iai_mcp.telemetry.events import emit, quiet_words
+from iai_mcp.telemetry.events import emit, safe_message
 
 if TYPE_CHECKING:
     import redis
@@ -103,7 +103,7 @@ class LaneRunner:
         report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
         if report.outcome is Outcome.STORE_UNAVAILABLE:
             self._not_before[lane] = time.monotonic() + STORE_PAUSE_S
-            error = quiet_words(report.error) if report.error else ""
+            error = safe_message(report.error) if report.error else ""
             emit("store_unavailable", level=logging.WARNING, lane=lane, error=error)
         return report
 

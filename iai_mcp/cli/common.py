@@ -97,12 +97,12 @@ def loaded(*also: str, token_file: Path | None = None) -> Settings:
     Raises:
         ConfigError: a setting has a value that cannot be used.
     """
-    from iai_mcp.config import Settings, exposed
+    from iai_mcp.config import Settings, world_readable
     from iai_mcp.telemetry import events
 
     settings = Settings.load()
     events.configure(settings.log_level, as_json=settings.log_format == "json", also=also)
-    for path in exposed(None, token_file):
+    for path in world_readable(None, token_file):
         events.log.warning("%s holds a secret and every user may read it: run chmod 600 on it", path)
     return settings
 

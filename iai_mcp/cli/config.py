@@ -11,7 +11,7 @@ from iai_mcp.cli.common import Json, note, print_json, screen
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
-    from iai_mcp.config import Found
+    from iai_mcp.config import ResolvedSetting
 
 __all__ = ["register"]
 
@@ -30,15 +30,15 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Show every setting, its value and its source; secrets stay hidden."""
-    from iai_mcp.config import look, table, unknown
+    from iai_mcp.config import markdown_table, resolved, unknown_variables
 
     if as_markdown and as_json:
         raise UsageError("--markdown and --json are two formats: give one of them")
     if as_markdown:
-        typer.echo(table())
+        typer.echo(markdown_table())
         return
-    found = look()
-    for name in unknown():
+    found = resolved()
+    for name in unknown_variables():
         close = get_close_matches(name, [one.variable for one in found], 1)
         note(f"note: {name} is not a setting{f': did you mean {close[0]}?' if close else ''}")
     if as_json:
@@ -55,7 +55,7 @@ def config(
     screen().print(grid)
 
 
-def _shown(one: Found) -> str | float | None:
+def _shown(one: ResolvedSetting) -> str | float | None:
     """The value; stars for a secret; the address of Redis without its password."""
     if not one.secret or not one.value:
         return one.value

@@ -26,7 +26,7 @@ from iai_mcp.spill.names import parse, store_prefix
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import read_meta
-from iai_mcp.telemetry.events import log, quiet_words
+from iai_mcp.telemetry.events import log, safe_message
 
 if TYPE_CHECKING:
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
@@ -75,7 +75,7 @@ class Look:
             readings = [*self._take()]
         except Exception as error:  # noqa: BLE001  a scrape tells of it; the process goes on
             level = logging.DEBUG if isinstance(error, IaiMcpError | OSError) else logging.WARNING
-            log.log(level, "metrics: no look at %s: %s", self.name, quiet_words(error))
+            log.log(level, "metrics: no look at %s: %s", self.name, safe_message(error))
         with self._mutex:
             self._readings, self._taken_at, self._running = readings, time.monotonic(), None
         done.set()

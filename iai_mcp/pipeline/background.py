@@ -18,7 +18,7 @@ from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.replay import ReplayCursor
 from iai_mcp.spill.adoption import adopt
 from iai_mcp.storage.tables.known_records import RecordsCache
-from iai_mcp.telemetry.events import emit, log, quiet_words
+from iai_mcp.telemetry.events import emit, log, safe_message
 
 __all__ = ["Background", "Driver", "LaneDrainer"]
 
@@ -67,7 +67,7 @@ class LaneDrainer:
         delay = min(longest, first * 2 ** min(self._failures[report.lane], 10))
         self._failures[report.lane] += 1
         self._broker.defer(report.lane, delay)
-        error = quiet_words(report.error) if report.error else ""
+        error = safe_message(report.error) if report.error else ""
         emit("store_unavailable", level=logging.WARNING, lane=report.lane, retry_s=delay, error=error)
 
 
@@ -134,7 +134,7 @@ class Background:
                 self._driver.run_once(0.0 if more else SCAN_S)
                 self._scan()
             except Exception as error:  # noqa: BLE001  without this thread nothing would be drained any more
-                emit("queue_error", level=logging.ERROR, error=quiet_words(error))
+                emit("queue_error", level=logging.ERROR, error=safe_message(error))
                 log.debug("the provenance thread goes on after this error", exc_info=True)
                 self._halt.wait(ERROR_PAUSE_S)
 

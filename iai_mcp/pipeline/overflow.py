@@ -14,7 +14,7 @@ from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.exclusions import ExclusionReason, Key
-from iai_mcp.telemetry.events import emit, quiet_words
+from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["Overflow"]
 
@@ -69,7 +69,7 @@ class Overflow:
         except SpillUnavailable as error:
             self._counts.refused += entries
             self._refused += [(parcel.producer, seq) for parcel in parcels for seq in parcel.seqs]
-            found = {"entries": entries, "folder": str(folder), "error": quiet_words(error)}
+            found = {"entries": entries, "folder": str(folder), "error": safe_message(error)}
             emit("spill_failed", level=logging.ERROR, **found)
             raise
         self._counts.spilled += entries

@@ -22,7 +22,7 @@ from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.config import Settings
 from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped
 from iai_mcp.server.tools import TOOLS, Tool
-from iai_mcp.telemetry.events import emit, log, quiet_words
+from iai_mcp.telemetry.events import emit, log, safe_message
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore
@@ -100,7 +100,7 @@ class Calls:
         try:
             _ = self.store().embedder
         except Exception as error:  # noqa: BLE001  each call reports it to its caller
-            emit("store_not_ready", level=logging.WARNING, error=quiet_words(error))
+            emit("store_not_ready", level=logging.WARNING, error=safe_message(error))
 
     def close(self) -> None:
         """Drain the queue within its budget and spill the rest; no call starts after this."""
@@ -130,7 +130,7 @@ class Calls:
         except IaiMcpError as error:
             return Answer(text=str(error), error=True)
         except Exception as error:  # noqa: BLE001  the agent gets a sentence, the log the traceback
-            emit("call_failed", level=logging.ERROR, tool=name, error=quiet_words(error))
+            emit("call_failed", level=logging.ERROR, tool=name, error=safe_message(error))
             log.debug("the traceback of that call", exc_info=error)
             text = f"{name} failed on the server ({type(error).__name__}); its log says more (IAI_MCP_LOG=debug)"
             return Answer(text=text, error=True)

@@ -16,7 +16,7 @@ from iai_mcp.spill.adoption import orphans
 from iai_mcp.spill.names import files_in
 from iai_mcp.spill.segment import Segment
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
-from iai_mcp.telemetry.events import emit, quiet_words
+from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["forget"]
 
@@ -51,7 +51,7 @@ def _erase(segment: Segment, record_id: UUID, exclusions: Exclusions) -> None:
             exclusions.add(ExclusionReason.FORGOTTEN, keys)
         segment.rewrite(lambda line: _without(line, record_id) if mentions(line) else line)
     except OSError as error:
-        emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=quiet_words(error))
+        emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=safe_message(error))
     finally:
         segment.close()
 

@@ -1,6 +1,6 @@
-"""What happens beside the results: named events with counts, through the ``iai_mcp`` logger.
+"""Log events: named, with counts, through the ``iai_mcp`` logger.
 
-An event carries numbers and names of places, never an entry's cue or a memory's text.
+An event carries numbers and paths. It never carries an entry's cue or a memory's text.
 """
 
 from __future__ import annotations
@@ -14,41 +14,44 @@ from typing import Any
 
 from iai_mcp.errors import IaiMcpError
 
-__all__ = ["configure", "emit", "listeners", "log", "quiet_words"]
+__all__ = ["configure", "emit", "listeners", "log", "safe_message"]
 
 log = logging.getLogger("iai_mcp")
 
 listeners: tuple[Callable[[str, Mapping[str, object]], None], ...] = ()
-"""Who is told of every event, whatever the log level; :mod:`iai_mcp.telemetry.observer` sets them."""
+"""Called with every event at any log level. :mod:`iai_mcp.telemetry.observer` sets them."""
 
 
 def emit(event: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """Log ``event`` with ``fields``; handlers find them on the record as ``event`` and ``fields``."""
+    """Log ``event`` with ``fields``. The log record has both as attributes, ``event`` and ``fields``."""
     for listener in listeners:
         listener(event, fields)
     if log.isEnabledFor(level):
-        said = " ".join(f"{key}={value}" for key, value in fields.items())
-        log.log(level, "%s %s", event, said, extra={"event": event, "fields": fields})
+        text = " ".join(f"{key}={value}" for key, value in fields.items())
+        log.log(level, "%s %s", event, text, extra={"event": event, "fields": fields})
 
 
-def quiet_words(error: BaseException) -> str:
-    """What an error may say in a log: our own words; of any other only its kind, for it may quote an entry."""
+def safe_message(error: BaseException) -> str:
+    """The text of an error for the log: its type, and its message if that cannot quote an entry.
+
+    Messages of our own errors and of the operating system are safe. Those of other libraries may quote an entry.
+    """
     kind = type(error).__name__
-    words = error if isinstance(error, IaiMcpError) else getattr(error, "strerror", None)
-    return f"{kind}: {words}" if words else kind
+    message = error if isinstance(error, IaiMcpError) else getattr(error, "strerror", None)
+    return f"{kind}: {message}" if message else kind
 
 
 def configure(level: str, *, as_json: bool = False, also: tuple[str, ...] = ()) -> None:
-    """Send this package's log to stderr from ``level`` on (for the command line, not for libraries).
+    """Send this package's log from ``level`` on to stderr. For programs, not for libraries.
 
     Args:
         level: debug, info, warning or error.
-        as_json: one JSON object a line, ``{"ts", "level", "event", ...}``, for programs that read logs.
-        also: further loggers by name that are to look alike; their level is their own affair.
+        as_json: write one JSON object a line, ``{"ts", "level", "event", ...}``.
+        also: names of further loggers that get the same handler; they keep their level.
     """
     handler = logging.StreamHandler(sys.stderr)
-    whole = level == "debug"
-    handler.setFormatter(_Json(whole) if as_json else _Text(whole))
+    with_messages = level == "debug"
+    handler.setFormatter(_Json(with_messages) if as_json else _Text(with_messages))
     for logger in (log, *map(logging.getLogger, also)):
         logger.handlers[:] = [handler]
         logger.propagate = False
@@ -56,21 +59,21 @@ def configure(level: str, *, as_json: bool = False, also: tuple[str, ...] = ()) 
 
 
 class _Text(logging.Formatter):
-    """A record as a line for people; of an error its place and kind, its words only at the level debug."""
+    """A record as a line for people. An error shows its traceback and type; its message at level debug only."""
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, with_messages: bool) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
-        self._whole = whole
+        self._with_messages = with_messages
 
     def formatException(self, ei: Any) -> str:
-        if self._whole:
+        if self._with_messages:
             return super().formatException(ei)
         frames = "".join(traceback.format_tb(ei[2])).rstrip()
-        return f"{frames}\n{quiet_words(ei[1])}" if frames else quiet_words(ei[1])
+        return f"{frames}\n{safe_message(ei[1])}" if frames else safe_message(ei[1])
 
 
 class _Json(_Text):
-    """A record as one line of JSON; what was logged without :func:`emit` is the event ``log``."""
+    """A record as one line of JSON. A record that :func:`emit` did not make is the event ``log``."""
 
     def format(self, record: logging.LogRecord) -> str:
         import msgspec

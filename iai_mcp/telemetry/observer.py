@@ -1,8 +1,8 @@
 """Instrumentation hooks of the write pipeline; they do nothing until an observer registers.
 
-The pipeline tells :data:`now` what it does. Without an observer that costs some nanoseconds. An observer (see
-:mod:`iai_mcp.metrics.instruments` and :mod:`iai_mcp.telemetry.tracing`) derives from :class:`Observer` and is
-registered with :func:`watch`. Events of :mod:`iai_mcp.telemetry.events` reach observers too, at any log level.
+The pipeline calls the methods of :data:`now`. Without a registered observer a call costs some nanoseconds. An
+observer derives from :class:`Observer` and is registered with :func:`watch`; see :mod:`iai_mcp.telemetry.tracing`
+and ``iai_mcp.metrics``. Observers also get every event of :mod:`iai_mcp.telemetry.events`, at any log level.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Batch", "Enqueue", "Observer", "Recalled", "now", "unwatch", "watch"
 
 
 class _Block:
-    """A block that nobody watches."""
+    """A context manager that does nothing."""
 
     __slots__ = ()
 
@@ -27,55 +27,55 @@ class _Block:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """The end of the block, however it came."""
+        """Called at the end of the block, also after an error."""
 
 
 class Recalled(_Block):
-    """One recall, from the cue to its entries being handed over."""
+    """One recall, from the cue to the hand-over of its entries."""
 
     __slots__ = ()
 
     def stages(self, seconds: Mapping[str, float]) -> None:
-        """How long each stage took, in the order that they ran, and ``total``."""
+        """Seconds of each stage, in the order in which they ran, and of ``total``."""
 
 
 class Enqueue(_Block):
-    """One call of ``enqueue``, the wait for its turn included; leaving it with an error means refused."""
+    """One call of ``enqueue``, including the wait for the lock. An error that leaves the block means refused."""
 
     __slots__ = ()
 
     def carrying(self, parcels: list[Parcel]) -> list[Parcel]:
-        """The parcels, marked with what whoever drains them needs to go on watching."""
+        """The parcels to push. An observer may add what the drain needs, such as a trace context."""
         return parcels
 
     def spilled(self, *, journal: bool) -> None:
-        """They went to the local spill; ``journal``: as the settings ask, and not for want of the broker."""
+        """The entries went to the local spill. ``journal``: the settings ask for it, the broker did not fail."""
 
 
 class Batch:
-    """One batch of a drain; made right before the claim. One that fails says no more."""
+    """One batch of a drain, made right before the claim. A failed batch gets no further call."""
 
     __slots__ = ()
 
     def claimed(self, parcels: Sequence[object]) -> None:
-        """These are in flight now: parcels, and what is no parcel."""
+        """These items are in flight now: parcels and malformed items."""
 
     def written(self) -> None:
-        """What can be is in the store, durably; the rest is buried."""
+        """The entries are in the store, durably. Entries that cannot be stored are dead letters."""
 
     def acknowledged(self) -> None:
-        """The broker has let go of it."""
+        """The broker has dropped the batch."""
 
 
 class Observer:
-    """Watches nothing; each method may be overridden. They are called on the pipeline's threads: be quick."""
+    """Base class of observers. Its methods do nothing. The pipeline's threads call them: return quickly."""
 
     def recalling(self) -> Recalled:
         """A recall begins."""
         return _RECALLED
 
     def enqueuing(self, entries: int) -> Enqueue:
-        """Entries are about to be handed to the broker."""
+        """A call of ``enqueue`` begins."""
         return _ENQUEUE
 
     def batch(self, lane: int) -> Batch:
@@ -83,41 +83,41 @@ class Observer:
         return _BATCH
 
     def committed(self, merge_s: float, sync_s: float) -> None:
-        """A lane's table took rows: seconds of the merge, and of making it durable."""
+        """A lane's table took rows. ``merge_s``: seconds of the merge; ``sync_s``: seconds to make it durable."""
 
     def drained(self, applied: int, duplicate: int, unknown: int, dead: int) -> None:
-        """How many entries of a drain ended in which way."""
+        """A drain ended: numbers of entries by outcome."""
 
     def event(self, name: str, fields: Mapping[str, object]) -> None:
-        """Something was logged with :func:`iai_mcp.telemetry.events.emit`."""
+        """:func:`iai_mcp.telemetry.events.emit` was called."""
 
 
 _RECALLED, _ENQUEUE, _BATCH = Recalled(), Enqueue(), Batch()
-_NOBODY = Observer()
-_watching: tuple[Observer, ...] = ()
+_IDLE = Observer()
+_registered: tuple[Observer, ...] = ()
 
-now: Observer = _NOBODY
-"""Whom the pipeline tells; look it up anew each time."""
+now: Observer = _IDLE
+"""The current observer. Read it at each use: it changes when observers are registered."""
 
 
 def watch(observer: Observer) -> None:
-    """Let ``observer`` watch this process from now on, beside those that do already."""
-    _set((*_watching, observer))
+    """Register ``observer`` beside those that are registered already."""
+    _set((*_registered, observer))
 
 
 def unwatch(observer: Observer) -> None:
     """Undo :func:`watch`."""
-    _set(tuple(one for one in _watching if one is not observer))
+    _set(tuple(one for one in _registered if one is not observer))
 
 
 def _set(observers: tuple[Observer, ...]) -> None:
-    global _watching, now
-    _watching = observers
-    now = _NOBODY if not observers else observers[0] if len(observers) == 1 else _Several(observers)
+    global _registered, now
+    _registered = observers
+    now = _IDLE if not observers else observers[0] if len(observers) == 1 else _Several(observers)
     events.listeners = tuple(one.event for one in observers)
 
 
-# -- several at once
+# -- several observers at once
 
 
 class _SeveralBlocks(Recalled, Enqueue):

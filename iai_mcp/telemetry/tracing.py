@@ -1,7 +1,7 @@
 """OpenTelemetry traces: one trace from a recall through push, claim, merge and acknowledgement, across processes.
 
-``IAI_MCP_TRACES`` switches them on, and only then is ``opentelemetry`` imported (the extra ``otel``). The context
-travels with the parcels, as a W3C ``traceparent``; no span carries a cue or a record's id.
+``IAI_MCP_TRACES=otlp`` switches them on. ``opentelemetry`` (the extra ``otel``) is imported only then. Parcels
+carry the context as a W3C ``traceparent``. No span carries a cue or a record's id.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -23,106 +22,57 @@ from iai_mcp.telemetry import observer
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanKind, Tracer
 
-__all__ = ["MOST_TRACES", "Tracing", "start"]
+__all__ = ["MAX_TRACES", "Tracing", "start"]
 
-MOST_TRACES = 128  # of one batch that are followed: a batch may hold thousands of recalls
+MAX_TRACES = 128  # per batch: a batch may hold thousands of recalls
 
 _started: Tracing | None = None
 _starting = threading.Lock()
 
 
 def start(settings: Settings) -> None:
-    """Trace this process from now on as the settings say; does nothing where that is so already, or is off.
+    """Start to trace this process if the settings ask for it. A second call does nothing.
 
-    Where the program has set a tracer provider of its own, that one is used.
+    Spans go to the tracer provider of the program if it has set one.
 
     Raises:
-        ConfigError: the extra is missing, or the setting makes no sense.
+        ConfigError: the extra is missing, or the setting is neither ``off`` nor ``otlp``.
     """
     global _started
+    if settings.traces in ("", "off"):
+        return
+    if settings.traces != "otlp":
+        raise ConfigError(f"IAI_MCP_TRACES={settings.traces!r} is not one of off, otlp")
     with _starting:
-        if _started is None and settings.traces not in ("", "off"):
-            _started = Tracing(_tracer(settings.traces))
+        if _started is None:
+            _started = Tracing(_tracer())
             observer.watch(_started)
 
 
-def _tracer(where: str) -> Tracer:
+def _tracer() -> Tracer:
     try:
         from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise ConfigError("IAI_MCP_TRACES needs OpenTelemetry: pip install 'iai-mcp[otel]'") from None
+        raise ConfigError("IAI_MCP_TRACES=otlp needs OpenTelemetry: pip install 'iai-mcp[otel]'") from None
     from iai_mcp._version import __version__
 
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # nobody has set one
-        exporter = _exporter(where)
-        name = os.environ.get("OTEL_SERVICE_NAME") or "iai-mcp"
-        provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name, "service.version": __version__}))
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-        return provider.get_tracer("iai_mcp", __version__)  # not made global: other libraries' spans are not ours
-    return trace.get_tracer("iai_mcp", __version__)
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # the program has set its own
+        return trace.get_tracer("iai_mcp", __version__)
+    name = os.environ.get("OTEL_SERVICE_NAME") or "iai-mcp"
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name, "service.version": __version__}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider.get_tracer("iai_mcp", __version__)  # not global: we do not export other libraries' spans
 
 
-def _exporter(where: str) -> Any:
-    if where == "otlp":
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        except ImportError:
-            raise ConfigError("IAI_MCP_TRACES=otlp needs its exporter: pip install 'iai-mcp[otel]'") from None
-        return OTLPSpanExporter()
-    if "/" not in where:
-        raise ConfigError(f"IAI_MCP_TRACES={where!r} is none of off, otlp and the path of a file (with a /)")
-    return _file_exporter(Path(where).expanduser())
-
-
-def _file_exporter(path: Path) -> Any:
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-    class Lines(SpanExporter):
-        """One JSON object a line, appended in one write, so that several processes may share the file."""
-
-        def export(self, spans: Sequence[Any]) -> SpanExportResult:
-            data = b"".join(msgspec.json.encode(_told(span)) + b"\n" for span in spans)
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                try:
-                    os.write(fd, data)
-                finally:
-                    os.close(fd)
-            except OSError:
-                return SpanExportResult.FAILURE
-            return SpanExportResult.SUCCESS
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-    except OSError as error:
-        raise ConfigError(f"IAI_MCP_TRACES={path}: {error.strerror or error}") from None
-    return Lines()
-
-
-def _told(span: Any) -> dict[str, Any]:
-    context = span.get_span_context()
-    return {
-        "trace_id": f"{context.trace_id:032x}",
-        "span_id": f"{context.span_id:016x}",
-        "parent_id": f"{span.parent.span_id:016x}" if span.parent is not None else None,
-        "name": span.name,
-        "start_ns": span.start_time,
-        "end_ns": span.end_time,
-        "attributes": dict(span.attributes or {}),
-        "status": span.status.status_code.name,
-        "pid": os.getpid(),
-    }
-
-
-# -- the watcher
+# -- the observer
 
 
 class Tracing(observer.Observer):
-    """Makes spans of what the pipeline tells."""
+    """An observer that turns the pipeline's calls into spans."""
 
     def __init__(self, tracer: Tracer) -> None:
         from opentelemetry import trace
@@ -131,7 +81,7 @@ class Tracing(observer.Observer):
 
         self._tracer = tracer
         self._trace = trace
-        self._nothing = Context()
+        self._empty = Context()
         self._propagator = TraceContextTextMapPropagator()
 
     def recalling(self) -> observer.Recalled:
@@ -143,10 +93,10 @@ class Tracing(observer.Observer):
     def batch(self, lane: int) -> observer.Batch:
         return _Batch(self, lane)
 
-    def follow(self, told: str, marks: Sequence[int], attributes: Mapping[str, int]) -> None:
-        """The spans of one batch in the trace that the ``traceparent`` names; nothing where it names none."""
-        context = self._propagator.extract({"traceparent": told}, self._nothing)
-        if context is self._nothing:
+    def record_batch(self, traceparent: str, marks: Sequence[int], attributes: Mapping[str, int]) -> None:
+        """Add the spans of one batch to the trace of ``traceparent``. A malformed ``traceparent`` is ignored."""
+        context = self._propagator.extract({"traceparent": traceparent}, self._empty)
+        if context is self._empty:
             return
         kind = self._trace.SpanKind.CONSUMER
         for name, begin, end in zip(("claim", "merge", "ack"), marks, marks[1:], strict=False):
@@ -154,7 +104,7 @@ class Tracing(observer.Observer):
 
 
 class _Current:
-    """A span that is the current one for a block. Of an error it tells the kind: its words may quote a cue."""
+    """Makes a span current for a block. An error is recorded by its type only: its message may quote a cue."""
 
     __slots__ = ("_manager", "_span", "_tracer")
 
@@ -175,7 +125,7 @@ class _Current:
 
 
 class _Recalled(_Current, observer.Recalled):
-    """The span ``recall``, with a child for each stage but the hand-over, which is the span of ``enqueue``."""
+    """The span ``recall`` with a child for each stage. The hand-over has its own span: see :class:`_Enqueue`."""
 
     __slots__ = ()
 
@@ -192,7 +142,7 @@ class _Recalled(_Current, observer.Recalled):
 
 
 class _Enqueue(_Current, observer.Enqueue):
-    """The span ``push``, renamed to ``spill`` where that is what came of it."""
+    """The span ``push``. It is renamed to ``spill`` or ``journal`` if the entries went to the spill."""
 
     __slots__ = ()
 
@@ -202,8 +152,8 @@ class _Enqueue(_Current, observer.Enqueue):
             return parcels
         self._span.set_attribute("iai_mcp.entries", sum(len(parcel.seqs) for parcel in parcels))
         self._span.set_attribute("iai_mcp.lanes", sorted(parcel.lane for parcel in parcels))
-        told = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-        return [msgspec.structs.replace(parcel, trace=told) for parcel in parcels]
+        traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        return [msgspec.structs.replace(parcel, trace=traceparent) for parcel in parcels]
 
     def spilled(self, *, journal: bool) -> None:
         self._span.update_name("journal" if journal else "spill")
@@ -212,8 +162,7 @@ class _Enqueue(_Current, observer.Enqueue):
 class _Batch(observer.Batch):
     """The spans ``claim``, ``merge`` and ``ack``, once in each trace that has entries in the batch.
 
-    They are made when the batch is over: a batch that fails is done again, and its traces show the run that
-    succeeded.
+    They are made when the batch ends. A failed batch is repeated, and its traces show the successful run only.
     """
 
     __slots__ = ("_lane", "_marks", "_parcels", "_tracing")
@@ -238,6 +187,10 @@ class _Batch(observer.Batch):
             if isinstance(parcel.trace, str):
                 traced[parcel.trace] = traced.get(parcel.trace, 0) + len(parcel.seqs)
         size = sum(len(parcel.seqs) for parcel in self._parcels)
-        for told in [*traced][:MOST_TRACES]:
-            counts = {"iai_mcp.lane": self._lane, "iai_mcp.entries": traced[told], "iai_mcp.entries.batch": size}
-            self._tracing.follow(told, self._marks, counts)
+        for traceparent in [*traced][:MAX_TRACES]:
+            counts = {
+                "iai_mcp.lane": self._lane,
+                "iai_mcp.entries": traced[traceparent],
+                "iai_mcp.entries.batch": size,
+            }
+            self._tracing.record_batch(traceparent, self._marks, counts)

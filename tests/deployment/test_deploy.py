@@ -312,7 +312,7 @@ def test_a_secret_that_everybody_may_read_is_warned_of(tmp_path: Path, cli: Cli)
 def test_modes_that_a_container_engine_chose_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "ENGINE_SECRETS", tmp_path)
     (tmp_path / "token").write_text("s3cret")
-    assert config.exposed({"IAI_MCP_TOKEN_FILE": str(tmp_path / "token")}) == []
+    assert config.world_readable({"IAI_MCP_TOKEN_FILE": str(tmp_path / "token")}) == []
 
 
 # -- health

@@ -38,7 +38,7 @@ PATIENCE = 30
 def _unwatched() -> Iterator[None]:
     """Nobody watches after a test."""
     yield
-    for one in observer._watching:
+    for one in observer._registered:
         observer.unwatch(one)
 
 

@@ -22,7 +22,7 @@ from iai_mcp.errors import ConfigError
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore, RecordsCache
-from iai_mcp.telemetry.events import configure, emit, log, quiet_words
+from iai_mcp.telemetry.events import configure, emit, log, safe_message
 from tests.pipeline.test_queue import Gate
 from tests.servers import Server, serving, worker
 from tests.support import ROOT, pairs, wait_until
@@ -92,8 +92,8 @@ def test_at_the_level_debug_an_error_is_told_whole(capsys: pytest.CaptureFixture
 
 
 def test_the_words_of_an_error_that_may_quote_an_entry_are_left_out() -> None:
-    assert quiet_words(ValueError(SECRET)) == "ValueError"
-    assert quiet_words(OSError(28, "No space left on device")) == "OSError: No space left on device"
+    assert safe_message(ValueError(SECRET)) == "ValueError"
+    assert safe_message(OSError(28, "No space left on device")) == "OSError: No space left on device"
 
 
 def test_the_setting_reaches_the_commands(store: MemoryStore) -> None:
@@ -228,6 +228,7 @@ from iai_mcp.telemetry import events
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.store import MemoryStore
+from iai_mcp.pipeline.background import LaneDrainer
 import iai_mcp.storage.tables.lane
 settings = Settings.load()
 events.configure(settings.log_level, as_json=settings.log_format == "json")
@@ -240,12 +241,11 @@ def to_arrow(batch, first):
     return whole(batch, first)
 iai_mcp.storage.tables.lane.to_arrow = to_arrow
 store.enable_provenance_queue()
-queue = store._provenance_queue
-drain = type(queue)._drain
-def once(self, lane):
-    type(queue)._drain = drain
+run_once = LaneDrainer.run_once
+def fail_once(self, timeout):
+    LaneDrainer.run_once = run_once
     raise RuntimeError(f"while draining {cue}")
-type(queue)._drain = once
+LaneDrainer.run_once = fail_once
 for number in range(30):
     said = f"{cue} poison" if number == 7 else cue
     dispatch(store, "memory_recall", {"cue": said, "cue_embedding": [0.1] * 384})

@@ -1,4 +1,4 @@
-"""One trace from a recall to its acknowledgement in another process; and nothing at all while it is off."""
+"""One trace from a recall to its acknowledgement in another process, and no trace while tracing is off."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from iai_mcp.telemetry import observer, tracing
 from tests.server.test_server import HELLO, call_line, process
 from tests.servers import serving, worker
 from tests.support import finished, python, wait_until
+from tests.telemetry.collector import collecting, flat
 
 SECRET = "zanzibar"
 
@@ -34,7 +35,7 @@ SECRET = "zanzibar"
 @pytest.fixture(autouse=True)
 def _unwatched() -> Iterator[None]:
     yield
-    for one in observer._watching:
+    for one in observer._registered:
         observer.unwatch(one)
 
 
@@ -57,8 +58,8 @@ def asked(store: MemoryStore, times: int = 1) -> None:
     store.disable_provenance_queue()
 
 
-def told(exporter: InMemorySpanExporter) -> list[dict[str, Any]]:
-    return [tracing._told(span) for span in exporter.get_finished_spans()]
+def finished_spans(exporter: InMemorySpanExporter) -> list[dict[str, Any]]:
+    return flat(exporter.get_finished_spans())
 
 
 def tree(spans: list[dict[str, Any]]) -> dict[str, str | None]:
@@ -95,37 +96,36 @@ print(sorted({name.split(".")[0] for name in sys.modules}))
 def test_one_trace_from_the_recall_to_the_acknowledgement_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spans = tmp_path / "traces" / "spans.jsonl"
     place = tmp_path / "store"
     monkeypatch.setenv("IAI_MCP_STORE", str(place))
     monkeypatch.setenv("IAI_MCP_EMBEDDER", "none")
     store = MemoryStore()
     store.insert(MemoryRecord(text=f"{SECRET} is an island", embedding=[0.0] * store.meta.embedder.dims))
-    with serving(tmp_path / "redis") as redis:
+    with serving(tmp_path / "redis") as redis, collecting() as collector:
         monkeypatch.setenv("IAI_MCP_REDIS_URL", redis.url)
-        with worker(redis.url, place, IAI_MCP_TRACES=str(spans)):
-            finished(python(RECALL, SECRET, IAI_MCP_TRACES=str(spans)))
+        with worker(redis.url, place, **collector.env, OTEL_SERVICE_NAME="worker"):
+            finished(python(RECALL, SECRET, **collector.env, OTEL_SERVICE_NAME="client"))
             wait_until(lambda: sum(store.lane(n).count() for n in range(store.lanes)) == 1, 30)
-    found = [json.loads(line) for line in spans.read_text().splitlines()]  # both have ended, and sent theirs
+    found = collector.spans()  # both processes have ended and sent theirs
     assert tree(found) == WHOLE
     assert len({span["trace_id"] for span in found}) == 1
-    assert sorted(Counter(span["pid"] for span in found).values()) == [3, 4]
+    assert Counter(span["service"] for span in found) == {"client": 4, "worker": 3}
     at = {span["name"]: (span["start_ns"], span["end_ns"]) for span in found}
     assert at["recall"][0] <= at["push"][0] <= at["claim"][1] <= at["merge"][0] <= at["merge"][1] <= at["ack"][0]
-    assert SECRET not in spans.read_text()
+    assert all(SECRET.encode() not in body for body in collector.received)
 
 
 def test_a_recall_joins_the_trace_of_the_client_that_asks(tmp_path: Path, store: MemoryStore) -> None:
-    spans = tmp_path / "spans.jsonl"
     trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     call = json.loads(call_line(3, "memory_recall", cue=SECRET))
     call["params"]["_meta"] = {"traceparent": f"00-{trace_id}-{span_id}-01"}
     asked(store)  # in tmp_path too
-    server = process(tmp_path, IAI_MCP_TRACES=str(spans))
-    out, err = server.communicate(f"{HELLO}{json.dumps(call)}\n", 60)
+    with collecting() as collector:
+        server = process(tmp_path, **collector.env)
+        out, err = server.communicate(f"{HELLO}{json.dumps(call)}\n", 60)
     assert (server.returncode, err) == (0, "")
     assert SECRET in out
-    found = [json.loads(line) for line in spans.read_text().splitlines()]
+    found = collector.spans()
     (recalled,) = (span for span in found if span["name"] == "recall")
     assert (recalled["trace_id"], recalled["parent_id"]) == (trace_id, span_id)
     assert {span["trace_id"] for span in found} == {trace_id}
@@ -147,7 +147,7 @@ def test_nothing_is_imported_and_nothing_carried_while_it_is_off(tmp_path: Path,
 def test_the_embedded_broker_carries_it_too(store: MemoryStore) -> None:
     exporter = watched()
     asked(store)
-    found = told(exporter)
+    found = finished_spans(exporter)
     assert tree(found) == WHOLE
     (push,) = (span for span in found if span["name"] == "push")
     assert push["attributes"]["iai_mcp.entries"] == 1
@@ -167,13 +167,13 @@ def test_it_goes_through_the_spill(store: MemoryStore) -> None:
     queue.start()
     assert queue.flush(10)
     store.disable_provenance_queue()
-    found = told(exporter)
+    found = finished_spans(exporter)
     assert tree(found) == {"spill": None, "claim": "spill", "merge": "spill", "ack": "spill"}
     assert len({span["trace_id"] for span in found}) == 1
 
 
 def test_of_a_large_batch_some_traces_are_followed(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "MOST_TRACES", 2)
+    monkeypatch.setattr(tracing, "MAX_TRACES", 2)
     exporter = watched()
     record = MemoryRecord(text="x", embedding=[0.0] * store.meta.embedder.dims)
     store.insert(record)
@@ -181,7 +181,7 @@ def test_of_a_large_batch_some_traces_are_followed(store: MemoryStore, monkeypat
     for number in range(5):
         store.queue_provenance_batch([(record.id, {"ts": "", "cue": str(number), "session_id": "s"})])
     store.disable_provenance_queue()
-    names = Counter(span["name"] for span in told(exporter))
+    names = Counter(span["name"] for span in finished_spans(exporter))
     assert names == {"push": 5, "claim": 2, "merge": 2, "ack": 2}
 
 
@@ -200,7 +200,7 @@ def test_what_is_not_sampled_travels_light(store: MemoryStore) -> None:
     observer.watch(Peek())
     asked(store)
     assert [parcel.trace for parcel in seen] == [msgspec.UNSET]
-    assert told(exporter) == []
+    assert finished_spans(exporter) == []
 
 
 def test_of_an_error_it_tells_the_kind(store: MemoryStore) -> None:
@@ -208,7 +208,7 @@ def test_of_an_error_it_tells_the_kind(store: MemoryStore) -> None:
     store.enable_provenance_queue()
     with pytest.raises(BadParams):
         store.queue_provenance_batch([(SECRET, {})])  # type: ignore[list-item]
-    (span,) = told(exporter)
+    (span,) = finished_spans(exporter)
     assert span["attributes"] == {"error.type": "BadParams"}
     assert SECRET not in repr(exporter.get_finished_spans()[0].to_json())
 
@@ -224,7 +224,7 @@ def test_whatever_a_parcel_says_of_its_trace_its_entries_count(trace: object, st
     batch.claimed([decode(encode(parcel))])
     batch.written()
     batch.acknowledged()
-    assert told(exporter) == []
+    assert finished_spans(exporter) == []
 
 
 def test_a_reader_leaves_fields_of_a_later_version_alone() -> None:
@@ -235,16 +235,11 @@ def test_a_reader_leaves_fields_of_a_later_version_alone() -> None:
 # -- settings
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ("yes", "none of off, otlp and the path of a file"),
-        ("/proc/nowhere/spans.jsonl", "IAI_MCP_TRACES=/proc/nowhere"),
-    ],
-)
-def test_a_setting_that_cannot_work_is_one_line(setting: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        tracing.start(Settings(traces=setting))
+def test_an_unknown_setting_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="IAI_MCP_TRACES='yes' is not one of off, otlp"):
+        tracing.start(Settings(traces="yes"))
+    with pytest.raises(ConfigError, match="IAI_MCP_TRACES='yes' is not one of off, otlp"):
+        Settings.load({"IAI_MCP_TRACES": "yes"})
     assert type(observer.now) is observer.Observer
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from iai_mcp.config import exposed
+from iai_mcp.config import world_readable
 from iai_mcp.maintenance.checks.check import Check, State
 
 __all__ = ["packages", "python", "secrets"]
@@ -50,7 +50,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def secrets() -> Iterator[Check]:
     """Check that only this user can read the files that hold secrets."""
-    if opened := exposed():
+    if opened := world_readable():
         remedy = f"chmod 600 {' '.join(map(str, opened))}"
         yield Check("settings", State.WARN, f"every user may read the secret in {opened[0]}", remedy)
     else:
