@@ -1,1 +1,1 @@
-"""Helpers that know nothing of memories: files, times, arrays, words."""
+"""General helpers without knowledge of memories: files, times, arrays, wording."""

@@ -1,7 +1,7 @@
 """Makes written files survive a power cut, and replaces small files whole.
 
-LanceDB writes its files and folders without syncing them, so a commit that was acknowledged could vanish
-with the power. :func:`sync_tree` is called between the commit and the acknowledgement.
+LanceDB does not sync its files and folders, so a power cut could undo an acknowledged commit. Callers run
+:func:`sync_tree` between the commit and the acknowledgement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SLACK_S = 2.0  # file systems keep times to a second or two
 
 
 def sync_tree(folder: Path, *, since: float | None = None) -> None:
-    """Return once everything written below ``folder`` is on its disk.
+    """Wait until all data written below ``folder`` is on the disk.
 
     On Linux one ``syncfs`` (below 1 ms beside an 11 ms merge); elsewhere an fsync of each file and folder
     modified after ``since`` (Unix time; None: all of them).
@@ -50,9 +50,12 @@ def sync_files(folder: Path, *, since: float | None = None) -> None:
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
-    """Write ``data`` to ``path`` so that any reader, and any crash, sees the old file or the new one.
+    """Replace the file at ``path`` by ``data`` in one step: readers see the old file or the new one.
 
-    Without ``sync`` a crash of the process is meant, not one of the machine.
+    The same holds after a crash of the process, and with ``sync`` after a power cut.
+
+    Raises:
+        OSError: the file cannot be written; the old one is unchanged, unless only the last sync failed.
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -74,7 +77,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = Tru
 def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Add whole lines to the end of ``path``, durably, in one write.
 
-    What an earlier append left torn stays a line of its own, which readers skip.
+    The torn end of an earlier append becomes a line of its own, which readers skip.
 
     Raises:
         OSError: the file cannot be written, or the disk is full.
@@ -103,7 +106,11 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def sync_path(path: str | Path) -> None:
-    """Return once the file or folder at ``path`` is on its disk; of a folder, the names in it."""
+    """Wait until the file or folder at ``path`` is on the disk; for a folder, the names in it.
+
+    Raises:
+        OSError: the path cannot be opened, or the disk cannot write.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         if sys.platform == "darwin":

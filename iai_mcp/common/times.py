@@ -1,4 +1,4 @@
-"""Times: the one way from text, or from a naive time, to an aware UTC time."""
+"""Converts text and naive times to aware UTC times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_utc(time: datetime) -> datetime:
 
 
 def parse_ts(ts: object) -> datetime | None:
-    """``ts`` as an aware UTC time where it is ISO 8601 text, else None."""
+    """``ts`` as an aware UTC time; None where it is not ISO 8601 text."""
     if not isinstance(ts, str):
         return None
     try:
