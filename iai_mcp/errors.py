@@ -80,7 +80,7 @@ class StoreTooNew(StoreError):
 
 
 class StoreUnavailable(StoreError, OSError):
-    """The *place* fails (disk full, no permission, folder gone): worth retrying for ever, nobody's fault."""
+    """The storage is unavailable: disk full, no permission, folder gone. The same call may be repeated later."""
 
 
 class LanesChanged(StoreUnavailable):
@@ -96,7 +96,7 @@ class BrokerLoading(BrokerUnavailable):
 
 
 class LeaseLost(IaiMcpError):
-    """Another worker leased the lane since: whoever holds the old fencing token must stop at once."""
+    """Another worker has leased the lane since. The holder of the old fencing token must stop at once."""
 
 
 class MalformedParcel(IaiMcpError, ValueError):

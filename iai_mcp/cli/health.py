@@ -162,7 +162,7 @@ def _row(file: SpillFile, ours: str | None) -> str:
     age = f"{max(0.0, time.time() - file.oldest):.0f} s old" if file.oldest is not None else "of unknown age"
     whose = f"store {file.store}" if file.store else "no store"
     whose = "this store" if file.store and file.store == ours else whose
-    state = "set aside" if file.set_aside else "held by a living process" if file.held else "held by nobody"
+    state = "set aside" if file.set_aside else "held by a living process" if file.held else "held by no process"
     bad = f", {file.unreadable} unreadable lines" if file.unreadable else ""
     entries = many(file.entries, "entry")
     return f"{file.path.name}  {entries}{bad}  {age}  {whose}, producer {file.producer or 'unknown'}  {state}"

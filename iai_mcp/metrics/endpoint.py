@@ -190,7 +190,7 @@ class Endpoint:
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> Endpoint:
-    """Serve ``registry`` at ``/metrics`` on a thread, to whoever can reach the address.
+    """Serve ``registry`` at ``/metrics`` on a thread, to every client that can reach the address.
 
     Raises:
         IaiMcpError: the address is taken or is none of this machine's.

@@ -1,4 +1,4 @@
-"""The gauges that are read when somebody scrapes: lanes, Redis, workers, spill, dead letters.
+"""The gauges that are read at a scrape: lanes, Redis, workers, spill, dead letters.
 
 Each source is looked at on a thread of its own, at most every few seconds, and a scrape waits a second at most:
 a Redis that hangs costs its own gauges, never the scrape. A value that is not fresh is left out, for an old one
@@ -151,7 +151,7 @@ def redis(settings: Settings) -> Iterator[Reading]:
 
 
 def queued(queue: ProvenanceWriteQueue) -> Iterator[Reading]:
-    """What a write queue alone knows: its breaker, and the lanes of the embedded broker. Asks nobody."""
+    """What only a write queue knows: its breaker, and the lanes of the embedded broker."""
     yield "iai_mcp_journal", "", queue.journals
     if queue.connection is not None:
         yield "iai_mcp_breaker_open", "", queue.trouble is not None

@@ -13,8 +13,8 @@ __all__ = ["PriorityLock"]
 class PriorityLock:
     """One lock with two kinds of takers: a caller at a time, and one background thread.
 
-    A bare lock is no queue: on a busy machine a thread that lets go of it and takes it again at once does so
-    before whoever waits has woken up, step after step.
+    A bare lock is not fair. On a busy machine a thread that releases it and takes it again at once wins each time,
+    before a waiting thread wakes up.
 
     Args:
         callers: what a caller holds for as long as it has to do with this at all.

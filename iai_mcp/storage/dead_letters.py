@@ -112,7 +112,7 @@ class DeadLetters:
         return self._take(lambda letter: letter.id in gone, ExclusionReason.DROPPED) if (gone := set(ids)) else 0
 
     def forget(self, record_id: UUID) -> None:
-        """Drop the letters of a deleted record, and those of which nobody can say that they are not its."""
+        """Drop the letters of a deleted record, and those that may be of it."""
         text = str(record_id)
         self._take(
             lambda letter: letter.record_id == text or _mentions(letter, record_id), ExclusionReason.FORGOTTEN

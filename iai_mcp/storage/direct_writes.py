@@ -1,7 +1,6 @@
 """Numbers the entries that a store writes itself, without a queue: a producer of its own, in the order written.
 
-A number is used up once it has been given out; where the write failed, that is noted, so that nobody
-takes the entry for lost.
+A number is used once. If its write fails, the number is noted as refused, and the entry does not count as lost.
 """
 
 from __future__ import annotations

@@ -81,10 +81,10 @@ class OpenedStore:
         return self._opened.lanes
 
     def check_lanes(self) -> None:
-        """Make sure that the lanes are those that were opened.
+        """Check that the lanes are still those that were opened.
 
         Raises:
-            LanesChanged: somebody has changed their number since.
+            LanesChanged: another process has changed their number since.
         """
         if self.meta.generation != self._opened.generation:
             raise LanesChanged(
@@ -104,9 +104,9 @@ class OpenedStore:
             return self._lanes[number]
 
     def tidy(self) -> None:
-        """Maintain what is due, and take what was forgotten off the disk, once no reader can have it open.
+        """Do the maintenance that is due, and erase forgotten memories from the disk once no reader can have them open.
 
-        Direct writes do this, and a running queue or worker every now and then; mostly there is nothing to do.
+        Direct writes call this, and a running queue or worker does every now and then. Mostly nothing is due.
         """
         self._records.maintain(force=False)
         for number in range(self.lanes):
@@ -118,11 +118,11 @@ class OpenedStore:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the only one that has this store open, for the block.
+        """Have this store alone for the block.
 
         Raises:
-            StoreInUse: somebody else has it open; the message says who, where the system tells.
-            LanesChanged: somebody else was alone in between.
+            StoreInUse: another process has it open; on Linux the message names it.
+            LanesChanged: another process has changed the lanes since.
         """
         self._store_lock.be_alone()
         try:

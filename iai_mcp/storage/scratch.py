@@ -1,4 +1,4 @@
-"""Folders on a store's disk that belong to one process, and that whoever comes next removes where it died."""
+"""Scratch folders on a store's disk. Each belongs to one process; after its death the next process removes it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sweep(layout: Layout) -> None:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
             except BlockingIOError:
-                pass  # somebody's work
+                pass  # a living process works there
             finally:
                 os.close(fd)
 

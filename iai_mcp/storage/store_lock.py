@@ -1,6 +1,6 @@
-"""Who has a store open: each holds a shared lock as long as it does, and whoever must be alone an exclusive one.
+"""The store lock: shared while a process has the store open, exclusive while one changes the number of lanes.
 
-The operating system frees the lock of a process that dies, so nobody has to be asked and nothing grows stale.
+The operating system frees the lock of a process that dies, so a lock never grows stale.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from iai_mcp.errors import StoreInUse, StoreUnavailable
 
 __all__ = ["StoreLock"]
 
-_NO_FILE = (errno.EROFS, errno.EACCES)  # who cannot write here does no harm
+_NO_FILE = (errno.EROFS, errno.EACCES)  # a process that cannot write here does no harm
 
 
 class StoreLock:
     """One open store; closed with it.
 
     Raises:
-        StoreUnavailable: somebody is changing the number of lanes.
+        StoreUnavailable: another process is changing the number of lanes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,10 +43,10 @@ class StoreLock:
                 raise StoreUnavailable(f"cannot open the store: {path}: {error.strerror}") from error
 
     def be_alone(self) -> None:
-        """Keep everybody else out from now on.
+        """Take the lock exclusively.
 
         Raises:
-            StoreInUse: somebody else has the store open.
+            StoreInUse: another process has the store open, or this one has it open twice.
         """
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +58,7 @@ class StoreLock:
             raise StoreInUse(f"the store is open in {where}: stop every client and worker of it first") from None
 
     def share(self) -> None:
-        """Let others in again."""
+        """Share the lock again."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def close(self) -> None:

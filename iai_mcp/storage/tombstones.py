@@ -60,7 +60,7 @@ class Tombstones:
             file.seek(self._read_to)
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # half of somebody's append; the next look gets it
+                    break  # another process is appending; the next look gets the whole line
                 self._read_to += len(line)
                 self._apply(line)
 

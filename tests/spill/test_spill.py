@@ -114,7 +114,7 @@ def test_the_list_says_whose_each_file_is_and_who_holds_it(
     assert (orphan["producer"], 59 < orphan["age_s"] < 3600) == ("ab" * 8, True)
     assert [file["unreadable"] for file in document["files"] if file["set_aside"]] == [1]
     assert sum("held by a living process" in line and "this store" in line for line in lines) == 1
-    assert sum("held by nobody" in line and "this store" in line for line in lines) == 1
+    assert sum("held by no process" in line and "this store" in line for line in lines) == 1
     assert sum("set aside" in line for line in lines) == 1
     assert sum(f"store {'ff' * 16}" in line for line in lines) == 1
 

@@ -1,6 +1,6 @@
 """Asks a Redis server what is on its disk: ``IAI_MCP_REDIS_DURABILITY=fsync``.
 
-``WAITAOF`` answers for everything that its own connection wrote. The append-only file is a sequence, so whatever
+``WAITAOF`` answers for everything that its own connection wrote. The append-only file is a sequence, so all that
 reached the server before that is on the disk too.
 """
 

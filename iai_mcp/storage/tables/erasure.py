@@ -2,7 +2,7 @@
 
 Lance keeps a deleted row in its file until so many are dead that a rewrite pays, and the file until no
 version of the table names it. A note beside the table's lock says which files are to be written anew, so
-that whoever comes next finishes what a crash, or a reader of an old version, has put off.
+that the next writer finishes an erasure that a crash or a reader of an old version has delayed.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class HighWater:
         )
 
     def seen(self, numbers: Iterable[tuple[str, int]]) -> None:
-        """Take note of rows that somebody wrote: ``(producer, number)``."""
+        """Raise the marks to rows that were written: ``(producer, number)``."""
         marks = self._marks
         for producer, number in numbers:
             if number > marks.get(producer, number):
