@@ -104,7 +104,7 @@ class OpenedStore:
             return self._lanes[number]
 
     def tidy(self) -> None:
-        """Do the maintenance that is due, and erase forgotten memories from the disk once no reader can have them open.
+        """Do due maintenance, and erase forgotten memories from the disk once no reader can have them open.
 
         Direct writes call this, and a running queue or worker does every now and then. Mostly nothing is due.
         """

@@ -1,8 +1,8 @@
 """A store as it is at one moment, in a folder of links that no writer, compaction or cleanup can touch.
 
 Lance never changes a file that it has written, so linking a table's files is as good as copying them and takes
-milliseconds. The parts are taken in the direction in which entries and memories move. So an entry that moves meanwhile
-is in the snapshot at least once, and a memory that is being forgotten is marked so.
+milliseconds. The parts are taken in the direction in which entries and memories move. So an entry that moves
+meanwhile is in the snapshot at least once, and a memory that is being forgotten is marked so.
 """
 
 from __future__ import annotations
