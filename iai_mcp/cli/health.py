@@ -46,18 +46,18 @@ def verify(
 ) -> None:
     """Check that every trace entry ever handed out is accounted for, once and in order; exit code 1 if not."""
     from iai_mcp.maintenance.verify import layout_of
-    from iai_mcp.maintenance.verify import verify as look
+    from iai_mcp.maintenance.verify import verify as verify_store
 
     settings = settled(store)
     layout = layout_of(store, settings)
-    report, done = look(layout, settings), []
+    report, done = verify_store(layout, settings), []
     if repair:
         from iai_mcp.maintenance.repair import repair as run
 
         for action in run(layout, settings, report):
             done.append(action)
             note(action)
-        report = look(layout, settings)
+        report = verify_store(layout, settings)
     if as_json:
         print_json({**report.document(), **({"repaired": done} if repair else {})})
     else:

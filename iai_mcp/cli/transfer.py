@@ -167,9 +167,9 @@ def is_export(paths: list[str]) -> bool:
         UsageError: the folder of an export is one of several paths.
     """
     from iai_mcp.errors import UsageError
-    from iai_mcp.transfer.manifest import is_export as look
+    from iai_mcp.transfer.manifest import is_export
 
-    found = [path for path in paths if path != "-" and look(Path(path))]
+    found = [path for path in paths if path != "-" and is_export(Path(path))]
     if found and len(paths) > 1:
         raise UsageError(f"{found[0]} is an export: import it by itself")
     return bool(found)

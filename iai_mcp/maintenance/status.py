@@ -12,7 +12,7 @@ from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 
 if TYPE_CHECKING:
-    from iai_mcp.broker.redis.inspect import RedisLook
+    from iai_mcp.broker.redis.inspect import RedisStatus
 
 __all__ = ["status"]
 
@@ -69,18 +69,20 @@ def _spill(store: MemoryStore) -> PendingInSpill:
         return PendingInSpill(overflow_dir(store.settings))
 
 
-def _redis_document(seen: RedisLook) -> dict[str, Any]:
+def _redis_document(seen: RedisStatus) -> dict[str, Any]:
     warnings = [f"{warning.message}; {warning.remedy}" for warning in seen.warnings]
     return {**asdict(seen), "warnings": warnings}
 
 
-def _redis(store: MemoryStore) -> RedisLook | None:
+def _redis(store: MemoryStore) -> RedisStatus | None:
     """Inspect the Redis of the running queue, else the configured one; None in embedded mode."""
     queue = store.provenance_queue
     connection = queue.connection if queue is not None else None
     if connection is None and (queue is not None or not store.settings.redis_url):
         return None
     from iai_mcp.broker.redis.client import connect
-    from iai_mcp.broker.redis.inspect import look
+    from iai_mcp.broker.redis.inspect import inspect_redis
 
-    return look(connection or connect(store.settings.redis_url), store.settings, store.store_id, store.lanes)
+    return inspect_redis(
+        connection or connect(store.settings.redis_url), store.settings, store.store_id, store.lanes
+    )

@@ -1,1 +1,1 @@
-"""Prometheus metrics: their names, the instruments that count, the gauges that look, the endpoint."""
+"""Prometheus metrics: their names, instruments that count, gauges that are read at a scrape, the endpoint."""

@@ -108,7 +108,7 @@ CATALOGUE = (
         "iai_mcp_source_up",
         "gauge",
         "both",
-        "Whether the last look at a source came in time; its gauges are missing otherwise.",
+        "Whether the source was read in time; its gauges are missing otherwise.",
         "source",
     ),
     Spec("iai_mcp_journal", "gauge", "client", "1 where IAI_MCP_JOURNAL puts every entry into the spill first."),

@@ -25,7 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from iai_mcp.config import Settings
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.metrics.catalogue import CATALOGUE
-from iai_mcp.metrics.gauges import Look, Looks, files, queued, redis, stored
+from iai_mcp.metrics.gauges import Source, Sources, files, queued, redis, stored
 from iai_mcp.metrics.instruments import Metrics, WorkerMetrics
 from iai_mcp.telemetry import observer
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "Endpoint", "Shared", "exposition", "for_server", "for_worker", "serve"]
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
-STORE_LOOK_S = 10.0  # how often a worker among several measures the store
+STORE_READ_S = 10.0  # how often a worker among several measures the store
 _FILE_BYTES = 1 << 18  # four times what our metrics take
 
 
@@ -50,19 +50,23 @@ def for_server(settings: Settings, store: Callable[[], MemoryStore]) -> Collecto
     registry = CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     observer.watch(Metrics(registry))
-    looks = [Look("files", lambda: files(settings)), Look("store", lambda: stored(store())), _queue_look(store)]
+    sources = [
+        Source("files", lambda: files(settings)),
+        Source("store", lambda: stored(store())),
+        _queue_source(store),
+    ]
     if settings.redis_url:
-        looks.append(Look("redis", lambda: redis(settings)))
-    registry.register(Looks(looks))
+        sources.append(Source("redis", lambda: redis(settings)))
+    registry.register(Sources(sources))
     return registry
 
 
-def _queue_look(store: Callable[[], MemoryStore]) -> Look:
+def _queue_source(store: Callable[[], MemoryStore]) -> Source:
     def take() -> Iterator[tuple[str, str, float]]:
         queue = store().provenance_queue
         return queued(queue) if queue is not None else iter(())
 
-    return Look("queue", take)
+    return Source("queue", take)
 
 
 def for_worker(settings: Settings, store: MemoryStore) -> CollectorRegistry:
@@ -70,8 +74,8 @@ def for_worker(settings: Settings, store: MemoryStore) -> CollectorRegistry:
     registry = CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     observer.watch(WorkerMetrics(registry))
-    looks = [Look("files", lambda: files(settings)), Look("store", lambda: stored(store))]
-    registry.register(Looks([*looks, Look("redis", lambda: redis(settings))]))
+    sources = [Source("files", lambda: files(settings)), Source("store", lambda: stored(store))]
+    registry.register(Sources([*sources, Source("redis", lambda: redis(settings))]))
     return registry
 
 
@@ -118,8 +122,8 @@ class Shared:
         """What a scrape of the supervisor shows."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self.folder))  # type: ignore[no-untyped-call]
-        looks = [Look("files", lambda: files(settings)), Look("redis", lambda: redis(settings))]
-        registry.register(Looks(looks))
+        sources = [Source("files", lambda: files(settings)), Source("redis", lambda: redis(settings))]
+        registry.register(Sources(sources))
         return registry
 
 
@@ -146,7 +150,7 @@ def _measure(store: MemoryStore) -> None:
                 (gauges[name].labels(label) if label else gauges[name]).set(value)
         except (IaiMcpError, OSError):
             pass  # the drain says what is wrong with the place
-        time.sleep(STORE_LOOK_S)
+        time.sleep(STORE_READ_S)
 
 
 # -- over HTTP

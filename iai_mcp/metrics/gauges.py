@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
     from iai_mcp.store import MemoryStore
 
-__all__ = ["Look", "Looks", "Reading", "families", "files", "queued", "redis", "stored"]
+__all__ = ["Reading", "Source", "Sources", "families", "files", "queued", "redis", "stored"]
 
-FRESH_S = 3.0  # a look serves every scrape for so long
+FRESH_S = 3.0  # seconds; younger readings serve every scrape
 WAIT_S = 1.0  # and a scrape waits for one no longer than this
 
 Reading = tuple[str, str, float]
@@ -43,7 +43,7 @@ Reading = tuple[str, str, float]
 _SPECS = {spec.name: spec for spec in CATALOGUE}
 
 
-class Look:
+class Source:
     """One source of gauges.
 
     Args:
@@ -60,12 +60,12 @@ class Look:
         self._readings: list[Reading] | None = None
 
     def begin(self) -> threading.Event | None:
-        """Look anew unless that was done just now or is being done; what to wait for."""
+        """Start to read, unless the readings are fresh or a read is under way; the event that ends it, or None."""
         with self._mutex:
             if self._running is None and time.monotonic() - self._taken_at >= FRESH_S:
                 self._running = threading.Event()
                 threading.Thread(
-                    target=self._run, args=(self._running,), name=f"iai-mcp-look-{self.name}", daemon=True
+                    target=self._run, args=(self._running,), name=f"iai-mcp-gauges-{self.name}", daemon=True
                 ).start()
             return self._running
 
@@ -75,38 +75,38 @@ class Look:
             readings = [*self._take()]
         except Exception as error:  # noqa: BLE001  a scrape tells of it; the process goes on
             level = logging.DEBUG if isinstance(error, IaiMcpError | OSError) else logging.WARNING
-            log.log(level, "metrics: no look at %s: %s", self.name, safe_message(error))
+            log.log(level, "metrics: cannot read %s: %s", self.name, safe_message(error))
         with self._mutex:
             self._readings, self._taken_at, self._running = readings, time.monotonic(), None
         done.set()
 
     def fresh(self) -> list[Reading] | None:
-        """What the last look found; None where it failed, or is still under way."""
+        """The readings; None if the last read failed or is still under way."""
         with self._mutex:
             return self._readings if self._running is None else None
 
 
-class Looks(Collector):
+class Sources(Collector):
     """All sources of one process, for a registry."""
 
-    def __init__(self, looks: Iterable[Look], *, wait: float = WAIT_S) -> None:
-        self._looks = [*looks]
+    def __init__(self, sources: Iterable[Source], *, wait: float = WAIT_S) -> None:
+        self._sources = [*sources]
         self._wait = wait
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing beforehand: registering must not look."""
+        """No metric: registering must not read the sources."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """A family for each gauge that was read."""
         deadline = time.monotonic() + self._wait
-        for running in [look.begin() for look in self._looks]:
+        for running in [source.begin() for source in self._sources]:
             if running is not None:
                 running.wait(max(0.0, deadline - time.monotonic()))
         readings: list[Reading] = [("iai_mcp_build_info", __version__, 1.0)]
-        for look in self._looks:
-            found = look.fresh()
-            readings += [("iai_mcp_source_up", look.name, float(found is not None)), *(found or ())]
+        for source in self._sources:
+            found = source.fresh()
+            readings += [("iai_mcp_source_up", source.name, float(found is not None)), *(found or ())]
         yield from families(readings)
 
 
@@ -132,11 +132,11 @@ def redis(settings: Settings) -> Iterator[Reading]:
         StoreError: the store's own facts cannot be read.
     """
     from iai_mcp.broker.redis.client import connect
-    from iai_mcp.broker.redis.inspect import look
+    from iai_mcp.broker.redis.inspect import inspect_redis
     from iai_mcp.errors import BrokerUnavailable
 
     meta = read_meta(Layout(settings.store_path.absolute()))
-    seen = look(connect(settings.redis_url), settings, meta.store_id, meta.lanes, config=False)
+    seen = inspect_redis(connect(settings.redis_url), settings, meta.store_id, meta.lanes, config=False)
     if seen.lanes is None:
         raise BrokerUnavailable(seen.error or "the lanes cannot be read")
     for lane in seen.lanes:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from iai_mcp.errors import IaiMcpError, SpillUnavailable
 from iai_mcp.metrics import endpoint, gauges, instruments
 from iai_mcp.metrics.catalogue import CATALOGUE, EVENTS, series
-from iai_mcp.metrics.gauges import Look, Looks, Reading
+from iai_mcp.metrics.gauges import Reading, Source, Sources
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
@@ -169,14 +169,14 @@ def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
         return [("iai_mcp_lane_rows", "0", 7)]
 
     registry = CollectorRegistry()
-    registry.register(Looks([Look("redis", hangs), Look("files", fails), Look("store", well)], wait=0.2))
+    registry.register(Sources([Source("redis", hangs), Source("files", fails), Source("store", well)], wait=0.2))
     took = timeit.timeit(lambda: parsed(endpoint.exposition(registry).decode()), number=1)
     shown = parsed(endpoint.exposition(registry).decode())
     assert took < 1.5
     assert [shown["iai_mcp_source_up", source] for source in ("redis", "files", "store")] == [0, 0, 1]
     assert shown["iai_mcp_lane_rows", "0"] == 7
     assert ("iai_mcp_workers", "") not in shown
-    assert sum(thread.name == "iai-mcp-look-redis" for thread in threading.enumerate()) == 1
+    assert sum(thread.name == "iai-mcp-gauges-redis" for thread in threading.enumerate()) == 1
 
     hold.set()
     broken[0] = False
@@ -193,7 +193,7 @@ def test_what_was_seen_before_a_source_hung_is_not_shown(monkeypatch: pytest.Mon
         return [("iai_mcp_workers", "", 3)]
 
     registry = CollectorRegistry()
-    registry.register(Looks([Look("redis", take)], wait=0.2))
+    registry.register(Sources([Source("redis", take)], wait=0.2))
     assert parsed(endpoint.exposition(registry).decode())["iai_mcp_workers", ""] == 3
     hold.clear()
     shown = parsed(endpoint.exposition(registry).decode())

@@ -25,7 +25,7 @@ from iai_mcp.errors import BrokerUnavailable, ConfigError
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["RedisLook", "RedisWarning", "WorkerLook", "check", "look", "masked", "workers_here"]
+__all__ = ["RedisStatus", "RedisWarning", "WorkerStatus", "check", "inspect_redis", "masked", "workers_here"]
 
 UNKNOWN = "unknown"
 TIMEOUT_S = 2.0
@@ -33,7 +33,7 @@ ALIVE_S = 15.0  # our workers are seen every few seconds; a killed one stays reg
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerLook:
+class WorkerStatus:
     """One RQ worker of the queue, as it last registered itself."""
 
     name: str
@@ -54,7 +54,7 @@ class RedisWarning:
 
 
 @dataclass(frozen=True, slots=True)
-class RedisLook:
+class RedisStatus:
     """The state of a Redis; ``error`` says why there is no more of it.
 
     Attributes:
@@ -78,7 +78,7 @@ class RedisLook:
     warnings: list[RedisWarning] = field(default_factory=list)
     queue: str = ""
     drained: int | None = None
-    workers: list[WorkerLook] | None = None
+    workers: list[WorkerStatus] | None = None
     lanes: list[LaneStats] | None = None
 
 
@@ -139,9 +139,9 @@ def _greet(client: redis.Redis) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def look(
+def inspect_redis(
     connection: redis.Redis, settings: Settings, store_id: str, lanes: int, *, config: bool = True
-) -> RedisLook:
+) -> RedisStatus:
     """The state of a Redis and of a store's lanes in it; trouble with Redis is part of the answer.
 
     ``config``: ask for the server's configuration too, of which INFO tells only a part. Only operators may.
@@ -153,7 +153,7 @@ def look(
         try:
             ping_ms = _greet(client)
             check_server(client, durable=settings.redis_durability == "fsync")
-            return RedisLook(
+            return RedisStatus(
                 url=url,
                 reachable=True,
                 ping_ms=round(ping_ms, 3),
@@ -163,12 +163,12 @@ def look(
                 **_lanes(reader),
             )
         except ConfigError as error:
-            return RedisLook(url=url, error=str(error), refused=True, queue=queue)
+            return RedisStatus(url=url, error=str(error), refused=True, queue=queue)
         except (RedisError, OSError) as error:
-            return RedisLook(url=url, error=f"Redis does not answer: {failure(error)}", queue=queue)
+            return RedisStatus(url=url, error=f"Redis does not answer: {failure(error)}", queue=queue)
 
 
-def workers_here(settings: Settings) -> list[WorkerLook]:
+def workers_here(settings: Settings) -> list[WorkerStatus]:
     """The workers of the configured queue that are alive on this host.
 
     Raises:
@@ -234,7 +234,7 @@ def _warnings(facts: dict[str, Any], info: dict[str, Any]) -> list[RedisWarning]
     return found
 
 
-def _workers(client: redis.Redis, queue: str) -> list[WorkerLook] | None:
+def _workers(client: redis.Redis, queue: str) -> list[WorkerStatus] | None:
     from rq import Queue, Worker
 
     try:
@@ -244,11 +244,11 @@ def _workers(client: redis.Redis, queue: str) -> list[WorkerLook] | None:
     return sorted((_worker(one) for one in found), key=lambda one: one.name)
 
 
-def _worker(one: Any) -> WorkerLook:
+def _worker(one: Any) -> WorkerStatus:
     seen: datetime | None = one.last_heartbeat
     age = max(0.0, (datetime.now(UTC) - seen).total_seconds()) if seen else None
     state = one.get_state()
-    return WorkerLook(
+    return WorkerStatus(
         name=one.name,
         state=str(getattr(state, "value", state)),
         host=one.hostname,

@@ -14,7 +14,7 @@ from iai_mcp.maintenance.pending import PendingInSpill, pending_in_spill
 from iai_mcp.storage.layout import Layout
 
 if TYPE_CHECKING:
-    from iai_mcp.broker.redis.inspect import RedisLook
+    from iai_mcp.broker.redis.inspect import RedisStatus
     from iai_mcp.store import MemoryStore
 
 __all__ = ["Check", "State", "Subject", "private_paths"]
@@ -66,17 +66,19 @@ class Subject:
         return MemoryStore(self.layout.root, settings=self.settings)
 
     @cached_property
-    def redis(self) -> RedisLook:
+    def redis(self) -> RedisStatus:
         """The configured Redis as it is now.
 
         Raises:
             ConfigError: its URL cannot be used.
         """
         from iai_mcp.broker.redis.client import connect
-        from iai_mcp.broker.redis.inspect import look
+        from iai_mcp.broker.redis.inspect import inspect_redis
 
         lanes = self.store.lanes if self.exists else 0
-        return look(connect(self.settings.redis_url), self.settings, self.store.store_id if lanes else "", lanes)
+        return inspect_redis(
+            connect(self.settings.redis_url), self.settings, self.store.store_id if lanes else "", lanes
+        )
 
     @cached_property
     def spill(self) -> PendingInSpill:
