@@ -1,7 +1,7 @@
 """Numbers the entries that a store writes itself, without a queue: a producer of its own, in the order written.
 
-A number is used up once it has been given out; where the write failed, that is noted, so that nobody
-takes the entry for lost.
+A number is never used twice. If a write fails, its numbers are noted as refused, so that no check reports the
+entries as lost.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
-    """What of ``spans`` is not in ``known``, for whatever reason; an excuse for being late counts by itself."""
+    """The parts of ``spans`` that ``known`` does not cover. ``LATE`` spans cover only one another."""
     covered: dict[tuple[str, bool], list[tuple[int, int]]] = {}
     for why, producer, first, last in known:
         covered.setdefault((producer, why is ExclusionReason.LATE), []).append((first, last))

@@ -25,7 +25,7 @@ from iai_mcp.storage.writer_lock import WriterLock
 __all__ = ["Snapshot", "snapshot"]
 
 _TRIES = 5
-_HINT = "latest_version_hint.json"  # the one file of a table that changes; nobody needs it
+_HINT = "latest_version_hint.json"  # the only file of a table that changes; it can be left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
 
 @contextmanager
 def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
-    """Nobody writes the table, or gives it an index, for the block."""
+    """Keep writers from the table, and from its indexes, for the block."""
     with WriterLock(lock, timeout).hold(), WriterLock(source.schema_lock, timeout).hold():
         yield
 
@@ -96,7 +96,7 @@ def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
 def _link_table(source: Path, target: Path) -> None:
     """Link all files of a table, the versions first: what these name was there before them.
 
-    A table that somebody died over before its first version is left out: there is nothing in it.
+    A table without a version (its creator died) is left out: it has no rows.
 
     A cleanup by a writer that did not get the lock may take files away meanwhile; then once more.
     """
