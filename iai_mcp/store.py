@@ -1,45 +1,47 @@
 """The store: memories and who recalled them, for any number of processes.
 
-What a method wrote is durable and readable by every process when it returns. Provenance is rows in lane
-tables, keyed and written by one writer at a time, so that an entry is never there twice.
+When a method returns, its writes are durable and every process can read them. Provenance is rows in lane tables.
+Each row has a key, and one writer at a time writes a lane, so no entry is stored twice.
 """
 
 from __future__ import annotations
 
-import hashlib
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-import msgspec
+import pyarrow as pa
 
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.embedders import registry
 from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
-from iai_mcp.errors import EmbeddingMismatch
+from iai_mcp.errors import EmbeddingMismatch, LanesChanged
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.spill import erase
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
-from iai_mcp.storage.meta import (
-    DEFAULT_DIMS,
-    EmbedderMeta,
-    save_meta,
-)
-from iai_mcp.storage.opened import OpenedStore
+from iai_mcp.storage.exclusions import Exclusions
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import StoreMeta, open_meta, read_meta, signature
+from iai_mcp.storage.scratch import sweep
+from iai_mcp.storage.store_lock import StoreLock
+from iai_mcp.storage.tables.catalog import Tables
 from iai_mcp.storage.tables.known_records import RecordsCache
+from iai_mcp.storage.tables.lane import LaneTable
+from iai_mcp.storage.tables.lanes import Lanes
 from iai_mcp.storage.tables.records import Filters, Hit
-from iai_mcp.storage.tables.reports import AppendReport
+from iai_mcp.storage.tables.reports import AppendReport, MergeReport
 from iai_mcp.storage.tables.write_right import WriteRight
+from iai_mcp.storage.tombstones import Tombstones
+from iai_mcp.storage.vectors import StoreVectors, configured_embedder
 from iai_mcp.telemetry import tracing
-from iai_mcp.telemetry.events import log
 
 if TYPE_CHECKING:
     import redis
@@ -57,116 +59,152 @@ def open_store(store_id: str) -> MemoryStore | None:
     return next((store for (known, _), store in reversed([*_open_stores.items()]) if known == store_id), None)
 
 
-class MemoryStore(OpenedStore):
+class MemoryStore:
     """Memories and who recalled them, in one local folder that any number of processes may share.
 
     Args:
-        path: the folder; default ``$IAI_MCP_STORE``, else ``~/.iai-mcp/store``. Made where it is missing.
-        lanes: number of lanes of a *new* store (default 4); an existing store must have as many.
-        settings: default: read from the environment now.
+        path: the folder, created if it is missing; default ``$IAI_MCP_STORE``, else ``~/.iai-mcp/store``.
+        lanes: number of lanes, 1 to 256, of a *new* store (default 4); an existing store must have as many.
+        settings: default: the environment's, read now.
+
+    Attributes:
+        settings: the settings that the store was opened with.
+        path: the folder as given.
+        layout: the paths of the store's files.
+        tables, vectors: the store's tables and vectors, for maintenance.
+        provenance_failures: number of entries that recalls in this process could not hand over.
 
     Raises:
         StoreTooNew: a later version of this package wrote the store.
-        StoreUnavailable: the folder cannot be made, read or written.
-        ConfigError: ``lanes`` does not fit.
+        StoreError: the folder holds something else.
+        StoreUnavailable: the folder cannot be created, read or written, or its number of lanes is being changed.
+        ConfigError: ``lanes`` is out of range, or is not the store's number of lanes.
     """
 
     def __init__(
         self, path: str | Path | None = None, *, lanes: int | None = None, settings: Settings | None = None
     ) -> None:
-        settings = settings or Settings.load()
-        tracing.start(settings)
-        folder = Path(path).expanduser() if path is not None else settings.store_path
-        super().__init__(folder, settings, lanes=lanes, embedder=_configured_embedder(settings))
-        self._embedder: Embedder | None = None
-        self._embedder_loaded = False
+        self.settings = settings or Settings.load()
+        tracing.start(self.settings)
+        self.path = Path(path).expanduser() if path is not None else self.settings.store_path
+        self.layout = Layout(self.path.absolute())
+        open_meta(self.layout, lanes=lanes, embedder=configured_embedder(self.settings))
+        self._store_lock = StoreLock(self.layout.store_lock)  # the number of lanes stays from now on
+        self._meta_path = str(self.layout.meta)  # every enqueue checks it; a Path would cost three times the stat
+        self._meta_signature = signature(self._meta_path)
+        self._meta = self._opened = read_meta(self.layout)
+        self.tombstones = Tombstones(self.layout.tombstones)
+        self.exclusions = Exclusions(self.layout.exclusions)
+        self.tables = Tables(self.layout, self.settings, self._meta, self.tombstones, self.exclusions)
+        self._records = self.tables.records
+        self.vectors = StoreVectors(self.settings, self.layout, lambda: self.meta, self._records)
+        self._lanes = Lanes(self.tables, self.layout, self._opened, self.check_lanes)
+        self._mutex = threading.RLock()
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
-        self.provenance_failures = 0  # entries that recalls in this process could not hand over
+        self.provenance_failures = 0
         self._register()
 
+    # -- what the store is
+
+    @property
+    def meta(self) -> StoreMeta:
+        """The store's own facts; follows changes of other processes."""
+        now = signature(self._meta_path)
+        if now != self._meta_signature:
+            self._meta, self._meta_signature = read_meta(self.layout), now
+        return self._meta
+
+    @property
+    def store_id(self) -> str:
+        """The store's identity, 32 hexadecimal digits; spill files and broker keys carry it."""
+        return self._meta.store_id
+
+    @property
+    def lanes(self) -> int:
+        """The number of lanes when the store was opened."""
+        return self._opened.lanes
+
+    def check_lanes(self) -> None:
+        """Check that the number of lanes has not changed since the store was opened.
+
+        Raises:
+            LanesChanged: it has.
+        """
+        if self.meta.generation != self._opened.generation:
+            raise LanesChanged(
+                f"the store at {self.path} has {self._meta.lanes} lanes now, and had {self.lanes} when this "
+                "process opened it: restart the process"
+            )
+
+    def lane(self, number: int) -> LaneTable:
+        """The table of one lane, from 0, opened on first use.
+
+        Raises:
+            StoreError: ``number`` is out of range.
+        """
+        return self._lanes.lane(number)
+
     def close(self) -> None:
-        """Drain the queue and give the store up; this object is of no more use."""
+        """Drain the queue and release the store. The object cannot be used afterwards."""
         self.disable_provenance_queue()
-        self._unregister()
+        _open_stores.pop((self.store_id, id(self)), None)
         self._store_lock.close()
 
     def _register(self) -> None:
-        self._unregister()  # the latest one comes last
+        _open_stores.pop((self.store_id, id(self)), None)  # the latest one comes last
         _open_stores[self.store_id, id(self)] = self
 
-    def _unregister(self) -> None:
-        _open_stores.pop((self.store_id, id(self)), None)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other process from opening the store, for the block.
+
+        Raises:
+            StoreInUse: the store is open in another process, or a second time in this one.
+            LanesChanged: another process has changed the number of lanes.
+        """
+        self._store_lock.be_alone()
+        try:
+            self.check_lanes()
+            yield
+        finally:
+            self._store_lock.share()
 
     # -- embeddings
 
     @property
     def embedder(self) -> Embedder | None:
-        """The configured embedder where it made this store's vectors (loaded on first use), else None."""
-        with self._mutex:
-            if not self._embedder_loaded:
-                self._embedder = registry.load_or_none(self.settings) if self.vectors_match(warn=True) else None
-                self._embedder_loaded = True
-            return self._embedder
+        """The configured embedder, loaded on first use; None if another one made this store's vectors."""
+        return self.vectors.embedder
 
     def vectors_match(self, *, warn: bool = False) -> bool:
-        """Whether the configured embedder is the one that made this store's vectors."""
-        wanted, found = _configured_embedder(self.settings).name, self.meta.embedder.name
-        if wanted in (found, "none"):
-            return wanted == found and wanted != "none"
-        if warn:
-            log.warning(
-                "this store's vectors were made by %s, the configured embedder is %s: searching by full text "
-                "only; `iai-mcp reembed` makes them anew",
-                found,
-                wanted,
-            )
-        return False
-
-    def begin_reembed(self, target: EmbedderMeta) -> str:
-        """Make room for ``target``'s vectors; the name of the column to fill with :meth:`fill_vectors`."""
-        if target == self.meta.embedder:
-            return self.meta.vector_column
-        told = f"{target.name}\n{target.dims}\n{target.weights}"
-        column = f"embedding_{target.dims}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-        self._records.add_vector_column(column, target.dims)
-        return column
-
-    def finish_reembed(self, target: EmbedderMeta, column: str) -> None:
-        """Search ``column`` from now on, and drop the columns of other embedders."""
-        save_meta(self.layout, msgspec.structs.replace(self.meta, embedder=target, vector_column=column))
-        self._records.drop_columns([name for name in self._records.vector_columns() if name != column])
-        with self._mutex:
-            self._embedder_loaded = False
-
-    def without_vector(self, column: str, limit: int | None = None) -> list[tuple[str, str]]:
-        """``(id, index_text)`` of records that have no vector in ``column``."""
-        return self._records.without_vector(column, limit)
+        """Whether the configured embedder made this store's vectors; ``warn`` logs a mismatch."""
+        return self.vectors.match(warn=warn)
 
     def count_without_vector(self, column: str | None = None) -> int:
-        """Number of memories that wait for their vector in ``column`` (default: the one that is searched)."""
+        """Number of memories without a vector in ``column`` (default: the column that a search reads)."""
         return self._records.count_without_vector(column or self.meta.vector_column)
-
-    def fill_vectors(self, column: str, ids: list[str], vectors: Sequence[Sequence[float]]) -> None:
-        """Set vectors of existing records, durably."""
-        self._records.fill_vectors(column, ids, vectors)
 
     # -- memories
 
     def insert(self, record: MemoryRecord) -> UUID:
-        """Add a memory; its id.
+        """Add a memory; its id. Several memories may have the same text.
 
         Raises:
-            RecordExists: the id is taken. The text may be there any number of times.
+            RecordExists: the id is taken.
             EmbeddingMismatch: the vector has the wrong number of dimensions.
+            StoreUnavailable: the storage is unavailable.
         """
         return self.insert_many([record])[0]
 
     def insert_many(self, records: Sequence[MemoryRecord], *, skip_existing: bool = False) -> list[UUID]:
         """Add memories in one commit; the ids that were added.
 
-        With ``skip_existing`` an id that is taken is left as it is; otherwise it raises RecordExists and
-        nothing is written.
+        Args:
+            skip_existing: skip a memory whose id is taken, instead of raising RecordExists.
+
+        Raises:
+            RecordExists, EmbeddingMismatch, StoreUnavailable: as of :meth:`insert`; nothing was written.
         """
         if not records:
             return []
@@ -175,7 +213,11 @@ class MemoryStore(OpenedStore):
         return added
 
     def get(self, record_id: UUID | str) -> MemoryRecord | None:
-        """The memory with its vector and its provenance in order; None where there is none."""
+        """The memory with its vector and its provenance in order; None if there is none.
+
+        Raises:
+            BadParams: ``record_id`` is no UUID.
+        """
         key = as_uuid(record_id)
         record = self._records.get(key, self.meta.vector_column)
         if record is not None:
@@ -185,8 +227,11 @@ class MemoryStore(OpenedStore):
     def delete(self, record_id: UUID | str) -> bool:
         """Forget a memory and its provenance for good; whether there was one.
 
-        An entry that is still on its way finds no record and is left out. Called again after a crash, it
-        finishes what was begun.
+        An entry that is still queued finds no record and is left out. After a crash, the same call finishes.
+
+        Raises:
+            BadParams: ``record_id`` is no UUID.
+            StoreUnavailable: the storage is unavailable; the call may be repeated.
         """
         key = as_uuid(record_id)
         found = bool(self._records.existing([key]))
@@ -198,26 +243,40 @@ class MemoryStore(OpenedStore):
         self.lane(lane_of(key, self.lanes)).delete_record(key)
         DeadLetters(self.layout).forget(key)
         erase.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
-        if self._provenance_queue is None:  # whose thread does it else: it takes seconds where lanes are long
+        if self._provenance_queue is None:  # a queue tidies on its own thread: long lanes take seconds
             self.tidy()
         return found
 
+    def tidy(self) -> None:
+        """Run due maintenance, and remove forgotten text from the disk once no reader can have it open.
+
+        Direct writes, running queues and workers call this; mostly nothing is due.
+        """
+        self._records.maintain(force=False)
+        self._lanes.maintain()
+        sweep(self.layout)
+
     def count(self, filters: Filters | None = None) -> int:
-        """Number of memories (that fit)."""
+        """Number of memories that ``filters`` selects."""
         return self._records.count(filters)
 
     def list_records(
         self, filters: Filters | None = None, *, limit: int = 50, offset: int = 0
     ) -> list[MemoryRecord]:
-        """Memories that fit, newest first, without vectors and provenance."""
+        """The selected memories, newest first, without vectors and provenance.
+
+        Args:
+            limit: maximum number of results.
+            offset: number of results to skip.
+        """
         return self._records.newest(filters or Filters(), limit, offset)
 
     def record_ids(self) -> Any:
-        """The id of every memory, newest first, as an Arrow column of texts."""
+        """The id of every memory as an Arrow column of texts, newest first."""
         return self._records.ids(Filters())
 
     def records(self, ids: list[str]) -> list[MemoryRecord]:
-        """These memories in this order, as far as they are there, without vectors and provenance."""
+        """The memories with these ids, in this order, without vectors and provenance; unknown ids are skipped."""
         return self._records.by_ids(ids)
 
     def stream(self) -> Iterator[MemoryRecord]:
@@ -225,13 +284,13 @@ class MemoryStore(OpenedStore):
         return self._records.stream(self.meta.vector_column)
 
     def existing(self, record_ids: Iterable[UUID]) -> set[UUID]:
-        """Which of these ids have a memory."""
+        """The ids that have a memory."""
         return self._records.existing([*record_ids])
 
     def search_vector(
         self, vector: Sequence[float], *, limit: int = 10, filters: Filters | None = None
     ) -> list[Hit]:
-        """Memories nearest to ``vector`` by cosine, best first.
+        """The selected memories nearest to ``vector``, best first; scores are cosines, from -1 to 1.
 
         Raises:
             EmbeddingMismatch: ``vector`` has the wrong number of dimensions.
@@ -244,8 +303,24 @@ class MemoryStore(OpenedStore):
         return self._records.search_vector(vector, meta.vector_column, limit, filters or Filters())
 
     def search_text(self, words: str, *, limit: int = 10, filters: Filters | None = None) -> list[Hit]:
-        """Memories that hold ``words``, best first by BM25."""
+        """The selected memories that match ``words``, best first; scores are those of BM25, above 0."""
         return self._records.search_text(words, limit, filters or Filters())
+
+    # -- merging another store
+
+    def merge_records(self, rows: pa.Table) -> MergeReport:
+        """Add the memories (``record_schema``) of another store, unless their id is here or was forgotten here."""
+        return self._records.merge(rows, self.meta.vector_column, self.tombstones.ids)
+
+    def merge_entries(self, rows: pa.Table) -> tuple[AppendReport, list[pa.Table]]:
+        """Add provenance rows (``LANE_SCHEMA``) of another store; the outcome, and the rows without a memory here.
+
+        Each record's rows keep their order, and get new ``seq`` numbers.
+
+        Raises:
+            StoreUnavailable: the storage is unavailable; the call may be repeated.
+        """
+        return self._lanes.merge(rows)
 
     # -- provenance
 
@@ -282,14 +357,9 @@ class MemoryStore(OpenedStore):
     def _append(
         self, batch: EntryBatch, records_cache: RecordsCache | None, right: WriteRight | None
     ) -> AppendReport:
-        cache = records_cache if isinstance(records_cache, RecordsCache) else RecordsCache()
-        kept = cache is records_cache
-        lane = cache.lane_of(batch.ids)
-        report = AppendReport()
-        for number, part in ({lane: batch} if lane is not None else batch.by_lane(self.lanes)).items():
-            token = right.token if right is not None and right.lane == number else None
-            report += self.lane(number).append(part, cache, token, self.lanes if kept else 0)
-        if not kept:
+        kept = records_cache if isinstance(records_cache, RecordsCache) else None
+        report = self._lanes.append(batch, kept, right)
+        if kept is None:
             with suppress(OSError):  # the entries are written all the same
                 self.tidy()
         return report
@@ -300,7 +370,7 @@ class MemoryStore(OpenedStore):
         return self._provenance_queue
 
     def queue_provenance_batch(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
-        """Hand entries to the queue, or write them on this thread where none is enabled."""
+        """Hand entries to the queue; if none is enabled, write them on this thread."""
         queue = self._provenance_queue
         if queue is not None:
             queue.enqueue(pairs)
@@ -308,7 +378,7 @@ class MemoryStore(OpenedStore):
             self.append_provenance_batch(pairs)
 
     def enable_provenance_queue(self, *, coalesce_ms: float = 50, connection: redis.Redis | None = None) -> None:
-        """Write provenance in the background from now on; does nothing where that is so already.
+        """Write provenance in the background from now on. Harmless when repeated.
 
         With ``connection`` (or ``IAI_MCP_REDIS_URL``) entries go through Redis to ``rq`` workers.
         """
@@ -320,13 +390,8 @@ class MemoryStore(OpenedStore):
                 self._register()
 
     def disable_provenance_queue(self) -> None:
-        """Drain the queue and write on the caller's thread again; does nothing where that is so already."""
+        """Drain the queue, and write on the caller's thread from now on. Harmless when repeated."""
         with self._mutex:
             queue, self._provenance_queue = self._provenance_queue, None
         if queue is not None:
             queue.stop()
-
-
-def _configured_embedder(settings: Settings) -> EmbedderMeta:
-    found = registry.describe(settings)
-    return EmbedderMeta(found.name, found.dims, found.weights) if found else EmbedderMeta("none", DEFAULT_DIMS)

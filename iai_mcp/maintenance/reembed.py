@@ -56,25 +56,25 @@ def reembed(
     if embedder is None:
         raise ConfigError("the configured embedder is none: set IAI_MCP_EMBEDDER, for instance to builtin")
     target = EmbedderMeta(embedder.id.name, embedder.id.dims, embedder.id.weights)
-    column = store.begin_reembed(target)
+    column = store.vectors.begin(target)
     total = store.count_without_vector(column)
     skipped: dict[str, None] = {}
     embedded = 0
     while waiting := _waiting(store, column, batch, skipped):
         done = _embed_some(embedder, waiting)
         if done:
-            store.fill_vectors(column, list(done), list(done.values()))
+            store.vectors.fill(column, list(done), list(done.values()))
         embedded += len(done)
         skipped.update(dict.fromkeys(key for key, _ in waiting if key not in done))
         if progress is not None:
             progress(embedded + len(skipped), max(total, embedded + len(skipped)))
-    store.finish_reembed(target, column)
+    store.vectors.finish(target, column)
     return Reembedded(embedded, tuple(skipped), target.name, target.dims)
 
 
 def _waiting(store: MemoryStore, column: str, batch: int, skipped: dict[str, None]) -> list[tuple[str, str]]:
     """The next texts. Skipped ones still have no vector, so as many more are asked for."""
-    found = store.without_vector(column, batch + len(skipped))
+    found = store.vectors.missing(column, batch + len(skipped))
     return [(key, text) for key, text in found if key not in skipped][:batch]
 
 

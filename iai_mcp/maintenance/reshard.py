@@ -20,6 +20,7 @@ from iai_mcp.maintenance.pending import pending
 from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.layout import RECORDS
 from iai_mcp.storage.meta import MAX_LANES, StoreMeta, save_meta
+from iai_mcp.storage.tables.catalog import merge_into
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
 
@@ -121,7 +122,7 @@ def _plan(store: MemoryStore, meta: StoreMeta, lanes: int) -> _Plan:
         left = msgspec.json.decode(store.layout.reshard_plan.read_bytes(), type=_Plan)
         if (left.generation, left.lanes, left.versions) == (fresh.generation, lanes, versions):
             return left
-    store.drop_lanes(keep=(meta.generation,))
+    store.tables.drop_lanes(keep=(meta.generation,))
     _save(store, fresh)
     return fresh
 
@@ -131,11 +132,11 @@ def _save(store: MemoryStore, plan: _Plan) -> None:
 
 
 def _copy(store: MemoryStore, meta: StoreMeta, plan: _Plan, show: Callable[[int, int], object]) -> None:
-    targets = store.lanes_of(plan.generation, plan.lanes)
+    targets = store.tables.lanes_of(plan.generation, plan.lanes)
     total = sum(store.lane(number).count() for number in range(meta.lanes))
     for number in range(meta.lanes):
         if number not in plan.done:
-            rows, repeated = _copy_lane(store, store.lane(number), targets, lambda n: show(plan.rows + n, total))
+            rows, repeated = _copy_lane(store.lane(number), targets, lambda n: show(plan.rows + n, total))
             plan.rows += rows
             plan.repeated += repeated
             plan.done.append(number)
@@ -151,12 +152,10 @@ def _copy(store: MemoryStore, meta: StoreMeta, plan: _Plan, show: Callable[[int,
         table.maintain(force=True)
 
 
-def _copy_lane(
-    store: MemoryStore, source: LaneTable, targets: list[LaneTable], show: Callable[[int], object]
-) -> tuple[int, int]:
+def _copy_lane(source: LaneTable, targets: list[LaneTable], show: Callable[[int], object]) -> tuple[int, int]:
     done = repeated = 0
     for rows in source.in_order(STEP):
-        repeated += store.merge_into(rows, targets)
+        repeated += merge_into(rows, targets)
         done += len(rows)
         show(done)
     return done, repeated
@@ -171,7 +170,7 @@ def _raise_tokens(store: MemoryStore, lanes: int) -> None:
 
 def _clean(store: MemoryStore, meta: StoreMeta) -> None:
     """Remove the files of other generations."""
-    store.drop_lanes(keep=(meta.generation,))
+    store.tables.drop_lanes(keep=(meta.generation,))
     kept = {store.layout.erasure(name) for name in (RECORDS, *map(meta.lane_table, range(meta.lanes)))}
     for path in {*store.layout.erasures()} - kept:
         path.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ class DeadLetters:
         return [letter for letter in self.all() if not ids or letter.id in ids]
 
     def remove(self, ids: Iterable[str]) -> int:
-        """Take letters away whose entries are in the store now; how many there were."""
+        """Remove letters whose entries are in the store now; how many there were."""
         return self._take(lambda letter: letter.id in gone, None) if (gone := set(ids)) else 0
 
     def drop(self, ids: Iterable[str]) -> int:
@@ -112,7 +112,7 @@ class DeadLetters:
         return self._take(lambda letter: letter.id in gone, ExclusionReason.DROPPED) if (gone := set(ids)) else 0
 
     def forget(self, record_id: UUID) -> None:
-        """Drop the letters of a deleted record, and those that may be of it."""
+        """Drop the letters of a deleted record, and undecodable ones that mention its id."""
         text = str(record_id)
         self._take(
             lambda letter: letter.record_id == text or _mentions(letter, record_id), ExclusionReason.FORGOTTEN

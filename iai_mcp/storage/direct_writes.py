@@ -1,6 +1,7 @@
 """Numbers the entries that a store writes itself, without a queue: a producer of its own, in the order written.
 
-A number is used once. If its write fails, the number is noted as refused, and the entry does not count as lost.
+A number is never used twice. If a write fails, its numbers are noted as refused, so that no check reports the
+entries as lost.
 """
 
 from __future__ import annotations

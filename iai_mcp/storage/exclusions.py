@@ -1,7 +1,7 @@
-"""The log of entries that ended without a row. With it every entry that was handed out can be accounted for.
+"""The log of entries that ended without a row: so that what was handed out can be accounted for.
 
-Reasons: its record is unknown or forgotten, the entry was refused, or people decided so. The log holds keys only
-(producer and sequence numbers), never the content of an entry.
+An entry is left out since its record is unknown or forgotten, since it was refused, or since people decided
+so. Only keys are kept (producer and sequence numbers), never what an entry said.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
-    """The parts of ``spans`` that ``known`` lacks under any reason; ``LATE`` is compared with ``LATE`` only."""
+    """The parts of ``spans`` that ``known`` does not cover. ``LATE`` spans cover only one another."""
     covered: dict[tuple[str, bool], list[tuple[int, int]]] = {}
     for why, producer, first, last in known:
         covered.setdefault((producer, why is ExclusionReason.LATE), []).append((first, last))

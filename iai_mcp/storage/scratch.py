@@ -1,8 +1,10 @@
-"""Scratch folders on a store's disk. Each belongs to one process; after its death the next process removes it."""
+"""Temporary folders on a store's disk, each locked by the process that uses it.
+
+A later process removes the folders of processes that died.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -11,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.locked_file import try_lock
 
 __all__ = ["scratch", "sweep"]
 
@@ -33,15 +36,13 @@ def scratch(layout: Layout) -> Iterator[Path]:
 
 
 def sweep(layout: Layout) -> None:
-    """Remove what processes that died have left; links in there would keep forgotten texts on the disk."""
+    """Remove the folders of processes that died: links in them would keep forgotten text on the disk."""
     with suppress(OSError):
         for folder in [*layout.scratch.iterdir()]:
             fd = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass  # a living process works there
+                if try_lock(fd):
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(fd)
 
@@ -52,8 +53,7 @@ def _own_folder(layout: Layout) -> tuple[Path, int]:
         folder.mkdir(parents=True, mode=0o700)
         with suppress(FileNotFoundError):  # a sweep came in between
             fd = os.open(folder, os.O_RDONLY)
-            with suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), os.stat(folder)):
+            with suppress(FileNotFoundError):
+                if try_lock(fd) and os.path.samestat(os.fstat(fd), os.stat(folder)):
                     return folder, fd
             os.close(fd)

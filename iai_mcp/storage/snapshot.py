@@ -1,8 +1,8 @@
 """A store as it is at one moment, in a folder of links that no writer, compaction or cleanup can touch.
 
 Lance never changes a file that it has written, so linking a table's files is as good as copying them and takes
-milliseconds. The parts are taken in the direction in which entries and memories move. So an entry that moves
-meanwhile is in the snapshot at least once, and a memory that is being forgotten is marked so.
+milliseconds. Parts are taken in the direction in which entries and memories move: whatever moves meanwhile is
+in the snapshot at least once, and a memory that is being forgotten is known to be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iai_mcp.storage.writer_lock import WriterLock
 __all__ = ["Snapshot", "snapshot"]
 
 _TRIES = 5
-_HINT = "latest_version_hint.json"  # the one file of a table that changes; no reader needs it
+_HINT = "latest_version_hint.json"  # the only file of a table that changes; it can be left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
 
 @contextmanager
 def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
-    """Keep writers, and makers of indexes, out of the table for the block."""
+    """Keep writers from the table, and from its indexes, for the block."""
     with WriterLock(lock, timeout).hold(), WriterLock(source.schema_lock, timeout).hold():
         yield
 
@@ -96,7 +96,7 @@ def _still(source: Layout, lock: Path, timeout: float) -> Iterator[None]:
 def _link_table(source: Path, target: Path) -> None:
     """Link all files of a table, the versions first: what these name was there before them.
 
-    A table whose maker died before its first version is left out: it is empty.
+    A table without a version (its creator died) is left out: it has no rows.
 
     A cleanup by a writer that did not get the lock may take files away meanwhile; then once more.
     """

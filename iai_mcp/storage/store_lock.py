@@ -1,28 +1,31 @@
-"""The store lock: shared while a process has the store open, exclusive while one changes the number of lanes.
+"""The lock of an open store: shared while a process uses it, exclusive while its number of lanes changes.
 
-The operating system frees the lock of a process that dies, so a lock never grows stale.
+The operating system frees the lock of a process that dies, so it never grows stale.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from iai_mcp.errors import StoreInUse, StoreUnavailable
+from iai_mcp.storage.locked_file import lock_shared, try_lock
 
 __all__ = ["StoreLock"]
 
-_NO_FILE = (errno.EROFS, errno.EACCES)  # a process that cannot write here does no harm
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES)  # a process that cannot write here needs no lock
 
 
 class StoreLock:
-    """One open store; closed with it.
+    """The shared lock of one open store.
+
+    Args:
+        path: the lock file, in the store's folder of locks.
 
     Raises:
-        StoreUnavailable: another process is changing the number of lanes.
+        StoreUnavailable: another process is changing the number of lanes, or the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,62 +34,41 @@ class StoreLock:
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+            free = try_lock(self._fd, shared=True)
+        except OSError as error:
+            self.close()
+            if error.errno in _NOT_WRITABLE:
+                return
+            raise StoreUnavailable(f"cannot open the store: {path}: {error.strerror}") from error
+        if not free:
             self.close()
             raise StoreUnavailable(
                 f"the number of lanes of the store at {path.parent.parent} is being changed; try again after that"
-            ) from None
-        except OSError as error:
-            self.close()
-            if error.errno not in _NO_FILE:
-                raise StoreUnavailable(f"cannot open the store: {path}: {error.strerror}") from error
+            )
 
     def be_alone(self) -> None:
-        """Take the lock exclusively.
+        """Turn the lock into an exclusive one: no other process can open the store from now on.
 
         Raises:
-            StoreInUse: another process has the store open, or this one has it open twice.
+            StoreInUse: the store is open in another process, or a second time in this one.
         """
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with suppress(OSError):  # a failed upgrade may have let go of what was held
-                fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            others = ", ".join(_told(pid) for pid in _holders(self._fd) if pid != os.getpid())
-            where = others or "another process, or once more in this one"
-            raise StoreInUse(f"the store is open in {where}: stop every client and worker of it first") from None
+        if not try_lock(self._fd):
+            with suppress(OSError):  # the failed conversion may have released the shared lock
+                try_lock(self._fd, shared=True)
+            raise StoreInUse(
+                "the store is open in another process, or a second time in this one: stop every client and worker "
+                f"of it first (`lsof {self._path}` names them)"
+            )
 
     def share(self) -> None:
-        """Share the lock again."""
-        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        """Turn the lock into a shared one again."""
+        lock_shared(self._fd)
 
     def close(self) -> None:
-        """Give the lock back; harmless where that is done already."""
+        """Release the lock. Harmless when repeated."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:
         self.close()
-
-
-def _holders(fd: int) -> list[int]:
-    """The processes that lock the file, as far as this system tells (Linux does)."""
-    found = os.fstat(fd)
-    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    pids = set()
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if "FLOCK" in fields and device in fields:
-                pids.add(int(fields[fields.index(device) - 1]))
-    return sorted(pids)
-
-
-def _told(pid: int) -> str:
-    with suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        command = " ".join(word for word in words if word)
-        return f"process {pid} ({command if len(command) <= 60 else f'{command[:59]}…'})"
-    return f"process {pid}"

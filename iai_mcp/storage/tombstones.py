@@ -60,7 +60,7 @@ class Tombstones:
             file.seek(self._read_to)
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # another process is appending; the next look gets the whole line
+                    break  # an append in progress; the next read gets the whole line
                 self._read_to += len(line)
                 self._apply(line)
 

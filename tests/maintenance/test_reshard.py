@@ -25,6 +25,7 @@ from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import SCHEMA_VERSION, read_meta
+from iai_mcp.storage.tables.catalog import Tables
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python
@@ -137,7 +138,8 @@ def test_nobody_may_have_the_store_open(path: Path, trails: Trails) -> None:
     said = run("lanes", 2, "--store", path, code=2).stderr
     assert "stop every client and worker of it first" in said
     if Path("/proc/locks").exists():
-        assert f"process {client.pid} (" in said
+        assert "is open in another process" in said
+        assert "store.lock` names them" in said
     client.communicate("\n", timeout=30)
     run("lanes", 2, "--store", path)
     holds(path, trails, 2)
@@ -237,12 +239,12 @@ def _after(real: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 STEPS: dict[str, tuple[Any, str, Callable[..., Any], int]] = {
     "the plan is made": (reshard, "_copy", _die, 4),
-    "half of a lane is copied": (MemoryStore, "merge_into", _after(MemoryStore.merge_into, 2), 4),
+    "half of a lane is copied": (reshard, "merge_into", _after(reshard.merge_into, 2), 4),
     "two lanes are copied": (reshard, "_save", _after(reshard._save, 3), 4),
     "all lanes are copied": (reshard, "_raise_tokens", _die, 4),
     "right before the change": (reshard, "save_meta", _die, 4),
     "right after the change": (reshard, "_clean", _die, 3),
-    "before the plan is removed": (MemoryStore, "drop_lanes", _after(MemoryStore.drop_lanes, 2), 3),
+    "before the plan is removed": (Tables, "drop_lanes", _after(Tables.drop_lanes, 2), 3),
 }
 
 
@@ -287,15 +289,14 @@ def test_kill_9_in_the_middle(path: Path, trails: Trails) -> None:
 import os, signal
 from iai_mcp.maintenance import reshard
 from iai_mcp.config import Settings
-from iai_mcp.store import MemoryStore
 reshard.STEP = 4
-real, calls = MemoryStore.merge_into, []
+real, calls = reshard.merge_into, []
 def dying(*args):
     calls.append(1)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-MemoryStore.merge_into = dying
+reshard.merge_into = dying
 reshard.reshard(Settings.load(), 3)
 """
     victim = python(code, IAI_MCP_STORE=str(path))

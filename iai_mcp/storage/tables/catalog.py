@@ -32,7 +32,7 @@ from iai_mcp.storage.tables.rows import TABLE_SCHEMA
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 
-__all__ = ["Tables", "by_lane", "scan", "table_of"]
+__all__ = ["Tables", "by_lane", "merge_into", "scan", "table_of"]
 
 _LANE = re.compile(r"(g(?P<generation>\d+)_)?lane_\d+")
 
@@ -63,6 +63,10 @@ class Tables:
         name = lane_table(number, generation)
         with translated():
             return LaneTable(self._open(name, TABLE_SCHEMA, INDEXED), number, generation, self._context, check)
+
+    def lanes_of(self, generation: int, lanes: int) -> list[LaneTable]:
+        """Open the lanes of any generation; missing tables are created."""
+        return [self.lane(generation, number) for number in range(lanes)]
 
     def drop_lanes(self, keep: Container[int]) -> None:
         """Remove the lane tables of every generation but ``keep``."""
@@ -132,6 +136,16 @@ def by_lane(rows: pa.Table, lanes: int) -> Iterator[tuple[int, pa.Table]]:
     found = homes[np.asarray(ids.indices, np.int64)]
     for number in np.unique(found).tolist():
         yield number, rows.filter(pa.array(found == number))
+
+
+def merge_into(rows: pa.Table, lanes: Sequence[LaneTable]) -> int:
+    """Add provenance rows to the lanes of their records; how many repeat the id of an earlier entry.
+
+    Raises:
+        StoreUnavailable: the storage is unavailable; the call may be repeated.
+    """
+    parts = by_lane(rows, len(lanes))
+    return sum(lanes[number].merge(part, check_records=False).repeats for number, part in parts)
 
 
 def _index(table: Table, keys: Sequence[str], text: str | None) -> None:

@@ -1,8 +1,8 @@
-"""Makes what was deleted vanish from a table's files, and not from its rows alone.
+"""Removes deleted rows from a table's files, beyond the deletion of its rows.
 
-Lance keeps a deleted row in its file until so many are dead that a rewrite pays, and the file until no
-version of the table names it. A note beside the table's lock says which files are to be written anew, so
-that the next writer finishes an erasure that a crash or a reader of an old version has delayed.
+Lance keeps a deleted row in its file until enough rows are dead for a rewrite. It keeps the file until no version
+of the table names it. A note beside the table's lock lists the files to be rewritten. After a crash, the next
+process finishes the work.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from iai_mcp.storage.tables.lance import Table, upkeep
 
 __all__ = ["Erasure"]
 
-_SHARE = 10  # rewrites take at most one part in so many of the time
+_SHARE = 10  # rewrites take at most one part in this many of the time
 
 
 class _Note(msgspec.Struct, frozen=True):
-    files: list[int]  # Lance's numbers of those that hold deleted rows; none is ever used again
+    files: list[int]  # Lance's numbers of the files with deleted rows; Lance never reuses a number
 
 
 class Erasure:
-    """The rewrites that one table is due. All but :meth:`due` wants the table's lock held.
+    """The pending rewrites of one table. Every method but :meth:`due` expects the caller to hold the table's lock.
 
     Args:
-        column: one that no index covers; setting it to itself is what writes a row anew.
+        column: a column without an index; setting it to itself rewrites a row.
         note: the file beside the table's lock.
     """
 
@@ -42,17 +42,17 @@ class Erasure:
         self._not_before = 0.0
 
     def delete(self, where: str) -> int:
-        """Remove the rows that fit, and note in which files they lie; how many there were."""
+        """Remove the rows that meet the SQL condition, and note their files; how many there were."""
         rows = self._table.search().where(where).with_row_id(True).select([self._column]).to_arrow()
         if len(rows) == 0:
             return 0
         files = {int(row) >> 32 for row in rows["_rowid"].to_pylist()}
-        self._write(files | set(self._read()))  # before the rows go: they are what leads to the files
+        self._write(files | set(self._read()))  # before the deletion: only the rows tell the files
         self._table.delete(where)
         return len(rows)
 
     def due(self) -> bool:
-        """Whether files can be written anew (not right after the last time), or old ones removed for good."""
+        """Whether files can be rewritten (not right after the last time), or old ones removed for good."""
         try:
             at = os.stat(self._note).st_mtime
         except OSError:
@@ -60,7 +60,7 @@ class Erasure:
         return time.monotonic() >= self._not_before if self._read() else time.time() - at > self._age
 
     def run(self) -> None:
-        """Write the noted files anew and tidy up; the note stays while a version may name the old ones."""
+        """Rewrite the noted files and tidy up; the note stays while a version may name the old files."""
         started = time.monotonic()
         if files := self._read():
             self._rewrite(files)
@@ -73,12 +73,12 @@ class Erasure:
 
     def _rewrite(self, files: list[int]) -> None:
         for number in files:
-            if row := self._a_row(number):  # a small new file beside it gives Lance something to merge it with:
+            if row := self._a_row(number):  # a small new file gives Lance something to merge with
                 self._table.update(where=f"_rowid = {row[0]}", values_sql=self._unchanged)
-        upkeep(self._table, self._age)  # once the new rows are indexed, as only files that are get merged...
-        upkeep(self._table, self._age)  # ...which is several times faster than
+        upkeep(self._table, self._age)  # first it indexes the new rows: only indexed files are merged
+        upkeep(self._table, self._age)  # then it merges, several times faster than an update
         for number in files:
-            if self._a_row(number):  # what a file of a million rows takes
+            if self._a_row(number):  # the file was not merged: update every row
                 self._table.update(where=_within(number), values_sql=self._unchanged)
                 upkeep(self._table, self._age)
 

@@ -50,14 +50,14 @@ class HighWater:
         )
 
     def seen(self, numbers: Iterable[tuple[str, int]]) -> None:
-        """Raise the marks to rows that were written: ``(producer, number)``."""
+        """Raise the marks to written rows: ``(producer, number)``."""
         marks = self._marks
         for producer, number in numbers:
             if number > marks.get(producer, number):
                 marks[producer] = number
 
     def forget(self) -> None:
-        """Know nothing any more."""
+        """Drop every mark."""
         self._marks.clear()
 
 

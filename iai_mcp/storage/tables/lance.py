@@ -1,7 +1,7 @@
-"""What every table of a store shares: typed handles, filters, translated errors, upkeep.
+"""Functions that every table of a store needs: SQL filters, translated errors, upkeep.
 
-LanceDB raises ``RuntimeError``, ``ValueError`` and ``OSError`` with prose inside; :func:`translated` turns
-what concerns the place into :class:`StoreUnavailable` and lets the rest through.
+LanceDB raises ``RuntimeError``, ``ValueError`` and ``OSError`` with its reasons in the text. :func:`translated`
+turns errors of the storage into :class:`StoreUnavailable`, and passes all others.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ Table = Any  # lancedb.table.Table, which is not typed
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Lance's own words for trouble with the place, as opposed to trouble with the data.
-_PLACE = re.compile(
+# Lance's messages for errors of the storage, as opposed to errors of the data.
+_STORAGE = re.compile(
     r"No space left|Permission denied|Read-only file system|Input/output error|Too many open files|"
     r"LanceError\(IO\)|IO error|lance error: Not found|was not found|Disk quota|Stale file handle|"
     r"[Cc]ommit conflict|Too many concurrent writers",
 )
 
 
+_RUST_SOURCE = re.compile(r", \S+\.rs:\d+")  # Lance appends where in its source an error arose
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise :class:`StoreUnavailable` for what concerns the place: disk, permissions, a missing folder."""
+    """Raise :class:`StoreUnavailable` for errors of the storage: disk, permissions, a missing folder."""
     try:
         yield
     except StoreUnavailable:
@@ -41,13 +44,13 @@ def translated() -> Iterator[None]:
     except OSError as error:
         raise StoreUnavailable(str(error)) from error
     except (RuntimeError, ValueError) as error:
-        if _PLACE.search(str(error)):
-            raise StoreUnavailable(str(error).split(", /root")[0].splitlines()[0]) from error
+        if _STORAGE.search(str(error)):
+            raise StoreUnavailable(_RUST_SOURCE.split(str(error))[0].splitlines()[0]) from error
         raise
 
 
 def retry_vanished(read: Callable[P, R]) -> Callable[P, R]:
-    """Repeat a read once: a cleanup may have removed the version that a slow reader had open."""
+    """Decorator: repeat a failed read once. A cleanup may have removed the version that a slow reader had open."""
 
     @functools.wraps(read)
     def again(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,7 +70,7 @@ def quoted(text: str) -> str:
 
 
 def quoted_list(texts: Sequence[str]) -> str:
-    """``texts`` as what stands between the brackets of an SQL ``IN``."""
+    """``texts`` as the SQL literals of an ``IN (...)``, without the brackets."""
     return ", ".join(quoted(text) for text in texts)
 
 
@@ -78,11 +81,11 @@ def sql_time(time: datetime) -> str:
 
 
 def matches(**columns: str | None) -> list[str]:
-    """One SQL condition for each column that is given."""
+    """An SQL condition for each column whose value is not None."""
     return [f"{name} = {quoted(value)}" for name, value in columns.items() if value is not None]
 
 
 def upkeep(table: Table, cleanup_age: float) -> None:
-    """Compact small fragments, bring the indexes up to date, remove versions older than ``cleanup_age`` s."""
+    """Compact small fragments, update the indexes, remove versions older than ``cleanup_age`` seconds."""
     with translated():
         table.optimize(cleanup_older_than=timedelta(seconds=max(cleanup_age, 0.001)))
