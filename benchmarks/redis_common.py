@@ -78,9 +78,7 @@ def workers(server: Server, store: MemoryStore, count: int, **env: str) -> Itera
     spill = str(store.settings.spill_dir)
     with ExitStack() as stack:
         pids = [
-            stack.enter_context(
-                worker(server.url, store.path, kind="ours", log=None, IAI_MCP_SPILL_DIR=spill, **env)
-            ).pid
+            stack.enter_context(worker(server.url, store.path, env={"IAI_MCP_SPILL_DIR": str(spill), **env})).pid
             for _ in range(count)
         ]
         client = server.client()

@@ -189,10 +189,12 @@ def worker_commands(url: str) -> dict[str, list[str]]:
 
 
 @contextmanager
-def worker(url: str, store: Path, *, kind: str = "ours", log: Path | None = None, **env: str) -> Iterator[Any]:
+def worker(
+    url: str, store: Path, *, kind: str = "ours", log: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Any]:
     """A real worker process: ours (``python -m workers``), ``rq`` with our class, or a stock ``rq worker``."""
     command = worker_commands(url)[kind]
-    settings = {"IAI_MCP_STORE": str(store), "IAI_MCP_REDIS_URL": url, "IAI_MCP_LOG": "info", **env}
+    settings = {"IAI_MCP_STORE": str(store), "IAI_MCP_REDIS_URL": url, "IAI_MCP_LOG": "info", **(env or {})}
     sink = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **settings}, stdout=sink, stderr=sink, start_new_session=True

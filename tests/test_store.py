@@ -170,7 +170,7 @@ store.append_provenance_batch([(UUID(sys.argv[2]), {"ts": "2026-01-01", "cue": "
 
 def test_what_an_entry_holds_survives(store: MemoryStore) -> None:
     store.insert(record := _make())
-    given = [
+    given: list[dict[str, Any]] = [
         {"ts": "yesterday at noon", "cue": "a", "session_id": "s"},
         {"ts": "2026-01-01T00:00:00Z", "cue": "b", "session_id": "s", "client": "c", "rank": 3, "score": 0.25},
         {"ts": 17, "cue": None, "session_id": 5, "mood": {"deep": [1, 2]}, "rank": "first", "score": "high"},

@@ -63,10 +63,10 @@ def build(work: Path) -> None:
     requirements = ROOT / "deploy" / "requirements"
     sh(SYSTEM_PYTHON, "-m", "venv", work / "pip")
     sh(SYSTEM_PYTHON, "-m", "venv", "--without-pip", PROGRAM)
-    pip = [work / "pip/bin/pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = [work / "pip/bin/pip", "--disable-pip-version-check"]
     hashed = ["install", "--quiet", "--require-hashes", "--only-binary", ":all:", "-r"]
     sh(*pip, *hashed, requirements / "build.txt", stderr=subprocess.DEVNULL)
-    into = [*pip, "--python", PROGRAM / "bin/python"]
+    into: list[str | Path] = [*pip, "--python", PROGRAM / "bin/python"]
     sh(*into, *hashed, requirements / "image.txt", stderr=subprocess.DEVNULL)
     sh(
         work / "pip/bin/hatchling",

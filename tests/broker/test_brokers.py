@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from iai_mcp.broker.memory import MemoryBroker
-from iai_mcp.broker.protocol import MalformedItem, Pushed, QueueBroker, Refused
+from iai_mcp.broker.protocol import MalformedItem, Pushed, Refused
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
@@ -26,7 +26,8 @@ from tests.support import cues, entry
 from tests.test_store import _make
 
 LANES = 4
-Make = Callable[..., QueueBroker]
+AnyBroker = MemoryBroker | RedisBroker
+Make = Callable[..., AnyBroker]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 
 @pytest.fixture
-def broker(make: Make) -> QueueBroker:
+def broker(make: Make) -> AnyBroker:
     return make()
 
 
@@ -83,7 +84,7 @@ def numbers(claimed: Any) -> list[int]:
 # -- the contract
 
 
-def test_a_lane_is_a_queue_that_gives_everything_once_acknowledged(broker: QueueBroker) -> None:
+def test_a_lane_is_a_queue_that_gives_everything_once_acknowledged(broker: AnyBroker) -> None:
     assert broker.push([parcel(1, 1, 2), parcel(2, 3)]) == Pushed()
     assert broker.push([parcel(1, 4)]) == Pushed()
     lease = broker.lease(1)
@@ -95,7 +96,7 @@ def test_a_lane_is_a_queue_that_gives_everything_once_acknowledged(broker: Queue
     assert broker.release(lease)
 
 
-def test_parcels_survive_the_way_through(broker: QueueBroker) -> None:
+def test_parcels_survive_the_way_through(broker: AnyBroker) -> None:
     sent = parcel(0, 7)
     broker.push([sent])
     lease = broker.lease(0)
@@ -104,7 +105,7 @@ def test_parcels_survive_the_way_through(broker: QueueBroker) -> None:
     assert got == sent
 
 
-def test_what_is_in_flight_comes_again_before_anything_new(broker: QueueBroker) -> None:
+def test_what_is_in_flight_comes_again_before_anything_new(broker: AnyBroker) -> None:
     broker.push([parcel(0, 1)])
     broker.push([parcel(0, 2)])
     lease = broker.lease(0)
@@ -120,7 +121,7 @@ def test_what_is_in_flight_comes_again_before_anything_new(broker: QueueBroker) 
     assert numbers(broker.claim(again, 100, 0.0)) == [2, 3]
 
 
-def test_a_claim_is_bounded_but_never_empty_handed(broker: QueueBroker) -> None:
+def test_a_claim_is_bounded_but_never_empty_handed(broker: AnyBroker) -> None:
     broker.push([parcel(0, *range(1, 11))])
     broker.push([parcel(0, 11)])
     lease = broker.lease(0)
@@ -147,7 +148,7 @@ def test_one_lease_at_a_time_and_the_old_one_is_worth_nothing(make: Make) -> Non
     broker.ack(second, 1)
 
 
-def test_a_lane_with_new_work_is_not_let_go_by_accident(broker: QueueBroker) -> None:
+def test_a_lane_with_new_work_is_not_let_go_by_accident(broker: AnyBroker) -> None:
     lease = broker.lease(0)
     assert lease is not None
     broker.push([parcel(0, 1)])
@@ -156,7 +157,7 @@ def test_a_lane_with_new_work_is_not_let_go_by_accident(broker: QueueBroker) -> 
     assert broker.release(lease, if_empty=True)
 
 
-def test_the_linger_counts_from_the_oldest_push(broker: QueueBroker) -> None:
+def test_the_linger_counts_from_the_oldest_push(broker: AnyBroker) -> None:
     broker.push([parcel(0, 1)])
     lease = broker.lease(0)
     assert lease is not None
@@ -181,7 +182,7 @@ def test_a_push_is_all_or_nothing_when_there_is_no_room(make: Make) -> None:
     assert numbers(broker.claim(lease, 10, 0.0)) == [1]
 
 
-def test_the_barrier_waits_for_what_was_pushed_before_it(broker: QueueBroker) -> None:
+def test_the_barrier_waits_for_what_was_pushed_before_it(broker: AnyBroker) -> None:
     broker.push([parcel(0, 1)])
     mark = broker.mark()
     broker.push([parcel(1, 2)])
@@ -193,7 +194,7 @@ def test_the_barrier_waits_for_what_was_pushed_before_it(broker: QueueBroker) ->
     assert not broker.wait_settled(broker.mark(), 0.0)
 
 
-def test_the_lanes_can_be_looked_at(broker: QueueBroker) -> None:
+def test_the_lanes_can_be_looked_at(broker: AnyBroker) -> None:
     broker.push([parcel(0, 1, 2)])
     broker.push([parcel(0, 3)])
     lease = broker.lease(0)
@@ -225,7 +226,7 @@ def seen(store: MemoryStore, record_id: UUID) -> list[str]:
     return cues(found.provenance)
 
 
-def test_a_drain_moves_a_lane_into_the_store(store: MemoryStore, broker: QueueBroker, record_id: UUID) -> None:
+def test_a_drain_moves_a_lane_into_the_store(store: MemoryStore, broker: AnyBroker, record_id: UUID) -> None:
     lane = lane_of(record_id, LANES)
     for first in range(0, 30, 3):
         broker.push([for_store(store, record_id, first, first + 1, first + 2)])
@@ -239,7 +240,7 @@ def test_a_drain_moves_a_lane_into_the_store(store: MemoryStore, broker: QueueBr
 
 
 def test_a_drain_that_died_before_the_ack_is_repeated_without_doubling(
-    store: MemoryStore, broker: QueueBroker, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+    store: MemoryStore, broker: AnyBroker, record_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lane = lane_of(record_id, LANES)
     broker.push([for_store(store, record_id, 1, 2)])
@@ -256,7 +257,7 @@ def test_a_drain_that_died_before_the_ack_is_repeated_without_doubling(
 
 
 def test_a_drain_stops_when_the_place_fails_and_nothing_is_lost(
-    store: MemoryStore, broker: QueueBroker, record_id: UUID, monkeypatch: pytest.MonkeyPatch
+    store: MemoryStore, broker: AnyBroker, record_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lane = lane_of(record_id, LANES)
     broker.push([for_store(store, record_id, 1)])

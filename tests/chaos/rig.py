@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 from uuid import UUID
 
 from iai_mcp.broker.redis.broker import RedisBroker
@@ -163,7 +163,7 @@ class Rig:
         client = self.server.client()
         keys = RedisBroker(client, self.store.store_id, self.store.lanes).keys
         for lane in range(self.store.lanes):
-            items += client.lrange(keys.lane(lane, "pending"), 0, -1)
+            items += cast("list[bytes]", client.lrange(keys.lane(lane, "pending"), 0, -1))
         folder = overflow_dir(self.settings)
         for path, _ in files_in(folder):
             items += path.read_bytes().splitlines()

@@ -13,6 +13,7 @@ import pytest
 from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import LeaseLost
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
@@ -45,6 +46,11 @@ class Pipeline:
         self.queue.start()
         self.recorder = Recorder(folder / "history", "p")
         self.broker = RedisBroker(self.client, self.store.store_id, 1, RedisOptions(push_s=1.0))
+
+    @property
+    def broker_of_queue(self) -> RedisBroker:
+        assert isinstance(self.queue._broker, RedisBroker)
+        return self.queue._broker
 
     def produce(self, calls: int = 3) -> None:
         for _ in range(calls):
@@ -127,7 +133,7 @@ def test_an_overtaken_spill_reorders(pipeline: Pipeline, monkeypatch: pytest.Mon
             turns = pipeline.queue._priority_lock
             with turns.step():  # Redis is back, and the replay has not had its turn
                 pipeline.server.connected = True
-                wait_until(lambda: pipeline.queue._broker.try_connect())  # type: ignore[attr-defined]
+                wait_until(pipeline.broker_of_queue.try_connect)
                 lock, turns._lock = turns._lock, _NoLock()  # type: ignore[assignment]
                 pipeline.produce()
                 turns._lock = lock
@@ -155,7 +161,7 @@ def test_a_stale_token_that_is_accepted_loses(pipeline: Pipeline, monkeypatch: p
         sleeper = pipeline.broker.lease(0)
         assert sleeper is not None
         held = pipeline.broker.claim(sleeper, 100, 0)
-        pipeline.store.append_provenance_batch(EntryBatch.of(held))
+        pipeline.store.append_provenance_batch(EntryBatch.of(item for item in held if isinstance(item, Parcel)))
         pipeline.client.delete(pipeline.broker.keys.lane(0, "lease"))  # its lease passes on
         pipeline.drain()  # the successor finishes the batch
         pipeline.produce()

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.dead_letters import DeadLetters
@@ -42,8 +44,13 @@ def make(tmp_path: Path) -> Iterator[Make]:
         each.__exit__()
 
 
-def clean(rig: Rig, **options: float) -> None:
-    verdict = rig.settle(**options)  # type: ignore[arg-type]
+def redis_broker(rig: Rig) -> RedisBroker:
+    assert isinstance(rig.queue._broker, RedisBroker)
+    return rig.queue._broker
+
+
+def clean(rig: Rig, **options: Any) -> None:
+    verdict = rig.settle(**options)
     assert verdict.clean, f"{verdict}\n{(rig.folder / 'workers.log').read_text()[-2000:]}"
     assert verdict.entries > 0
 
@@ -159,7 +166,8 @@ def test_13_too_many_clients(make: Make) -> None:
     rig.produce(10)
     admin = rig.server.client()
     admin.config_set("maxclients", "1")
-    rig.queue._broker._push.connection.disconnect()  # type: ignore[attr-defined]
+    push: Any = redis_broker(rig)._push
+    push.connection.disconnect()
     rig.produce(30)
     admin.config_set("maxclients", "1000")
     rig.produce(10)
@@ -313,7 +321,7 @@ def test_18_every_worker_is_dead_for_a_while(make: Make) -> None:
 def test_19_poison_in_a_lane(make: Make) -> None:
     rig = make(workers=0)
     rig.produce(10)
-    key = rig.queue._broker.keys.lane(lane_of(rig.records[0], rig.store.lanes), "pending")  # type: ignore[attr-defined]
+    key = redis_broker(rig).keys.lane(lane_of(rig.records[0], rig.store.lanes), "pending")
     rig.server.client().rpush(key, b"\xff\x00", b"[]", b"{" * 10_000_000)
     rig.produce(10)
     rig.start_worker()
@@ -447,8 +455,8 @@ def test_30_the_clock_jumps_back(make: Make, monkeypatch: pytest.MonkeyPatch) ->
 def test_32_a_later_wire_version_is_refused_whole(make: Make) -> None:
     rig = make(workers=0)
     rig.produce(5)
-    broker = rig.queue._broker
-    key = broker.keys.lane(0, "pending")  # type: ignore[attr-defined]
+    broker = redis_broker(rig)
+    key = broker.keys.lane(0, "pending")
     rig.server.client().rpush(
         key, b'{"store":"x","lane":0,"producer":"n","pushed":1,"ids":[],"seqs":[],"own":{},"v":2}'
     )

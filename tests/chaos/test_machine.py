@@ -6,7 +6,7 @@ import itertools
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import fakeredis
@@ -64,7 +64,7 @@ class Machine(RuleBasedStateMachine):
         options = RedisOptions(namespace=namespace, push_s=1.0, ceiling=6)
         _store.settings = Settings(namespace=namespace, spill_dir=self.folder / "spill", lane_ceiling=6)
         self.queue = ProvenanceWriteQueue(_store, connection=self.client)
-        self.broker: Any = self.queue._broker
+        self.broker = cast("Any", self.queue._broker)
         self.broker.open()
         self.recorder = Recorder(self.folder / "history", namespace)
         self.workers = [Worker(RedisBroker(self.client, _store.store_id, 1, options)) for _ in range(2)]

@@ -171,7 +171,12 @@ def test_each_user_has_its_own_work_only(fenced: Server, user: str, command: str
 
 
 def test_nobody_gets_in_without_a_name_and_its_password(fenced: Server) -> None:
-    for how in ({}, {"username": "producer", "password": "wrong"}, {"password": "the-producers-own"}):
+    ways: list[dict[str, Any]] = [
+        {},
+        {"username": "producer", "password": "wrong"},
+        {"password": "the-producers-own"},
+    ]
+    for how in ways:
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(port=fenced.port, retry=Retry(NoBackoff(), 0), **how).ping()
 
@@ -205,7 +210,7 @@ def test_the_dashboards_user_sees_queues_jobs_and_workers_and_changes_nothing(
         doorbells.empty()
     with worker(server.url_of("worker"), store.path):
         wait_until(lambda: Worker.all(connection=mine), PATIENCE)
-    server.client().acl_log_reset()  # type: ignore[no-untyped-call]
+    server.client().acl_log_reset()
 
 
 @pytest.mark.parametrize("user", ["producer", "worker"])

@@ -236,7 +236,7 @@ def test_an_extra_gives_unit_vectors_in_input_order(extra: str) -> None:
     assert embedder.dims == 3
     vectors = embedder.embed_documents(["east", "north", "east", "", "dimensions"])
     assert vectors.dtype == np.float32
-    expected = [[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0], [0.6, 0.8, 0]]
+    expected: list[list[float]] = [[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0], [0.6, 0.8, 0]]
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
     np.testing.assert_allclose(embedder.embed_query("north"), [0, 0, 1])
     assert embedder.embed_documents([]).shape == (0, 3)

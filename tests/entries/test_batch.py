@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from iai_mcp.entries.batch import EntryBatch
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of, route
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.tables.write_right import WriteRight
@@ -40,13 +42,13 @@ def test_a_batch_is_the_pairs_that_were_handed_out() -> None:
 def test_parcels_that_share_different_things_make_one_batch(store: MemoryStore) -> None:
     """In one the cue is common to all, in the next it is not, and the third has keys that no column is for."""
     record_id = store.insert(MemoryRecord(text="a"))
-    said = [
+    said: list[list[dict[str, Any]]] = [
         [entry("same", rank=1), entry("same", rank=2)],
         [entry("one"), entry("two")],
         [entry("more", colour="red"), entry("more", colour="blue")],
         [{"cue": "\ud800", "rank": "third"}],
     ]
-    parcels = []
+    parcels: list[Parcel] = []
     for group in said:
         first = 1 + sum(len(parcel.seqs) for parcel in parcels)
         parcels += route(store.store_id, "p", first, [(record_id, item) for item in group], store.lanes, 0.0)

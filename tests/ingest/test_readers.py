@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -131,7 +131,7 @@ def test_json_lines_are_streamed() -> None:
             Endless.lines += 1
             return _jsonl({"text": f"line {Endless.lines}"})
 
-    found = read_paths(["-"], stdin=Endless())
+    found = read_paths(["-"], stdin=cast("IO[bytes]", Endless()))
     assert [getattr(next(found), "text", None) for _ in range(3)] == ["line 1", "line 2", "line 3"]
     assert Endless.lines == 3
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections import namedtuple
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -131,8 +132,8 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(
 
 def test_an_old_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"lancedb": "0.1.0"}
-    real = checks.installation.metadata.version
-    monkeypatch.setattr(checks.installation.metadata, "version", lambda name: versions.get(name) or real(name))
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: versions.get(name) or real(name))
     state, words = said("package lancedb")
     assert state is State.FAIL
     assert "0.1.0 is older than" in words
@@ -184,7 +185,7 @@ def test_memories_without_a_vector_are_a_warning(store: MemoryStore, monkeypatch
 )
 def test_room_on_the_disk(monkeypatch: pytest.MonkeyPatch, free: int, state: State) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(checks.disk.shutil, "disk_usage", lambda _: usage(free))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(free))
     assert said("store disk")[0] is said("spill disk")[0] is state
 
 

@@ -25,7 +25,7 @@ from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import SCHEMA_VERSION, read_meta
-from iai_mcp.storage.tables.catalog import Tables
+from iai_mcp.storage.tables.catalog import Tables, merge_into
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, serving
 from tests.support import cues, entry, pairs, python
@@ -159,7 +159,7 @@ def test_a_client_that_missed_the_change_is_refused(path: Path, trails: Trails) 
     queue = ProvenanceWriteQueue(store)
     first = next(iter(trails))
     run("lanes", 2, "--store", path)
-    with pytest.raises(LanesChanged, match="start it anew"):
+    with pytest.raises(LanesChanged, match="restart the process"):
         queue.enqueue(pairs(first, "x"))
     with pytest.raises(LanesChanged):
         store.append_provenance_batch(pairs(first, "x"))
@@ -239,7 +239,7 @@ def _after(real: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 STEPS: dict[str, tuple[Any, str, Callable[..., Any], int]] = {
     "the plan is made": (reshard, "_copy", _die, 4),
-    "half of a lane is copied": (reshard, "merge_into", _after(reshard.merge_into, 2), 4),
+    "half of a lane is copied": (reshard, "merge_into", _after(merge_into, 2), 4),
     "two lanes are copied": (reshard, "_save", _after(reshard._save, 3), 4),
     "all lanes are copied": (reshard, "_raise_tokens", _die, 4),
     "right before the change": (reshard, "save_meta", _die, 4),

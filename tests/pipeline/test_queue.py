@@ -41,7 +41,7 @@ class Gate:
         self.threads: set[str] = set()
         self.caches: list[object] = []
         self._write: Write = store.append_provenance_batch
-        store.append_provenance_batch = self  # type: ignore[method-assign, assignment]
+        store.append_provenance_batch = self  # type: ignore[assignment]
 
     def __call__(self, pairs: Any, records_cache: Any = None) -> Any:
         self.entered.set()
@@ -516,7 +516,7 @@ def test_enqueue_refuses_what_is_no_pair(make_queue: Any, bad: Any) -> None:
 
 
 @pytest.mark.parametrize("option", [{"coalesce_ms": -1}, {"max_queue_size": 0}, {"max_batch_pairs": 0}])
-def test_senseless_settings_are_refused(store: MemoryStore, option: dict[str, int]) -> None:
+def test_senseless_settings_are_refused(store: MemoryStore, option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
         ProvenanceWriteQueue(store, **option)
 

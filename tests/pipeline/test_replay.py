@@ -35,7 +35,7 @@ class Slow:
         self.fail: BaseException | None = None
         self.steps = 0
         self._push = broker.push
-        broker.push = self  # type: ignore[method-assign, assignment]
+        broker.push = self  # type: ignore[method-assign]
 
     def __call__(self, parcels: Sequence[Parcel], *, replay: bool = False, **further: Any) -> Pushed | Refused:
         if replay:
@@ -162,7 +162,8 @@ def test_a_recall_goes_before_the_next_step_of_a_replay() -> None:
     thread.start()
     try:
         for _ in range(5):
-            wait_until(lambda before=steps: steps > before)
+            seen = steps
+            wait_until(lambda: steps > seen)  # noqa: B023  called before the next round
             with callers:
                 before = steps
                 assert turns.take() is not None
@@ -178,9 +179,14 @@ def test_a_recall_that_waited_pushes_within_what_is_left_of_its_budget(make: Any
     pipeline.spill(1)
     pipeline.slow.delay = 0.1
     pipeline.replaying()
-    budgets = []
+    budgets: list[float] = []
     within = pipeline.broker._deadline.within
-    pipeline.broker._deadline.within = lambda seconds: (budgets.append(seconds), within(seconds))
+
+    def watched(seconds: float) -> None:
+        budgets.append(seconds)
+        within(seconds)
+
+    pipeline.broker._deadline.within = watched
     took = pipeline.enqueue("meanwhile")
     assert pipeline.queue.counts.spilled == 1  # it was pushed, after the step
     assert 0.2 <= budgets[-1] <= 0.4 - took * 0.9
@@ -211,9 +217,12 @@ def test_the_next_spill_file_is_made_ahead_and_nothing_is_left_of_it(
     wait_until(lambda: list(overflow(home).glob("*.spare")))
     create = Segment.create
     makers: list[str] = []
-    monkeypatch.setattr(
-        Segment, "create", lambda path: (makers.append(threading.current_thread().name), create(path))[1]
-    )
+
+    def made(path: Path) -> Segment:
+        makers.append(threading.current_thread().name)
+        return create(path)
+
+    monkeypatch.setattr(Segment, "create", made)
     for _ in range(3):
         said = pipeline.spill(2)
         assert len(list(overflow(home).glob("*.jsonl"))) == 1

@@ -661,7 +661,7 @@ def test_redis_brokers_the_trace_of_the_server(tmp_path: Path) -> None:
         assert (state["broker"], state["queue"]["counts"]["enqueued"]) == ("redis", 1)
 
     with serving(tmp_path / "redis") as redis, http(tmp_path, IAI_MCP_REDIS_URL=redis.url) as server:
-        with worker(redis.url, tmp_path / "store", **environment(tmp_path)):
+        with worker(redis.url, tmp_path / "store", env=environment(tmp_path)):
             talk(server.url, work)
         assert server.stop() == 0
 

@@ -222,7 +222,7 @@ def _forget_in_redis(store: MemoryStore, secret: UUID, server: Server) -> None:
     queue.enqueue([(secret, entry(CUE)), (other, entry("stays"))])
     queue.stop()
     store.delete(secret)
-    with worker(server.url, store.path, IAI_MCP_CLEANUP_AGE="0"):
+    with worker(server.url, store.path, env={"IAI_MCP_CLEANUP_AGE": "0"}):
         wait_until(lambda: cues(store.get(other).provenance) == ["stays"], 30)  # type: ignore[union-attr]
     assert trail(store, TrailFilters(cue=CUE)) == []
     assert holding(CUE, store.path) == []

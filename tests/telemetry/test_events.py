@@ -203,7 +203,7 @@ def _with_redis(store: MemoryStore, record_id: UUID, said: Path, server: Server,
     queue = ProvenanceWriteQueue(patient, connection=server.client())
     queue.start()
     server.client().rpush(f"iai-mcp:{store.store_id}:lane:0:pending", b"{" + SECRET.encode())
-    with worker(server.url, store.path, log=said, IAI_MCP_LOG_FORMAT="json"):
+    with worker(server.url, store.path, log=said, env={"IAI_MCP_LOG_FORMAT": "json"}):
         queue.enqueue(pairs(record_id, [SECRET]))
         wait_until(lambda: b'"dead_letter"' in said.read_bytes() and b'"drained"' in said.read_bytes(), 30)
     server.kill()
@@ -273,9 +273,8 @@ def test_a_place_that_fails_is_told_without_what_it_was_given(
     store: MemoryStore, record_id: UUID, events: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate(store)
-    store.append_provenance_batch = gate  # type: ignore[method-assign]
     failures = iter([OSError(28, "No space left on device", f"/somewhere/{SECRET}")])
-    gate.fail = lambda batch: next(failures, None)  # type: ignore[attr-defined]
+    gate.fail = lambda batch: next(failures, None)
     queue = ProvenanceWriteQueue(store)
     queue.start()
     queue.enqueue(pairs(record_id, [SECRET]))

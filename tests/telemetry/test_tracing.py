@@ -103,7 +103,7 @@ def test_one_trace_from_the_recall_to_the_acknowledgement_in_another_process(
     store.insert(MemoryRecord(text=f"{SECRET} is an island", embedding=[0.0] * store.meta.embedder.dims))
     with serving(tmp_path / "redis") as redis, collecting() as collector:
         monkeypatch.setenv("IAI_MCP_REDIS_URL", redis.url)
-        with worker(redis.url, place, **collector.env, OTEL_SERVICE_NAME="worker"):
+        with worker(redis.url, place, env={**collector.env, "OTEL_SERVICE_NAME": "worker"}):
             finished(python(RECALL, SECRET, **collector.env, OTEL_SERVICE_NAME="client"))
             wait_until(lambda: sum(store.lane(n).count() for n in range(store.lanes)) == 1, 30)
     found = collector.spans()  # both processes have ended and sent theirs

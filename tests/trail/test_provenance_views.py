@@ -132,11 +132,12 @@ def test_top_counts_and_never_lists_what_is_left(run: Run, asked: list[UUID]) ->
 
 
 def test_what_there_is_none_of_is_said_on_stderr(run: Run, asked: list[UUID], store: MemoryStore) -> None:
-    for args, told in [
+    cases: list[tuple[list[object], str]] = [
         (["--record", asked[2]], "no entry of the trace matches"),
         (["--recall", "r-9"], "no entry of the trace matches"),
         (["--top", "--offset", 5], "--offset 5 is beyond the last result: lower it"),
-    ]:
+    ]
+    for args, told in cases:
         result = run(*args)
         assert (result.stdout, result.stderr.strip()) == ("", told)
     store.append_provenance_batch([recalled(asked[2], "at last")])

