@@ -53,7 +53,7 @@ class Doorbell:
                     continue
                 if job.get_position() is not None:
                     return False
-                job.delete()  # its worker died, or somebody emptied the queue
+                job.delete()  # its worker died, or the queue was emptied
             else:
                 return True
         return False

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Takes a lane that nobody leases, under a fencing token that is higher than every one before.
+-- Takes a lane without a live lease, under a fencing token that is higher than every one before.
 --
 -- KEYS  [1] lease  [2] state hash  [3] the store's counts
 -- ARGV  [1] holder  [2] time to live in ms  [3] floor: the highest token that the lane's table has seen
