@@ -1,4 +1,4 @@
-"""Whose turn it is at the broker: recalls wait for a step of the replay only so long, and go before the next."""
+"""A fair lock: a recall waits a bounded time for a replay step and goes ahead of the next one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["PriorityLock"]
 class PriorityLock:
     """One lock with two kinds of takers: a caller at a time, and one background thread.
 
-    A bare lock is not fair. On a busy machine a thread that releases it and takes it again at once wins each time,
-    before a waiting thread wakes up.
+    A bare lock is not fair: on a busy machine a thread that releases it and takes it again at once does so before
+    a waiting thread has woken up, step after step.
 
     Args:
-        callers: what a caller holds for as long as it has to do with this at all.
+        callers: the lock that a caller holds around :meth:`take` and :meth:`leave`.
         patience_s: most seconds that a caller waits.
     """
 
@@ -28,7 +28,7 @@ class PriorityLock:
         self._wanted = False
 
     def take(self) -> float | None:
-        """A caller's turn, until :meth:`leave`: the seconds that it waited, or None where patience ran out."""
+        """Take the lock until :meth:`leave`; the seconds waited, or None where that took too long."""
         if self._lock.acquire(blocking=False):
             return 0.0
         began = time.monotonic()
@@ -38,12 +38,12 @@ class PriorityLock:
         return time.monotonic() - began if taken else None
 
     def leave(self) -> None:
-        """The end of a caller's turn."""
+        """Release the lock."""
         self._lock.release()
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """The background thread's turn; a caller that waits has its own first."""
+        """Hold the lock on the background thread; a waiting caller goes first."""
         if self._wanted:
             with self._callers:
                 pass

@@ -188,7 +188,7 @@ class RedisBroker(RedisLanes):
         return all(len(parcel.seqs) <= self._free[parcel.lane] for parcel in parcels)
 
     def _run_script(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> list[int]:
-        """The same push as a script, which keeps to the ceiling even beside other producers."""
+        """The same push as a script, which keeps to the ceiling even when other producers push."""
         self.round_trips += 1
         keys = [self.keys.counts, *[self.keys.lane(parcel.lane, "pending") for parcel in parcels]]
         args: list[Any] = []

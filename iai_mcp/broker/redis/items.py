@@ -12,7 +12,7 @@ __all__ = ["entries_in", "from_items", "pushed_at"]
 
 
 def from_items(items: Sequence[bytes]) -> list[Claimed]:
-    """The parcel in each item, or the item as poison."""
+    """The parcel in each item, or the item as malformed."""
     return [
         MalformedItem(item, str(found)) if isinstance(found, MalformedParcel) else found
         for item, found in zip(items, decode_all(items), strict=True)
