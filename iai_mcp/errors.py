@@ -1,7 +1,7 @@
-"""The one tree of errors: what a caller can catch, and whether it is their input, the place or a batch.
+"""Every error that the package raises on purpose, in one tree.
 
-Third-party exceptions are translated into these where the library is used. A message says what is wrong
-and what to do about it; it is shown to people as it stands.
+The module that uses a third-party library translates its exceptions into these. A message says what is wrong and
+names the remedy. It is shown to people unchanged.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class UsageError(IaiMcpError, ValueError):
 
 
 class BadParams(UsageError):
-    """A parameter of a method is missing, unknown or of the wrong kind."""
+    """A parameter of a method is missing, unknown or of the wrong type."""
 
 
 class UnknownMethod(UsageError):
-    """``dispatch`` was asked for a method that it does not have."""
+    """``dispatch`` has no method of this name."""
 
 
 class ConfigError(UsageError):
-    """A setting or environment variable holds a value that cannot be used."""
+    """A setting or environment variable holds an unusable value."""
 
 
 class BrokenCopy(UsageError):
@@ -56,15 +56,15 @@ class BrokenCopy(UsageError):
 
 
 class StoreInUse(UsageError):
-    """The store must be at rest for this, and is not."""
+    """The operation needs a store that no other process uses."""
 
 
 class EmbeddingMismatch(UsageError):
-    """A vector has another number of dimensions than the store's."""
+    """The dimensions of a vector differ from those of the store."""
 
 
 class RecordExists(UsageError):
-    """A record with this id is in the store already."""
+    """The store already has a record with this id."""
 
 
 class RecordNotFound(UsageError, LookupError):
@@ -84,15 +84,15 @@ class StoreUnavailable(StoreError, OSError):
 
 
 class LanesChanged(StoreUnavailable):
-    """The store has another number of lanes than when this process opened it: open it anew."""
+    """The number of lanes changed after this process opened the store. Open it again."""
 
 
 class BrokerUnavailable(IaiMcpError):
-    """The broker did not take, give or acknowledge entries just now."""
+    """The broker did not take, return or acknowledge entries."""
 
 
 class BrokerLoading(BrokerUnavailable):
-    """The broker answers, and still loads its data: waiting helps."""
+    """The broker answers but is still loading its data. Try again soon."""
 
 
 class LeaseLost(IaiMcpError):
@@ -104,11 +104,11 @@ class MalformedParcel(IaiMcpError, ValueError):
 
 
 class SpillUnavailable(IaiMcpError, OSError):
-    """The spill folder cannot take an entry (its disk is full, or it is not writable)."""
+    """The spill folder cannot take an entry: its disk is full, or it is not writable."""
 
 
 class QueueStopped(IaiMcpError, RuntimeError):
-    """The queue is stopped and its spill cannot take the entries either."""
+    """The queue is stopped, and its spill cannot take the entries."""
 
 
 class EmbedderUnavailable(IaiMcpError):

@@ -54,13 +54,13 @@ def main() -> int:
 def _watch(options: argparse.Namespace, settings: Settings, store: MemoryStore) -> None:
     """Publish metrics: to the supervisor's folder, or on a port of this process."""
     if options.metrics_folder is not None:
-        from iai_mcp.metrics.endpoint import Shared
+        from iai_mcp.metrics.endpoint import SharedMetrics
 
-        Shared(options.metrics_folder).join(options.number, store)
+        SharedMetrics(options.metrics_folder).join(options.number, store)
     elif options.metrics_port is not None:
         from iai_mcp.metrics import endpoint
 
-        watched = endpoint.for_worker(settings, store)
+        watched = endpoint.worker_registry(settings, store)
         served = endpoint.serve(watched, options.metrics_host, options.metrics_port)
         print(f"metrics on {served.url}", file=sys.stderr, flush=True)  # noqa: T201
 

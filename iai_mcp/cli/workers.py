@@ -118,7 +118,7 @@ def _metrics(settings: Settings, count: int, host: str, port: int | None) -> Ite
         return
     from iai_mcp.metrics import endpoint
 
-    with endpoint.Shared.made(count) as shared:
+    with endpoint.SharedMetrics.temporary(count) as shared:
         served = endpoint.serve(shared.registry(settings), host, port)
         note(f"metrics on {served.url}")
         try:

@@ -218,7 +218,7 @@ def worker_children(
     """``count`` worker processes, not started yet. They end by themselves when this process is gone.
 
     Args:
-        metrics: the folder of :class:`iai_mcp.metrics.endpoint.Shared` for their metrics.
+        metrics: the folder of :class:`iai_mcp.metrics.endpoint.SharedMetrics` for their metrics.
     """
     # -P: a folder named "workers" in the current folder must not shadow our package.
     command = [sys.executable, "-P", "-m", "workers", "--parent-pid", str(os.getpid())]

@@ -1,1 +1,1 @@
-"""Embedders turn text into vectors: one interface, a built-in model, adapters for others."""
+"""Embedders turn text into vectors: the interface, a built-in model, adapters for others."""

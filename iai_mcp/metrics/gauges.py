@@ -1,8 +1,8 @@
-"""The gauges that are read at a scrape: lanes, Redis, workers, spill, dead letters.
+"""The gauges that a scrape reads: lanes, Redis, workers, spill, dead letters.
 
-Each source is looked at on a thread of its own, at most every few seconds, and a scrape waits a second at most:
-a Redis that hangs costs its own gauges, never the scrape. A value that is not fresh is left out, for an old one
-would look like a good one.
+Each source is read on a thread of its own, at most every few seconds, and a scrape waits a second at most. A Redis
+that hangs costs its own gauges, but never the scrape. A value that is not fresh is left out, because readers could
+not tell it from a fresh one.
 """
 
 from __future__ import annotations
@@ -32,13 +32,22 @@ if TYPE_CHECKING:
     from iai_mcp.provenance_queue import ProvenanceWriteQueue
     from iai_mcp.store import MemoryStore
 
-__all__ = ["Reading", "Source", "Sources", "families", "files", "queued", "redis", "stored"]
+__all__ = [
+    "Reading",
+    "Source",
+    "SourceCollector",
+    "families",
+    "file_readings",
+    "queue_readings",
+    "redis_readings",
+    "store_readings",
+]
 
-FRESH_S = 3.0  # seconds; younger readings serve every scrape
-WAIT_S = 1.0  # and a scrape waits for one no longer than this
+FRESH_S = 3.0  # scrapes within this time share one reading
+WAIT_S = 1.0  # maximum wait of a scrape
 
 Reading = tuple[str, str, float]
-"""A gauge's name, its label's value ('' where it has none), and the value."""
+"""A gauge's name, the value of its label ('' without a label), and the gauge's value."""
 
 _SPECS = {spec.name: spec for spec in CATALOGUE}
 
@@ -47,22 +56,22 @@ class Source:
     """One source of gauges.
 
     Args:
-        name: of the source, for ``iai_mcp_source_up``.
-        take: reads it, on a thread; may raise, may hang.
+        name: the source's name in ``iai_mcp_source_up``.
+        read: reads the source, on a thread. It may raise and may hang.
     """
 
-    def __init__(self, name: str, take: Callable[[], Iterable[Reading]]) -> None:
+    def __init__(self, name: str, read: Callable[[], Iterable[Reading]]) -> None:
         self.name = name
-        self._take = take
+        self._read = read
         self._mutex = threading.Lock()
         self._running: threading.Event | None = None
-        self._taken_at = -FRESH_S
+        self._read_at = -FRESH_S
         self._readings: list[Reading] | None = None
 
     def begin(self) -> threading.Event | None:
-        """Start to read, unless the readings are fresh or a read is under way; the event that ends it, or None."""
+        """Start a reading unless one runs or is fresh. Returns the event that ends the running one."""
         with self._mutex:
-            if self._running is None and time.monotonic() - self._taken_at >= FRESH_S:
+            if self._running is None and time.monotonic() - self._read_at >= FRESH_S:
                 self._running = threading.Event()
                 threading.Thread(
                     target=self._run, args=(self._running,), name=f"iai-mcp-gauges-{self.name}", daemon=True
@@ -72,21 +81,21 @@ class Source:
     def _run(self, done: threading.Event) -> None:
         readings: list[Reading] | None = None
         try:
-            readings = [*self._take()]
-        except Exception as error:  # noqa: BLE001  a scrape tells of it; the process goes on
+            readings = [*self._read()]
+        except Exception as error:  # noqa: BLE001  source_up shows it
             level = logging.DEBUG if isinstance(error, IaiMcpError | OSError) else logging.WARNING
-            log.log(level, "metrics: cannot read %s: %s", self.name, safe_message(error))
+            log.log(level, "metrics: %s cannot be read: %s", self.name, safe_message(error))
         with self._mutex:
-            self._readings, self._taken_at, self._running = readings, time.monotonic(), None
+            self._readings, self._read_at, self._running = readings, time.monotonic(), None
         done.set()
 
     def fresh(self) -> list[Reading] | None:
-        """The readings; None if the last read failed or is still under way."""
+        """The last readings, or None if the last attempt failed or is still running."""
         with self._mutex:
             return self._readings if self._running is None else None
 
 
-class Sources(Collector):
+class SourceCollector(Collector):
     """All sources of one process, for a registry."""
 
     def __init__(self, sources: Iterable[Source], *, wait: float = WAIT_S) -> None:
@@ -94,11 +103,11 @@ class Sources(Collector):
         self._wait = wait
 
     def describe(self) -> Iterable[Metric]:
-        """No metric: registering must not read the sources."""
+        """Nothing, so that registration reads no source."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """A family for each gauge that was read."""
+        """One family per gauge."""
         deadline = time.monotonic() + self._wait
         for running in [source.begin() for source in self._sources]:
             if running is not None:
@@ -111,7 +120,7 @@ class Sources(Collector):
 
 
 def families(readings: Iterable[Reading]) -> list[GaugeMetricFamily]:
-    """The readings as Prometheus wants them."""
+    """The readings as Prometheus's metric families."""
     found: dict[str, GaugeMetricFamily] = {}
     for name, label, value in readings:
         spec = _SPECS[name]
@@ -124,12 +133,12 @@ def families(readings: Iterable[Reading]) -> list[GaugeMetricFamily]:
 # -- the sources
 
 
-def redis(settings: Settings) -> Iterator[Reading]:
+def redis_readings(settings: Settings) -> Iterator[Reading]:
     """Lanes, workers and Redis itself.
 
     Raises:
         BrokerUnavailable: Redis does not answer.
-        StoreError: the store's own facts cannot be read.
+        StoreError: the store's metadata cannot be read.
     """
     from iai_mcp.broker.redis.client import connect
     from iai_mcp.broker.redis.inspect import inspect_redis
@@ -150,8 +159,8 @@ def redis(settings: Settings) -> Iterator[Reading]:
         yield "iai_mcp_redis_memory_limit_bytes", "", seen.maxmemory or 0
 
 
-def queued(queue: ProvenanceWriteQueue) -> Iterator[Reading]:
-    """What only a write queue knows: its breaker, and the lanes of the embedded broker."""
+def queue_readings(queue: ProvenanceWriteQueue) -> Iterator[Reading]:
+    """The queue's breaker, and the lanes of the embedded broker. All of it is in memory."""
     yield "iai_mcp_journal", "", queue.journals
     if queue.connection is not None:
         yield "iai_mcp_breaker_open", "", queue.trouble is not None
@@ -166,8 +175,8 @@ def _lane(number: int, pending: int, in_flight: int, oldest_s: float | None) -> 
     yield "iai_mcp_lane_oldest_seconds", str(number), oldest_s or 0.0
 
 
-def files(settings: Settings) -> Iterator[Reading]:
-    """The spill folder and the dead letters; sizes and names only, however much lies there."""
+def file_readings(settings: Settings) -> Iterator[Reading]:
+    """The spill folder and the dead letters. Only names and sizes are read, so that large files cost no more."""
     layout = Layout(settings.store_path.absolute())
     prefix = store_prefix(read_meta(layout).store_id)
     sizes: list[int] = []
@@ -178,7 +187,7 @@ def files(settings: Settings) -> Iterator[Reading]:
                 with suppress(FileNotFoundError):
                     if name.set_aside:
                         aside += 1
-                    elif (size := one.stat().st_size) > 0:  # an empty one has just been made, or emptied
+                    elif (size := one.stat().st_size) > 0:  # an empty file is new or drained
                         sizes.append(size)
     yield "iai_mcp_spill_files", "", len(sizes)
     yield "iai_mcp_spill_bytes", "", sum(sizes)
@@ -186,7 +195,7 @@ def files(settings: Settings) -> Iterator[Reading]:
     yield "iai_mcp_dead_letters", "", DeadLetters(layout).count()
 
 
-def stored(store: MemoryStore) -> Iterator[Reading]:
+def store_readings(store: MemoryStore) -> Iterator[Reading]:
     """The tables of an open store."""
     yield "iai_mcp_records", "", store.count()
     for lane in range(store.lanes):

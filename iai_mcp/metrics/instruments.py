@@ -1,4 +1,4 @@
-"""The instruments that count what the pipeline does: an observer for workers, and one for processes with a queue.
+"""The counters and histograms of the pipeline: an observer for workers, and one for processes with a queue.
 
 Only this package imports ``prometheus_client``. It is imported where metrics are wanted: by the HTTP server, by a
 worker and by the supervisor of several workers.
@@ -17,11 +17,11 @@ from iai_mcp.errors import BadParams
 from iai_mcp.metrics.catalogue import CATALOGUE, EVENTS, Spec
 from iai_mcp.telemetry import observer
 
-__all__ = ["Metrics", "WorkerMetrics"]
+__all__ = ["ClientMetrics", "WorkerMetrics"]
 
 
 class WorkerMetrics(observer.Observer):
-    """Counters and histograms of a process that drains, in a registry."""
+    """Counters and histograms of a process that drains."""
 
     roles: tuple[str, ...] = ("both",)
 
@@ -42,7 +42,7 @@ class WorkerMetrics(observer.Observer):
         return _Batch(self)
 
     def acknowledged(self, entries: int, delay: float | None) -> None:
-        """A batch has ended; ``delay``: seconds since its oldest entry was handed over."""
+        """A batch ended. ``delay``: seconds since its oldest entry was enqueued."""
         self._batches()
         self._batch_entries(entries)
         if delay is not None:
@@ -67,8 +67,8 @@ class WorkerMetrics(observer.Observer):
             self._compaction(seconds)
 
 
-class Metrics(WorkerMetrics):
-    """The same and more, of a process that has a write queue."""
+class ClientMetrics(WorkerMetrics):
+    """Counters and histograms of a process with a write queue."""
 
     roles = ("both", "client")
 
@@ -83,7 +83,7 @@ class Metrics(WorkerMetrics):
         return _Recalled(self)
 
     def recalled(self, seconds: Mapping[str, float]) -> None:
-        """A recall has ended."""
+        """A recall ended."""
         for stage, took in seconds.items():
             if stage in self._recall:
                 self._recall[stage].observe(took)
@@ -92,7 +92,7 @@ class Metrics(WorkerMetrics):
         return _Enqueue(self, entries)
 
     def enqueued(self, seconds: float, entries: int, outcome: str) -> None:
-        """A call of ``enqueue`` has ended."""
+        """A call of ``enqueue`` ended."""
         self._enqueue_s(seconds)
         self._enqueue[outcome].inc()
         self._enqueued[outcome].inc(entries)
@@ -105,7 +105,7 @@ def _instrument(spec: Spec, registry: CollectorRegistry) -> Any:
     else:
         made = Counter(spec.name, spec.help, labels, registry=registry)
     for value in spec.values:
-        made.labels(value)  # a rate needs the 0 before the first 1
+        made.labels(value)  # a rate needs a 0 before the first increment
     made.known = spec.values
     return made
 
@@ -117,7 +117,7 @@ def _by_label(made: Any) -> dict[str, Any]:
 class _Recalled(observer.Recalled):
     __slots__ = ("_metrics",)
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ClientMetrics) -> None:
         self._metrics = metrics
 
     def stages(self, seconds: Mapping[str, float]) -> None:
@@ -127,7 +127,7 @@ class _Recalled(observer.Recalled):
 class _Enqueue(observer.Enqueue):
     __slots__ = ("_began", "_entries", "_metrics", "_outcome")
 
-    def __init__(self, metrics: Metrics, entries: int) -> None:
+    def __init__(self, metrics: ClientMetrics, entries: int) -> None:
         self._metrics = metrics
         self._entries = entries
         self._outcome = "pushed"
@@ -137,7 +137,7 @@ class _Enqueue(observer.Enqueue):
         self._outcome = "journaled" if journal else "spilled"
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is None or not issubclass(kind, BadParams):  # what is no entry is no outcome of ours
+        if kind is None or not issubclass(kind, BadParams):  # a malformed entry has no outcome
             outcome = self._outcome if kind is None else "refused"
             self._metrics.enqueued(time.perf_counter() - self._began, self._entries, outcome)
 

@@ -109,7 +109,7 @@ def _metrics(calls: Calls, settings: Settings, path: str | Path | None) -> Calla
     from iai_mcp.metrics import endpoint
 
     where = settings if path is None else replace(settings, store=Path(path).expanduser())
-    registry = endpoint.for_server(where, calls.store)
+    registry = endpoint.server_registry(where, calls.store)
     return lambda: (endpoint.exposition(registry), endpoint.CONTENT_TYPE)
 
 

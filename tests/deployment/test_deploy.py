@@ -218,7 +218,7 @@ def test_metrics_are_read_with_the_rights_that_these_users_have(
     server: Server, store: MemoryStore, user: str
 ) -> None:
     settings = Settings(store=store.path, redis_url=server.url_of(user))
-    shown = {(name, label): value for name, label, value in gauges.redis(settings)}
+    shown = {(name, label): value for name, label, value in gauges.redis_readings(settings)}
     assert shown["iai_mcp_redis_aof_enabled", ""] == 1
     assert shown["iai_mcp_redis_memory_limit_bytes", ""] == 512 * 2**20
     assert shown["iai_mcp_lane_pending_entries", "3"] == shown["iai_mcp_workers", ""] == 0

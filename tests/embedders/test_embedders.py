@@ -1,4 +1,4 @@
-"""Embedders: what each one promises, with the real built-in model and stand-ins for the extras' packages."""
+"""Embedders: the promises of each, with the real built-in model and stubs for the packages of the extras."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_texts_that_bert_reads_alike_have_the_same_vector(builtin: Embedder, one
     np.testing.assert_array_equal(builtin.embed_query(one), builtin.embed_query(other))
 
 
-def test_what_lies_past_the_models_reach_is_cut(builtin: Embedder) -> None:
+def test_a_text_beyond_the_models_limit_is_cut(builtin: Embedder) -> None:
     np.testing.assert_array_equal(builtin.embed_query("word " * 254), builtin.embed_query("word " * 100_000))
 
 
@@ -97,14 +97,14 @@ def test_the_same_settings_share_one_instance(builtin: Embedder) -> None:
     assert load(Settings()) is builtin
 
 
-def test_describe_tells_the_builtin_without_loading_it(builtin: Embedder) -> None:
-    told = describe(Settings())
-    assert told == builtin.id
-    assert told is not None
-    assert (told.name, told.dims, len(told.weights)) == ("builtin:all-MiniLM-L6-v2-int8", 384, 64)
+def test_describe_knows_the_builtin_without_loading_it(builtin: Embedder) -> None:
+    described = describe(Settings())
+    assert described == builtin.id
+    assert described is not None
+    assert (described.name, described.dims, len(described.weights)) == ("builtin:all-MiniLM-L6-v2-int8", 384, 64)
 
 
-def test_none_is_nothing() -> None:
+def test_none_gives_no_embedder() -> None:
     settings = Settings(embedder="none")
     assert (describe(settings), load(settings), load_or_none(settings)) == (None, None, None)
 
@@ -280,7 +280,7 @@ def test_vectors_of_another_size_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     _stub_fastembed(monkeypatch)
     embedder = _loaded("fastembed")
     monkeypatch.setitem(VECTORS, "wide", [1.0, 1.0, 1.0, 1.0])
-    with pytest.raises(EmbedderUnavailable, match=r"shape \(4,\) where \(3,\) was due"):
+    with pytest.raises(EmbedderUnavailable, match=r"shape \(4,\) instead of \(3,\)"):
         embedder.embed_query("wide")
 
 
@@ -301,7 +301,7 @@ def test_openai_goes_to_the_endpoint_with_its_key_in_batches(monkeypatch: pytest
 
 @pytest.mark.usefixtures("forgetful")
 def test_another_endpoint_never_gets_the_real_services_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given no key, the client would read OPENAI_API_KEY and send it to whatever address was set."""
+    """Given no key, the client would read OPENAI_API_KEY and send it to the address that was set."""
     _stub_openai(monkeypatch)
     load(Settings(embedder="openai", embedder_model="tiny", embedder_url="http://localhost:1/v1"))
     assert _OpenAI.made[0]["api_key"] == "unused"

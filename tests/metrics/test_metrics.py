@@ -1,4 +1,4 @@
-"""What Prometheus sees: counts of the pipeline, gauges of what waits, and never a word of anybody's memory."""
+"""Metrics: counts of the pipeline, gauges of its state, and never a word of a memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from iai_mcp.errors import IaiMcpError, SpillUnavailable
 from iai_mcp.metrics import endpoint, gauges, instruments
 from iai_mcp.metrics.catalogue import CATALOGUE, EVENTS, series
-from iai_mcp.metrics.gauges import Reading, Source, Sources
+from iai_mcp.metrics.gauges import Reading, Source, SourceCollector
 from iai_mcp.recall import recall
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
@@ -36,7 +36,7 @@ PATIENCE = 30
 
 @pytest.fixture(autouse=True)
 def _unwatched() -> Iterator[None]:
-    """Nobody watches after a test."""
+    """No observer is left after a test."""
     yield
     for one in observer._registered:
         observer.unwatch(one)
@@ -63,7 +63,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        observer.watch(instruments.Metrics(self.registry))
+        observer.watch(instruments.ClientMetrics(self.registry))
 
     def __call__(self, name: str, label: str = "") -> float:
         return parsed(endpoint.exposition(self.registry).decode())[name, label]
@@ -78,7 +78,7 @@ def remembered(store: MemoryStore, text: str = "the ferry leaves from pier nine"
 # -- counting
 
 
-def test_nobody_watching_costs_less_than_a_microsecond() -> None:
+def test_idle_hooks_cost_less_than_a_microsecond() -> None:
     def hooks() -> None:
         with observer.now.enqueuing(5) as watched:
             watched.carrying([])
@@ -112,13 +112,13 @@ def test_a_recall_is_counted_from_the_cue_to_the_acknowledgement(store: MemorySt
     assert 0 < seen("iai_mcp_merge_seconds_sum") < seen("iai_mcp_entry_delay_seconds_sum")
 
 
-def test_where_entries_went_is_counted(store: MemoryStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spilled_and_refused_are_counted(store: MemoryStore, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Watch()
     record = remembered(store)
     store.enable_provenance_queue()
     queue = store._provenance_queue
     assert queue is not None
-    queue.stop()  # from here on it is the spill that takes them
+    queue.stop()  # from here on the spill takes the entries
     queue.enqueue(pairs(record.id, range(4)))
     monkeypatch.setenv("HOME", str(home / "file"))
     queue._spill.close()
@@ -130,7 +130,7 @@ def test_where_entries_went_is_counted(store: MemoryStore, home: Path, monkeypat
     assert seen("iai_mcp_events_total", "spill_started") == seen("iai_mcp_events_total", "spill_failed") == 1
 
 
-def test_two_watchers_see_the_same(store: MemoryStore) -> None:
+def test_two_observers_count_the_same(store: MemoryStore) -> None:
     first, second = Watch(), Watch()
     record = remembered(store)
     store.enable_provenance_queue(coalesce_ms=0)
@@ -150,7 +150,7 @@ def test_every_event_of_the_source_is_counted_or_left_out_on_purpose() -> None:
     assert found - {"drained"} == {*EVENTS}  # drained has counters of its own
 
 
-# -- looking
+# -- reading the sources
 
 
 def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
@@ -165,11 +165,12 @@ def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
         hold.wait()
         return [("iai_mcp_workers", "", 3)]
 
-    def well() -> list[Reading]:
+    def works() -> list[Reading]:
         return [("iai_mcp_lane_rows", "0", 7)]
 
+    sources = [Source("redis", hangs), Source("files", fails), Source("store", works)]
     registry = CollectorRegistry()
-    registry.register(Sources([Source("redis", hangs), Source("files", fails), Source("store", well)], wait=0.2))
+    registry.register(SourceCollector(sources, wait=0.2))
     took = timeit.timeit(lambda: parsed(endpoint.exposition(registry).decode()), number=1)
     shown = parsed(endpoint.exposition(registry).decode())
     assert took < 1.5
@@ -183,17 +184,17 @@ def test_a_source_that_hangs_or_fails_costs_its_own_gauges_only() -> None:
     wait_until(lambda: ("iai_mcp_workers", "") in parsed(endpoint.exposition(registry).decode()))
 
 
-def test_what_was_seen_before_a_source_hung_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_values_of_a_hanging_source_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gauges, "FRESH_S", 0.0)
     hold = threading.Event()
     hold.set()
 
-    def take() -> list[Reading]:
+    def read() -> list[Reading]:
         hold.wait()
         return [("iai_mcp_workers", "", 3)]
 
     registry = CollectorRegistry()
-    registry.register(Sources([Source("redis", take)], wait=0.2))
+    registry.register(SourceCollector([Source("redis", read)], wait=0.2))
     assert parsed(endpoint.exposition(registry).decode())["iai_mcp_workers", ""] == 3
     hold.clear()
     shown = parsed(endpoint.exposition(registry).decode())
@@ -202,7 +203,7 @@ def test_what_was_seen_before_a_source_hung_is_not_shown(monkeypatch: pytest.Mon
     assert ("iai_mcp_workers", "") not in shown
 
 
-def test_an_address_that_is_taken_is_one_line(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_in_use_is_one_line(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = endpoint.serve(CollectorRegistry(), "127.0.0.1", 0)
     port = taken.url.split(":")[-1].split("/")[0]
     try:
@@ -216,7 +217,7 @@ def test_an_address_that_is_taken_is_one_line(store: MemoryStore, monkeypatch: p
 # -- over HTTP
 
 
-def test_the_server_tells_whom_it_knows_and_nobody_else(tmp_path: Path) -> None:
+def test_the_server_answers_authorised_scrapes_only(tmp_path: Path) -> None:
     known = {"authorization": f"Bearer {TOKEN}"}
     with http(tmp_path, IAI_MCP_TOKEN=TOKEN) as server:
         url = server.url.replace("/mcp", "/metrics")
@@ -271,21 +272,21 @@ def test_workers_count_together_on_one_port_and_go_on_after_a_kill(
         for pid in Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
         ask()
-        wait_until(lambda: scraped(url)[applied] == 4, PATIENCE)  # it never began anew
+        wait_until(lambda: scraped(url)[applied] == 4, PATIENCE)  # it never restarted from zero
         shown = wait_until(lambda: s if (s := scraped(url)).get(("iai_mcp_records", "")) == 1 else None, PATIENCE)
         assert shown["iai_mcp_redis_aof_enabled", ""] == shown["iai_mcp_source_up", "redis"] == 1
         assert shown["iai_mcp_merge_seconds_count", ""] == shown["iai_mcp_drained_batches_total", ""]
         text = httpx2.get(url).text
         assert secret not in text
         assert str(record.id) not in text
-        assert len([*counted.rglob("*.db")]) == 2 * 3  # whoever comes after a dead worker goes on with its files
+        assert len([*counted.rglob("*.db")]) == 2 * 3  # a worker continues the files of its dead predecessor
         store.disable_provenance_queue()
         supervisor.terminate()
         assert supervisor.wait(30) == 0
     assert not [*counted.iterdir()]
 
 
-# -- what is written about them
+# -- documentation, dashboard and alerts
 
 
 DASHBOARD = ROOT / "deploy/grafana/dashboards/iai-mcp.json"
