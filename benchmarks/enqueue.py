@@ -27,6 +27,7 @@ import harness
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.spill.listing import waiting
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import AppendReport, MemoryStore, RecordsCache
 
 Way = Callable[[list[Pair]], object]
@@ -44,9 +45,11 @@ class Gated(MemoryStore):
 
     gate: threading.Event
 
-    def append_provenance_batch(self, pairs: Any, records_cache: RecordsCache | None = None) -> AppendReport:
+    def append_provenance_batch(
+        self, pairs: Any, records_cache: RecordsCache | None = None, *, right: WriteRight | None = None
+    ) -> AppendReport:
         self.gate.wait()
-        return super().append_provenance_batch(pairs, records_cache)
+        return super().append_provenance_batch(pairs, records_cache, right=right)
 
 
 @dataclass

@@ -146,7 +146,7 @@ def _index(store: MemoryStore, ids: list[uuid.UUID], rounds: int) -> None:
     lanes = {name: store.lane(lane) for name, lane in sides.items()}
     lanes["without"]._table.drop_index("record_id_idx")
     found: dict[str, Callable[[], object]] = {
-        name: (lambda name=name: lanes[name].rows([f"record_id = '{of[name][7]}'"])) for name in sides
+        name: partial(lanes[name].rows, [f"record_id = '{of[name][7]}'"]) for name in sides
     }
     looked = harness.interleave(found, 9)
     merged: dict[str, harness.Seconds] = {name: [] for name in sides}
@@ -157,7 +157,7 @@ def _index(store: MemoryStore, ids: list[uuid.UUID], rounds: int) -> None:
             for name in sides:  # turns of eight
                 merged[name] += _written(lanes[name], [rng.choice(of[name]) for _ in range(MERGE)], 8)
         for name in sides:
-            upkept[name].append(harness.timed(lambda name=name: lanes[name].maintain(force=True)))
+            upkept[name].append(harness.timed(partial(lanes[name].maintain, force=True)))
     rows = [
         [name, *(f"{harness.median(times[name]) * 1000:.1f}" for times in (looked, merged, upkept))]
         for name in sides
