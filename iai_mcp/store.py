@@ -21,15 +21,16 @@ from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
-from iai_mcp.errors import EmbeddingMismatch, LanesChanged
+from iai_mcp.errors import EmbeddingMismatch
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
 from iai_mcp.spill import erase
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
 from iai_mcp.storage.exclusions import Exclusions
+from iai_mcp.storage.facts import StoreFacts
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import StoreMeta, open_meta, read_meta, signature
+from iai_mcp.storage.meta import StoreMeta, open_meta
 from iai_mcp.storage.scratch import sweep
 from iai_mcp.storage.store_lock import StoreLock
 from iai_mcp.storage.tables.catalog import Tables
@@ -90,15 +91,13 @@ class MemoryStore:
         self.layout = Layout(self.path.absolute())
         open_meta(self.layout, lanes=lanes, embedder=configured_embedder(self.settings))
         self._store_lock = StoreLock(self.layout.store_lock)  # the number of lanes stays from now on
-        self._meta_path = str(self.layout.meta)  # every enqueue checks it; a Path would cost three times the stat
-        self._meta_signature = signature(self._meta_path)
-        self._meta = self._opened = read_meta(self.layout)
+        self._facts = StoreFacts(self.layout)
         self.tombstones = Tombstones(self.layout.tombstones)
         self.exclusions = Exclusions(self.layout.exclusions)
-        self.tables = Tables(self.layout, self.settings, self._meta, self.tombstones, self.exclusions)
+        self.tables = Tables(self.layout, self.settings, self._facts.opened, self.tombstones, self.exclusions)
         self._records = self.tables.records
-        self.vectors = StoreVectors(self.settings, self.layout, lambda: self.meta, self._records)
-        self._lanes = Lanes(self.tables, self.layout, self._opened, self.check_lanes)
+        self.vectors = StoreVectors(self.settings, self.layout, self._facts, self._records)
+        self._lanes = Lanes(self.tables, self.layout, self._facts)
         self._mutex = threading.RLock()
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
@@ -110,20 +109,17 @@ class MemoryStore:
     @property
     def meta(self) -> StoreMeta:
         """The store's own facts; follows changes of other processes."""
-        now = signature(self._meta_path)
-        if now != self._meta_signature:
-            self._meta, self._meta_signature = read_meta(self.layout), now
-        return self._meta
+        return self._facts.now
 
     @property
     def store_id(self) -> str:
         """The store's identity, 32 hexadecimal digits; spill files and broker keys carry it."""
-        return self._meta.store_id
+        return self._facts.store_id
 
     @property
     def lanes(self) -> int:
         """The number of lanes when the store was opened."""
-        return self._opened.lanes
+        return self._facts.opened.lanes
 
     def check_lanes(self) -> None:
         """Check that the number of lanes has not changed since the store was opened.
@@ -131,11 +127,7 @@ class MemoryStore:
         Raises:
             LanesChanged: it has.
         """
-        if self.meta.generation != self._opened.generation:
-            raise LanesChanged(
-                f"the store at {self.path} has {self._meta.lanes} lanes now, and had {self.lanes} when this "
-                "process opened it: restart the process"
-            )
+        self._facts.check_lanes()
 
     def lane(self, number: int) -> LaneTable:
         """The table of one lane, from 0, opened on first use.

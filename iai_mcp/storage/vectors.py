@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from iai_mcp.config import Settings
 from iai_mcp.embedders import registry
 from iai_mcp.embedders.base import Embedder
+from iai_mcp.storage.facts import StoreFacts
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import DEFAULT_DIMS, EmbedderMeta, StoreMeta, save_meta
+from iai_mcp.storage.meta import DEFAULT_DIMS, EmbedderMeta, save_meta
 from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.telemetry.events import log
 
@@ -23,15 +24,13 @@ class StoreVectors:
     """The vectors of one store.
 
     Args:
-        meta: reads the store's current facts.
+        facts: of the store, as any process has last written them.
     """
 
-    def __init__(
-        self, settings: Settings, layout: Layout, meta: Callable[[], StoreMeta], records: RecordTable
-    ) -> None:
+    def __init__(self, settings: Settings, layout: Layout, facts: StoreFacts, records: RecordTable) -> None:
         self._settings = settings
         self._layout = layout
-        self._meta = meta
+        self._facts = facts
         self._records = records
         self._mutex = threading.RLock()
         self._embedder: Embedder | None = None
@@ -48,7 +47,7 @@ class StoreVectors:
 
     def match(self, *, warn: bool = False) -> bool:
         """Whether the configured embedder made this store's vectors; ``warn`` logs a mismatch."""
-        wanted, found = configured_embedder(self._settings).name, self._meta().embedder.name
+        wanted, found = configured_embedder(self._settings).name, self._facts.now.embedder.name
         if wanted in (found, "none"):
             return wanted == found and wanted != "none"
         if warn:
@@ -62,7 +61,7 @@ class StoreVectors:
 
     def begin(self, target: EmbedderMeta) -> str:
         """Prepare for ``target``'s vectors; the name of the column to :meth:`fill`."""
-        meta = self._meta()
+        meta = self._facts.now
         if target == meta.embedder:
             return meta.vector_column
         identity = f"{target.name}\n{target.dims}\n{target.weights}"
@@ -72,7 +71,7 @@ class StoreVectors:
 
     def finish(self, target: EmbedderMeta, column: str) -> None:
         """Search ``column`` from now on, and drop the columns of other embedders."""
-        save_meta(self._layout, msgspec.structs.replace(self._meta(), embedder=target, vector_column=column))
+        save_meta(self._layout, msgspec.structs.replace(self._facts.now, embedder=target, vector_column=column))
         self._records.drop_columns([name for name in self._records.vector_columns() if name != column])
         with self._mutex:
             self._loaded = False

@@ -425,7 +425,7 @@ def test_status_shows_what_waits_and_never_a_password(
         shown = run("status").stdout
         assert "open-sesame" not in shown
         assert "warning: appendonly is no" in shown
-        assert "none: what waits stays in Redis" in shown
+        assert "none: entries stay in Redis" in shown
 
         monkeypatch.setenv("IAI_MCP_REDIS_URL", url.replace("open-sesame", "guess"))
         refused = run("status", "--json")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pyarrow as pa
 
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.errors import StoreError
+from iai_mcp.storage.facts import StoreFacts
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import StoreMeta
 from iai_mcp.storage.tables.catalog import Tables, by_lane
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import LaneTable
@@ -24,15 +23,14 @@ class Lanes:
     """The lanes of one generation.
 
     Args:
-        meta: the store's facts when it was opened; they tell the number of lanes and the generation.
-        check_current: called before each write; raises if the store has other lanes by now.
+        facts: of the store; they tell the number of lanes, the generation, and whether both are still right.
     """
 
-    def __init__(self, tables: Tables, layout: Layout, meta: StoreMeta, check_current: Callable[[], None]) -> None:
+    def __init__(self, tables: Tables, layout: Layout, facts: StoreFacts) -> None:
         self._tables = tables
         self._layout = layout
-        self._meta = meta
-        self._check_current = check_current
+        self._meta = facts.opened
+        self._check_current = facts.check_lanes
         self._open: dict[int, LaneTable] = {}
         self._mutex = threading.Lock()
 

@@ -1,0 +1,52 @@
+"""The facts of an opened store: as they were at opening, and as any process has last written them."""
+
+from __future__ import annotations
+
+from iai_mcp.errors import LanesChanged
+from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.meta import StoreMeta, read_meta, signature
+
+__all__ = ["StoreFacts"]
+
+
+class StoreFacts:
+    """What ``store.json`` says.
+
+    Attributes:
+        opened: the facts when the store was opened.
+
+    Raises:
+        StoreTooNew: a later version of this package wrote the store.
+        StoreUnavailable: the file cannot be read.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._path = str(layout.meta)  # every enqueue checks it; a Path would cost three times the stat
+        self._signature = signature(self._path)
+        self._now = self.opened = read_meta(layout)
+
+    @property
+    def now(self) -> StoreMeta:
+        """The facts as any process has last written them."""
+        found = signature(self._path)
+        if found != self._signature:
+            self._now, self._signature = read_meta(self._layout), found
+        return self._now
+
+    @property
+    def store_id(self) -> str:
+        """The store's identity, which never changes."""
+        return self._now.store_id
+
+    def check_lanes(self) -> None:
+        """Check that the number of lanes has not changed since the store was opened.
+
+        Raises:
+            LanesChanged: it has.
+        """
+        if self.now.generation != self.opened.generation:
+            raise LanesChanged(
+                f"the store at {self._layout.root} has {self._now.lanes} lanes now, and had {self.opened.lanes} "
+                "when this process opened it: restart the process"
+            )
