@@ -103,13 +103,18 @@ class Calls:
             emit("store_not_ready", level=logging.WARNING, error=safe_message(error))
 
     def close(self) -> None:
-        """Drain the queue within its budget and spill the rest; no call starts after this."""
+        """Drain the queue within its budget and spill the rest; no call starts after this.
+
+        Returns once the embedder is loaded, if that is under way.
+        """
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._opening:
             self._closed = True
             store, self._store = self._store, None
         if store is not None:
             store.disable_provenance_queue()
+        if self._warming is not None:  # a process that ends while a library still loads aborts
+            self._warming.join()
 
     # -- calls
 

@@ -633,6 +633,11 @@ def test_a_token_is_asked_of_everyone_even_on_loopback(shared: Http) -> None:
     assert TOKEN not in shared.log
 
 
+def test_sigterm_ends_http_cleanly_while_the_embedder_is_still_loading(tmp_path: Path) -> None:
+    with http(tmp_path, IAI_MCP_EMBEDDER="builtin") as server:
+        assert server.stop() == 0
+
+
 def test_sigterm_ends_http_while_clients_listen_and_keeps_the_trace(tmp_path: Path) -> None:
     async def work(server: Http) -> int:
         async with Client(server.url, mode="legacy", client_info=ME, read_timeout_seconds=20) as client:
