@@ -28,7 +28,8 @@ import pyarrow as pa
 import redis_common as common
 
 from iai_mcp.broker.protocol import Lease
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import route

@@ -31,8 +31,11 @@ __all__ = [
 ENGINE_SECRETS = Path("/run/secrets")  # container engines mount secrets here and choose the mode
 
 
-def _setting(default: Any, env: str, help: str, *, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
-    return field(default=default, metadata={"env": env, "help": help, "choices": choices, "secret": secret})
+def _setting(
+    default: Any, env: str, help: str, *, choices: tuple[str, ...] = (), secret: bool = False, off: bool = False
+) -> Any:
+    metadata = {"env": env, "help": help, "choices": choices, "secret": secret, "off": off}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,13 @@ class Settings:
         "fsync, an entry that is not confirmed within the push budget is spilled, and the spill is synced.",
         choices=("memory", "fsync"),
     )
+    retain_mb: float = _setting(
+        8.0,
+        "IAI_MCP_RETAIN",
+        "MiB of memory for entries that are in Redis and not yet in the store. A client pushes them again where "
+        "Redis loses them (power cut, failover, FLUSHALL). Beyond it they are spilled. off: nothing is retained.",
+        off=True,
+    )
     linger_ms: float = _setting(
         50.0,
         "IAI_MCP_LINGER_MS",
@@ -160,6 +170,11 @@ class Settings:
             if raw != "":
                 values[spec.name] = _parse(spec.name, spec.default, raw, spec.metadata)
         return cls(**values)
+
+    @property
+    def retain_bytes(self) -> int:
+        """Bytes of memory for entries that are in Redis and not yet in the store."""
+        return int(self.retain_mb * 2**20)
 
     @property
     def store_path(self) -> Path:
@@ -235,6 +250,8 @@ def _parse(name: str, default: Any, raw: str, meta: Mapping[str, Any]) -> Any:
         return Path(raw).expanduser()
     if default is MISSING or isinstance(default, str):
         return raw
+    if meta["off"] and raw.lower() == "off":
+        return type(default)(0)
     try:
         value = type(default)(raw)
     except ValueError:

@@ -87,10 +87,12 @@ class ProvenanceWriteQueue:
         half = self._settings.push_budget_ms / 2000  # the other half is for the push
         self._priority_lock = PriorityLock(self._order, half)
         self._halt = threading.Event()
+        self._living = LiveProducer(
+            store.layout, self.producer, lambda: self._next_seq - 1, embedded=self._broker.in_process
+        )
         self._background = self._make_background(
             DrainPolicy(max_batch_pairs, coalesce_ms / 1000, wait=self._halt.wait)
         )
-        self._living = LiveProducer(store.layout.locks, self.producer)
         self._life = threading.Lock()
         self._running = self._stopped = False
 
@@ -101,7 +103,14 @@ class ProvenanceWriteQueue:
         else:
             driver = self._broker
         return Background(
-            self._store, self._broker, driver, self._overflow, self._order, self._priority_lock, self._halt
+            self._store,
+            self._broker,
+            driver,
+            self._overflow,
+            self._living,
+            self._order,
+            self._priority_lock,
+            self._halt,
         )
 
     # -- producers
@@ -198,9 +207,8 @@ class ProvenanceWriteQueue:
                 if self._stopped:
                     self._spill.reopen()
                 self._stopped = False
-            if self._broker.in_process:
-                self._living.start()
-            else:
+            self._living.start()
+            if not self._broker.in_process:
                 self._broker.open()
             self._running = True
             self._background.start()
@@ -224,9 +232,8 @@ class ProvenanceWriteQueue:
                 self._stopped = True
                 self._running = False
                 self._give_back()
-            if self._broker.in_process:
-                self._living.stop()
-            else:
+            self._living.stop(stored=self._all_stored())
+            if not self._broker.in_process:
                 self._broker.close()
             atexit.unregister(self.stop)
 
@@ -239,6 +246,12 @@ class ProvenanceWriteQueue:
             self._spill.commit()  # all of it is applied, or durable elsewhere
         self._overflow.note_refused()
         self._background.close()
+
+    def _all_stored(self) -> bool:
+        """Whether every entry is known to be in the store: of a queue that has stopped."""
+        if self._spill.unread:
+            return False
+        return self._broker.in_process or self._broker.retained == 0
 
     # -- state
 

@@ -58,7 +58,7 @@ def password(user: str) -> str:
 
 def filled(template: str) -> str:
     """``users.acl`` with the passwords of tests, and with the namespace ``team`` beside the empty one."""
-    template = template.replace("~iai-mcp:*", "~iai-mcp:* ~team:iai-mcp:*")
+    template = re.sub(r"((?:%\w+)?~)(iai-mcp:[^ )]+)", r"\1\2 \1team:\2", template)
     return re.sub(r"@(\w+)@", lambda found: hashlib.sha256(password(found[1]).encode()).hexdigest(), template)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from iai_mcp.broker.memory import MemoryBroker
@@ -28,21 +29,24 @@ def queue_broker(
     """
     if connection is None and not settings.redis_url:
         return MemoryBroker(lanes, capacity)
-    return redis_broker(settings, store_id, lanes, connection)
+    return redis_broker(settings, store_id, lanes, connection, retain=True)
 
 
 def redis_broker(
-    settings: Settings, store_id: str, lanes: int, connection: redis.Redis | None = None
+    settings: Settings, store_id: str, lanes: int, connection: redis.Redis | None = None, *, retain: bool = False
 ) -> RedisBroker:
     """The Redis broker of a store, on ``connection`` or the configured URL.
+
+    ``retain``: keep what is pushed until it is in the store, as the settings say; for producers.
 
     Raises:
         ConfigError: the URL of Redis cannot be used.
     """
-    from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+    from iai_mcp.broker.redis.broker import RedisBroker
     from iai_mcp.broker.redis.client import connect
     from iai_mcp.broker.redis.durable import DurableRedisBroker
+    from iai_mcp.broker.redis.options import RedisOptions
 
-    options = RedisOptions.of(settings)
+    options = RedisOptions.of(settings if retain else replace(settings, retain_mb=0.0))
     kind = DurableRedisBroker if options.durable else RedisBroker
     return kind(connection if connection is not None else connect(settings.redis_url), store_id, lanes, options)

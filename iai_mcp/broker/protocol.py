@@ -213,6 +213,11 @@ class RemoteBroker(WriteBroker, Protocol):
         """The client for everything but pushes."""
         ...
 
+    @property
+    def retained(self) -> int | None:
+        """Number of pushed entries that are not known to be in the store; None where that is not tracked."""
+        ...
+
     def open(self) -> None:
         """Connect, within a second or so; a failure is no error, :meth:`run_once` tries again."""
         ...

@@ -14,7 +14,8 @@ import redis
 
 from iai_mcp.broker.memory import MemoryBroker
 from iai_mcp.broker.protocol import MalformedItem, Pushed, Refused
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost

@@ -31,6 +31,11 @@ class Proxy:
         if mode == "down":
             self._loop.call_soon_threadsafe(self._cut)
 
+    def target(self, port: int) -> None:
+        """Forward to another server from now on; what is connected is cut."""
+        self._target = port
+        self._loop.call_soon_threadsafe(self._cut)
+
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)

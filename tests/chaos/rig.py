@@ -44,14 +44,16 @@ class Rig:
         folder: Path,
         *server_options: str,
         workers: int = 1,
-        proxied: bool = False,
+        proxied: bool | Literal["all"] = False,
         lease_s: float = 2.0,
         push_budget_ms: float = 10.0,
         durability: Literal["memory", "fsync"] = "memory",
         server: Server | None = None,
+        retain_mb: float = 8.0,
     ) -> None:
         self.folder = folder
         self.server = server or Server(folder / "redis", *server_options).start()
+        self._all = proxied == "all"  # workers, too
         self.proxy = Proxy(self.server.port) if proxied else None
         self.url = f"redis://127.0.0.1:{self.proxy.port if self.proxy else self.server.port}/0"
         self.settings = Settings(
@@ -61,6 +63,7 @@ class Rig:
             lease_s=lease_s,
             push_budget_ms=push_budget_ms,
             redis_durability=durability,
+            retain_mb=retain_mb,
             embedder="none",
         )
         self.store = MemoryStore(settings=self.settings)
@@ -96,7 +99,8 @@ class Rig:
         return {
             **os.environ,
             "IAI_MCP_STORE": str(self.store.path),
-            "IAI_MCP_REDIS_URL": f"redis://127.0.0.1:{self.server.port}/0",
+            "IAI_MCP_REDIS_URL": self.url if self._all else f"redis://127.0.0.1:{self.server.port}/0",
+            "IAI_MCP_RETAIN": str(self.settings.retain_mb),
             "IAI_MCP_SPILL_DIR": str(self.folder / "spill"),
             "IAI_MCP_LEASE": str(self.settings.lease_s),
             "IAI_MCP_EMBEDDER": "none",
@@ -146,6 +150,11 @@ class Rig:
 
     # -- looking
 
+    @property
+    def _broker(self) -> RedisBroker:
+        assert isinstance(self.queue._broker, RedisBroker)
+        return self.queue._broker
+
     def look(self) -> dict[str, list[str]]:
         """What any reader sees now; doubles are remembered whenever they were seen."""
         visible: dict[str, list[str]] = {}
@@ -177,10 +186,10 @@ class Rig:
     def drained(self) -> bool:
         """Whether nothing waits anywhere."""
         try:
-            stats = self.queue._broker.stats()
+            stats = self._broker.stats()
         except IaiMcpError:
             return False
-        idle = all(lane.pending + lane.in_flight == 0 for lane in stats)
+        idle = all(lane.pending + lane.in_flight == 0 for lane in stats) and not self._broker.retained
         folder = overflow_dir(self.settings)
         return idle and all(name.set_aside for _, name in files_in(folder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 import fakeredis
 import pytest
 
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.protocol import Pushed
+from iai_mcp.broker.redis.broker import RedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
+from iai_mcp.broker.redis.retained import Ring
+from iai_mcp.broker.redis.sender import Sender
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Parcel
@@ -203,3 +208,54 @@ def test_a_commit_that_is_not_synced_loses_in_a_power_cut(tmp_path: Path, monkey
         pipeline.store = MemoryStore(store.path)
         assert bool(pipeline.verdict().lost) is broken
         pipeline.queue.stop()
+
+
+@pytest.mark.parametrize("variant", ["nothing retained", "epoch not asked for"])
+def test_a_redis_that_forgets_goes_unnoticed(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    def send_anyway(self: Sender, client: Any, *args: Any) -> Any:
+        client.set(self._keys.epoch, self.epoch)
+        return sound(self, client, *args)
+
+    sound = Sender.send
+    for broken in (False, True):
+        with monkeypatch.context() as patch:
+            if broken and variant == "nothing retained":
+                patch.setattr(pipeline.broker_of_queue, "_ring", None)
+            elif broken:
+                patch.setattr(Sender, "send", send_anyway)
+            pipeline.produce()
+            pipeline.client.flushall()
+            pipeline.produce()
+            wait_until(lambda: not pipeline.queue._spill.unread)
+            pipeline.drain()
+            assert pipeline.verdict().clean is not broken
+
+
+def test_a_wiped_lane_that_is_refilled_behind_new_entries_reorders(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def push_first(self: RedisBroker, client: Any, ring: Ring) -> None:
+        pipeline.broker.open()
+        ready.set()
+        wait_until(lambda: not pipeline.queue._spill.unread)
+        sound(self, client, ring)
+
+    sound, ready = RedisBroker._push_again, threading.Event()
+    for broken in (False, True):
+        with monkeypatch.context() as patch:
+            if broken:
+                patch.setattr(RedisBroker, "_push_again", push_first)
+            pipeline.produce()
+            pipeline.client.flushall()
+            pipeline.produce()
+            if broken:  # the spill goes past what is retained
+                assert ready.wait(5)
+                parcels = pipeline.queue._spill.read(100)
+                assert pipeline.broker.push(parcels, replay=True) == Pushed()
+                pipeline.queue._spill.settle()
+            wait_until(lambda: not pipeline.queue._spill.unread)
+            wait_until(lambda: pipeline.broker_of_queue.trouble is None)
+        pipeline.drain()
+        assert bool(pipeline.verdict().reordered) is broken

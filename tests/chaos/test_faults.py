@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import signal
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
 from tests.chaos.control import Beside
 from tests.chaos.disk import COMPILER, Disk, compiled
+from tests.chaos.forgetting import How, failover, flushall, power_cut
 from tests.chaos.rig import Rig
 from tests.servers import Server
 from tests.support import cues, finished, pairs, python, wait_until
@@ -27,6 +29,7 @@ from tests.support import cues, finished, pairs, python, wait_until
 # A recall's budget is 20 ms on an idle machine (`python -m tests.chaos` measures it). Tests share two cores
 # with their own workers, so they hold it against what a call may cost when the scheduler looks away.
 BUDGET_MS = 250.0
+NO_COMPILER = "no C compiler (cc) to build the disk that fails"
 
 Make = Callable[..., Rig]
 
@@ -68,7 +71,7 @@ def test_01_redis_is_killed_and_comes_back(make: Make) -> None:
     clean(rig, budget_ms=BUDGET_MS)
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to build the disk that fails")
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 @pytest.mark.parametrize(("durability", "appendfsync"), [("memory", "everysec"), ("fsync", "always")])
 def test_02_power_fails_while_the_disk_is_slow(
     tmp_path: Path, make: Make, durability: str, appendfsync: str
@@ -154,11 +157,34 @@ def test_09_the_broker_is_wiped(make: Make) -> None:
     rig.server.client().flushall()
     rig.produce(10)
     rig.start_worker()
+    clean(rig)
+
+
+def test_09_the_broker_is_wiped_and_nothing_was_retained(make: Make) -> None:
+    rig = make(workers=0, retain_mb=0.0, push_budget_ms=2000.0)
+    rig.produce(10)
+    rig.server.client().flushall()
+    rig.produce(10)
+    rig.start_worker()
     verdict = rig.settle()
     assert len(verdict.lost) == 30  # what only Redis held, and the history says so
     assert not verdict.doubled
     assert not verdict.reordered
     assert not verdict.phantom
+
+
+WAYS = [
+    pytest.param(way, marks=pytest.mark.skipif(way is power_cut and COMPILER is None, reason=NO_COMPILER))
+    for way in (power_cut, flushall, failover)
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_40_41_42_redis_forgets_under_load(tmp_path: Path, way: How) -> None:
+    """An append-only file that is cut back, FLUSHALL, a failover: `python -m tests.chaos.forgetting` has more."""
+    verdict = way(tmp_path / "round", random.Random(7), 8.0)
+    assert verdict.clean, str(verdict)
+    assert verdict.entries > 100
 
 
 def test_13_too_many_clients(make: Make) -> None:

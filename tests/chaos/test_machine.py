@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hypothesis.strategies import integers, sampled_from
 
 from iai_mcp.broker.protocol import Claimed, Lease
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Parcel

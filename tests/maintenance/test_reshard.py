@@ -68,7 +68,7 @@ def run(*args: object, code: int = 0) -> Result:
     return result
 
 
-def holds(path: Path, trails: Trails, lanes: int) -> None:
+def holds(path: Path, trails: Trails, lanes: int, **settings: Any) -> None:
     """Everything is there, once, in order, in the lane where it belongs."""
     store = MemoryStore(path)
     assert store.lanes == lanes
@@ -77,7 +77,7 @@ def holds(path: Path, trails: Trails, lanes: int) -> None:
         assert found is not None
         assert cues(found.provenance) == trail
     store.close()
-    report = verify(Layout(path), Settings(), settle=0)
+    report = verify(Layout(path), Settings(**settings), settle=0)
     assert report.clean, report.breaches
     assert sum(lane.rows for lane in report.lanes) == sum(map(len, trails.values()))
 
@@ -193,7 +193,7 @@ def test_nothing_may_wait_in_redis_and_redis_must_be_seen(
     assert "set IAI_MCP_REDIS_URL" in run("lanes", 2, "--store", path, code=2).stderr
     monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
     assert "1 entry waits in Redis" in run("lanes", 2, "--store", path, code=2).stderr
-    holds(path, trails, 4)
+    holds(path, trails, 4, redis_url=server.url)
     server.client().flushall()
     run("lanes", 6, "--store", path)
     tokens = [Layout(path).lane_token(number).read_text() for number in range(6)]

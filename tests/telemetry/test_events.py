@@ -15,7 +15,8 @@ from uuid import UUID
 import fakeredis
 import pytest
 
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.config import Settings
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError

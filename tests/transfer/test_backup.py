@@ -13,8 +13,9 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.broker.redis.client import connect
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel

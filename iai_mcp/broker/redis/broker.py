@@ -1,12 +1,12 @@
 """The Redis broker: lanes as Redis lists, every state change atomic, one round trip.
 
-Lease, claim, acknowledge, release and push are one script each. Where its lanes are known to have room a push
-goes as a transaction instead (:mod:`iai_mcp.broker.redis.push_transaction`), which is as atomic, has the same
-effect and costs less. The script answers for every lane that may be full and after any unexpected reply.
+Lease, claim, acknowledge, release and push are one script each, or a transaction with the same effect
+(:mod:`iai_mcp.broker.redis.sender`).
 
 Producers push under a time budget and behind a circuit breaker, so that a recall never waits for Redis. Only the
 background thread connects. After a failure every push is refused, and the queue spills, until that thread has
-connected again.
+connected again. Where Redis has lost entries meanwhile, that thread first pushes again what it has retained
+(:mod:`iai_mcp.broker.redis.retained`): nothing new goes past them.
 """
 
 from __future__ import annotations
@@ -16,75 +16,37 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
-from iai_mcp.broker.redis.client import Deadline, ask, control_client, failure, push_client, transacts
+from iai_mcp.broker.redis.client import Deadline, control_client, failure, push_client
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
-from iai_mcp.broker.redis.push_transaction import Transactions
-from iai_mcp.broker.redis.resp import Answer
+from iai_mcp.broker.redis.options import RedisOptions
+from iai_mcp.broker.redis.retained import Part, Ring
+from iai_mcp.broker.redis.sender import FULL, EpochChanged, Sender, Sent
 from iai_mcp.broker.redis.server import check_server
-from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import encode
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit, log
 
-__all__ = ["RedisBroker", "RedisOptions", "Sent"]
+__all__ = ["RedisBroker"]
 
 PUSHED = Pushed()
 UNANSWERED = Refused("Redis has not answered in time")
+FORGOTTEN = "Redis has lost entries that it held"
+RETAINED = "workers are behind: as many entries wait in Redis as this client may push again (IAI_MCP_RETAIN)"
 PROBE_S = 0.5  # between attempts to connect to a server that failed
 SWEEP_S = 2.5  # between looks for lanes that have work and no lease
 FULL_S = 0.2  # after a full lane has refused a push, no replay for so long
 CONNECT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class RedisOptions:
-    """How a Redis broker behaves.
-
-    Attributes:
-        namespace: prefix of every key and of the queue's name.
-        ceiling: most entries in one lane; above it pushes are refused.
-        lease_s: how long a lease lives without a sign of life from its holder.
-        push_s: most seconds that one push may take.
-        durable: whether a push counts only once it is on the server's disk.
-    """
-
-    namespace: str = ""
-    ceiling: int = 100_000
-    lease_s: float = 10.0
-    push_s: float = 0.010
-    durable: bool = False
-
-    @classmethod
-    def of(cls, settings: Settings) -> RedisOptions:
-        """What the settings say."""
-        return cls(
-            settings.namespace,
-            settings.lane_ceiling,
-            settings.lease_s,
-            settings.push_budget_ms / 1000,
-            settings.redis_durability == "fsync",
-        )
-
-
-class Sent(NamedTuple):
-    """The outcome of sending a push.
-
-    Attributes:
-        reply: the server's answer; None where it did not come in time.
-        durable: whether the push is as durable as the options ask.
-    """
-
-    reply: Answer
-    durable: bool = True
+SETTLE_S = 0.25  # between looks at how much of the retained is in the store
+FULL_SETTLE_S = 0.02  # the same while nothing more may be retained
+AGAIN_BYTES = 2**18  # about the most bytes to push again at a time
 
 
 class RedisBroker(RedisLanes):
@@ -113,15 +75,13 @@ class RedisBroker(RedisLanes):
         self._wake = threading.Event()
         self._full_until = 0.0
         self._next_probe = 0.0
-        self._next_sweep = 0.0
+        self._next_sweep = self._next_settle = 0.0
         self._said: set[str] = set()
         self.trouble: str | None = None  # why the breaker is open
-        self.round_trips = 0
         self._settled_at = [0] * lanes  # the marks that were seen to be drained
-        self._transacts = False  # whether this server lets us
-        self._transactions = Transactions(keys, lanes)
-        self._drained = [0] * lanes  # as last looked: never more than it is
-        self._free = [0] * lanes  # how many entries would fit, as far as we know
+        self._sender = Sender(keys, lanes, self.options.ceiling, self._scripts)
+        self._ring = Ring(lanes, self.options.retain_bytes) if self.options.retain_bytes else None
+        self._intact = True  # False: what is retained has to be pushed again
 
     # -- producers
 
@@ -131,107 +91,76 @@ class RedisBroker(RedisLanes):
             return Refused(self.trouble or "not connected yet")
         if (reason := self._held_back(replay)) is not None:
             return Refused(reason)
-        items = [encode(parcel) for parcel in parcels]
+        if self._ring is not None and self._ring.full:
+            self._wake.set()
+            return Refused(RETAINED)
+        parts: list[Part] = [(parcel.lane, len(parcel.seqs), encode(parcel)) for parcel in parcels]
+        epoch = self._sender.epoch
         self._deadline.within(self.options.push_s - waited)
         try:
-            sent = self._send(client, parcels, items, replay)
+            sent = self._send(client, parts, replay)
+        except EpochChanged:
+            self._forgotten()
+            return Refused(FORGOTTEN)
         except (RedisError, OSError, ConfigError) as error:
             self._open_breaker(error)
             return Refused(failure(error))
         except BaseException:
             self._hang_up()  # an interrupt: the connection may still be owed an answer
             raise
-        return self._concluded(self._answered(parcels, sent.reply), sent, replay)
+        outcome = self._concluded(self._answered(epoch, parts, sent.reply), sent, replay)
+        if not sent.sound:
+            self._forgotten()
+        return outcome
 
     def _held_back(self, replay: bool) -> str | None:
         """Why a push must not be tried now; None where it may."""
         return None
 
-    def _send(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], replay: bool) -> Sent:
-        """Push as a transaction, or as a script where that did not work."""
-        (reply,) = self._transact(client, parcels, items)
-        return Sent(reply if reply is not None else self._run_script(client, parcels, items))
+    def _send(self, client: redis.Redis, parts: Sequence[Part], replay: bool) -> Sent:
+        return self._sender.send(client, parts)
 
     def _concluded(self, outcome: Pushed | Refused, sent: Sent, replay: bool) -> Pushed | Refused:
         """The outcome for the caller."""
         return outcome
 
-    def _transact(
-        self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], further: bytes = b""
-    ) -> list[Answer]:
-        """Push in one transaction, followed by a ``further`` command; the answers to both.
-
-        None in the place of an answer: the push failed or was not tried, so that the script has to be run. An
-        entry that is pushed twice counts once, by its key.
-        """
-        wanted = 2 if further else 1
-        if not self._fits(client, parcels) or not self._transacts:
-            return [None] * wanted
-        self.round_trips += 1
-        commands = self._transactions.commands(parcels, items) + further
-        found = ask(client, commands, self._transactions.head(len(parcels)), wanted)
-        self._transacts = found[0] is not None  # where it was refused, not again before this connection is renewed
-        return found
-
-    def _fits(self, client: redis.Redis, parcels: Sequence[Parcel]) -> bool:
-        """Whether the lanes have room, as far as this producer knows; where they have none, it looks again.
-
-        Other producers push too, so a lane may pass its ceiling by one push of each of them.
-        """
-        for parcel in parcels:
-            if len(parcel.seqs) > self._free[parcel.lane]:
-                break
-        else:
-            return True
-        self.round_trips += 1
-        self._look(client)
-        return all(len(parcel.seqs) <= self._free[parcel.lane] for parcel in parcels)
-
-    def _run_script(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes]) -> list[int]:
-        """The same push as a script, which keeps to the ceiling even when other producers push."""
-        self.round_trips += 1
-        keys = [self.keys.counts, *[self.keys.lane(parcel.lane, "pending") for parcel in parcels]]
-        args: list[Any] = []
-        for parcel, item in zip(parcels, items, strict=True):
-            # A parcel above the ceiling fits an empty lane.
-            most = self._drained[parcel.lane] + max(self.options.ceiling, len(parcel.seqs))
-            args += (Count.PUSHED.of(parcel.lane), most, item, len(parcel.seqs))
-        reply: list[int] = self._scripts["push"](client, keys, args)
-        return reply
-
-    def _answered(self, parcels: Sequence[Parcel], reply: Answer) -> Pushed | Refused:
+    def _answered(self, epoch: bytes, parts: Sequence[Part], reply: list[int] | None) -> Pushed | Refused:
         """Read the reply to a push: keep the marks of its lanes, and which of them need a doorbell."""
         if reply is None:
             return UNANSWERED
-        if reply[0] == -1:
+        if reply[0] == FULL:
             self._full_until = time.monotonic() + FULL_S
             return Refused("full")
-        at = 0
-        for parcel in parcels:
-            lane, pushed = parcel.lane, reply[at]
-            if pushed <= self._marks[lane]:  # the counts began anew: this Redis was wiped
-                self._settled_at[lane] = self._drained[lane] = 0
-            self._marks[lane] = pushed
-            self._free[lane] = self._drained[lane] + self.options.ceiling - pushed
-            if reply[at + 1] == 1:
+        ends = reply[::2]
+        for (lane, _, _), end, pending in zip(parts, ends, reply[1::2], strict=True):
+            self._marks[lane] = end
+            self._sender.pushed(lane, end)
+            if pending == 1:
                 self._due.add(lane)
                 self._wake.set()
-            at += 2
+        if self._ring is not None and not self._ring.keep(epoch, parts, ends):
+            return Refused(FORGOTTEN)  # meanwhile the background thread has found that out
         return PUSHED
-
-    def _look(self, client: redis.Redis) -> None:
-        """Learn how far pushes and drains have come."""
-        counts = self._count(client, Count.PUSHED, Count.DRAINED)
-        pushed, self._drained = counts[: self._lanes], counts[self._lanes :]
-        self._free = [self.options.ceiling + gone - come for come, gone in zip(pushed, self._drained, strict=True)]
 
     @property
     def room(self) -> int:
         """How many parcels of a replay to try now; no limit but where a push cannot succeed."""
-        return 1_000_000 if self._push is not None and time.monotonic() >= self._full_until else 0
+        if self._push is None or time.monotonic() < self._full_until or (self._ring and self._ring.full):
+            return 0
+        return 1_000_000
 
     def mark(self) -> Mark:
-        return tuple(self._marks)
+        return tuple(self._marks) if self._ring is None else self._ring.mark()
+
+    @property
+    def round_trips(self) -> int:
+        """Number of requests for pushes so far."""
+        return self._sender.round_trips
+
+    @property
+    def retained(self) -> int | None:
+        """Number of entries that Redis may still lose and that would be pushed again; None where it is off."""
+        return self._ring.entries if self._ring is not None else None
 
     def open(self) -> None:
         """Connect, so that the first recall finds Redis ready."""
@@ -261,18 +190,40 @@ class RedisBroker(RedisLanes):
         deadline = time.monotonic() + timeout
         pause = 0.002
         while True:
-            try:
-                for lane, drained in enumerate(self._count(self.control, Count.DRAINED)):
-                    if drained >= mark[lane]:
-                        self._settled_at[lane] = max(self._settled_at[lane], mark[lane])
-                if all(settled >= end for settled, end in zip(self._settled_at, mark, strict=True)):
+            with suppress(RedisError):
+                if self._settled(mark):
                     return True
-            except RedisError:
-                pass
             if (left := deadline - time.monotonic()) <= 0:
                 return False
             time.sleep(min(pause, left))
             pause = min(pause * 2, 0.02)
+
+    def _settled(self, mark: Mark) -> bool:
+        """Whether everything up to ``mark`` is in the store, as of now."""
+        if self._ring is not None:
+            self._settle(self._ring)
+            return self._ring.settled(mark)
+        for lane, drained in enumerate(self._count(self.control, Count.DRAINED)):
+            if drained >= mark[lane]:
+                self._settled_at[lane] = max(self._settled_at[lane], mark[lane])
+        return all(settled >= end for settled, end in zip(self._settled_at, mark, strict=True))
+
+    def _settle(self, ring: Ring) -> None:
+        """Drop from the ring what is in the store, and notice where Redis has lost entries.
+
+        The counts and their epoch are read at one moment.
+        """
+        marks, known = [*self._marks], self._sender.epoch
+        pipe = self.control.pipeline(transaction=True)
+        pipe.get(self.keys.epoch)
+        fields = [count.of(lane) for count in (Count.PUSHED, Count.DRAINED) for lane in range(self._lanes)]
+        pipe.hmget(self.keys.counts, fields)
+        epoch, values = pipe.execute()
+        counts = [int(value or 0) for value in values]
+        ring.settle(epoch or b"", counts[self._lanes :])
+        went_back = any(count < mark for count, mark in zip(counts, marks, strict=False))
+        if self._push is not None and known == self._sender.epoch and (epoch != known or went_back):
+            self._forgotten()
 
     def wait_change(self, timeout: float) -> None:
         """Wait a moment: changes elsewhere are not told."""
@@ -294,18 +245,26 @@ class RedisBroker(RedisLanes):
         emit("breaker_open", level=logging.WARNING, reason=type(error).__name__)
         self._wake.set()
 
+    def _forgotten(self) -> None:
+        """Redis has lost entries: push nothing before what is retained has been pushed again."""
+        self._hang_up()
+        self._next_probe = 0.0
+        self._note(FORGOTTEN, loud=False)
+        self._wake.set()
+
     def try_connect(self) -> bool:
         """Connect to the server, on a thread that may wait for it; whether that worked."""
         self._deadline.within(CONNECT_S)
         try:
             client = push_client(self._given, self._deadline)
-            self.check_server(client)
+            identity = self.check_server(client)
             for script in self._scripts.values():
                 script.load(client)
-            self._look(client)
-            self._transacts = transacts(client)
+            self._meet(client, identity)
             if not self._fit(client):
                 return self._push is not None
+        except EpochChanged:
+            self._note(FORGOTTEN, loud=False)
         except ConfigError as error:
             self._note(str(error), loud=True)
         except (AuthenticationError, NoPermissionError) as error:
@@ -323,6 +282,43 @@ class RedisBroker(RedisLanes):
         self._next_probe = time.monotonic() + PROBE_S
         return False
 
+    def _meet(self, client: redis.Redis, identity: str) -> None:
+        """Look at the data behind a new connection, and push again what may be missing there."""
+        known = self._sender.epoch
+        counts = self._sender.meet(client, identity)
+        went_back = any(count < mark for count, mark in zip(counts, self._marks, strict=True))
+        if known not in (b"", self._sender.epoch) or went_back:
+            self._intact = False
+        if not self._intact:
+            self._settled_at = [0] * self._lanes
+            self._marks = counts
+            if self._ring is not None:
+                self._push_again(client, self._ring)
+            self._next_sweep = 0.0  # its doorbells may be gone, too
+            self._intact = True
+        if self._ring is not None:
+            self._ring.begin(self._sender.epoch)
+
+    def _push_again(self, client: redis.Redis, ring: Ring) -> None:
+        """Push everything that is retained, in its order; what is there already counts once, by its key.
+
+        Raises:
+            EpochChanged, RedisError, OSError: that did not work; it has to be done again from the start.
+        """
+        ends: list[list[int]] = []
+        for parts in ring.lost():
+            ends.append([])
+            while chunk := _chunk(parts[len(ends[-1]) :]):
+                self._deadline.within(CONNECT_S)
+                ends[-1] += self._sender.send_again(client, chunk)
+            if parts:
+                self._marks[parts[0][0]] = ends[-1][-1]
+                self._sender.pushed(parts[0][0], ends[-1][-1])
+                self._due.add(parts[0][0])
+        ring.pushed_again(self._sender.epoch, ends)
+        if entries := ring.entries:
+            emit("pushed_again", level=logging.WARNING, entries=entries)
+
     def _fit(self, client: redis.Redis) -> bool:
         """Whether recalls may push through this client; a subclass that refuses decides what happens instead."""
         return True
@@ -333,15 +329,16 @@ class RedisBroker(RedisLanes):
             self._said.add(trouble)
             log.log(logging.ERROR if loud else logging.WARNING, "%s; entries go to the spill meanwhile", trouble)
 
-    def check_server(self, client: redis.Redis | None = None) -> None:
+    def check_server(self, client: redis.Redis | None = None) -> str:
         """As :func:`iai_mcp.broker.redis.server.check_server`, by default through the control client."""
-        check_server(client or self.control, durable=self.options.durable)
+        return check_server(client or self.control, durable=self.options.durable)
 
     # -- the queue's background thread
 
     def run_once(self, timeout: float) -> None:
         """Wait for work up to ``timeout`` seconds, then connect, ring doorbells and sweep as far as due."""
-        self._wake.wait(min(timeout, 0.25))
+        pause = FULL_SETTLE_S if self._ring is not None and self._ring.full else SETTLE_S
+        self._wake.wait(min(timeout, pause))
         self._wake.clear()
         now = time.monotonic()
         if self._push is None and now >= self._next_probe:
@@ -350,6 +347,9 @@ class RedisBroker(RedisLanes):
             return
         try:
             self._ring_due()
+            if self._ring is not None and not self._ring.empty and now >= self._next_settle:
+                self._settle(self._ring)
+                self._next_settle = now + (FULL_SETTLE_S if self._ring.full else SETTLE_S)
             if now >= self._next_sweep:
                 self._next_sweep = now + SWEEP_S
                 for lane in self.idle_lanes():
@@ -368,3 +368,14 @@ class RedisBroker(RedisLanes):
         for lane, leased in zip(due, pipe.execute() if due else (), strict=True):
             if not leased:
                 self._doorbell.ring(lane)
+
+
+def _chunk(parts: Sequence[Part]) -> list[Part]:
+    """The first of ``parts``, about as many as are pushed at a time."""
+    size, chunk = 0, []
+    for part in parts:
+        chunk.append(part)
+        size += len(part[2])
+        if size >= AGAIN_BYTES:
+            break
+    return chunk

@@ -16,7 +16,7 @@ from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from iai_mcp.broker.redis.resp import Answer, Unusual, answers, packed, replies
+from iai_mcp.broker.redis.resp import Reply, Unusual, answers, packed, replies
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
 __all__ = [
@@ -84,14 +84,14 @@ class _Socket:
         self._arm()
         self._sock.sendall(data)
 
-    def ask(self, commands: bytes, head: bytes, wanted: int) -> list[Answer]:
+    def ask(self, commands: bytes, head: bytes, wanted: int) -> list[Reply]:
         """Send packed commands and read the answers after ``head``, as :func:`ask`.
 
         redis-py's own way takes longer than the server does, nearly all of it for cases that are not this one.
         """
         self.sendall(commands)
         data = b""
-        found: list[Answer] = []
+        found: list[Reply] = []
         while len(found) < wanted:
             try:
                 more = self.recv(REPLY_BYTES)
@@ -132,7 +132,7 @@ class _Socket:
         return getattr(self._sock, name)
 
 
-def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> list[Answer]:
+def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> list[Reply]:
     """Send packed commands over the connection of a :func:`push_client` that :func:`transacts`.
 
     Args:
@@ -141,10 +141,11 @@ def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> l
         wanted: how many answers follow it.
 
     Returns:
-        The answers, None for one that is no list of integers: ask again through ``client``, which knows what to
-        raise. Only the first where a later one did not come in time; then this connection is of no more use.
+        The answers; one that is :data:`iai_mcp.broker.redis.resp.OTHER` may be an error: ask again through
+        ``client``, which knows what to raise. Only the first ones where a later one did not come in time; then
+        this connection is of no more use.
     """
-    found: list[Answer] = client.connection.bounded.ask(commands, head, wanted)  # type: ignore[union-attr]
+    found: list[Reply] = client.connection.bounded.ask(commands, head, wanted)  # type: ignore[union-attr]
     return found
 
 

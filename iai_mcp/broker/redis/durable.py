@@ -16,9 +16,11 @@ import redis
 from redis.exceptions import RedisError
 
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
-from iai_mcp.broker.redis.broker import PROBE_S, RedisBroker, RedisOptions, Sent
+from iai_mcp.broker.redis.broker import PROBE_S, RedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
+from iai_mcp.broker.redis.retained import Part
+from iai_mcp.broker.redis.sender import EpochChanged, Sent
 from iai_mcp.broker.redis.waitaof import SETTING, Pace, confirmed, on_disk, pace, waitaof
-from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit
 
@@ -48,22 +50,20 @@ class DurableRedisBroker(RedisBroker):
     def _held_back(self, replay: bool) -> str | None:
         return LATE if self._doubt or (self._late and not replay) else None
 
-    def _send(self, client: redis.Redis, parcels: Sequence[Parcel], items: list[bytes], replay: bool) -> Sent:
+    def _send(self, client: redis.Redis, parts: Sequence[Part], replay: bool) -> Sent:
         if replay:
-            return super()._send(client, parcels, items, replay)
-        reply, *further = self._transact(client, parcels, items, self._waitaof)
-        durable = bool(further and further[0] and further[0][0] >= 1)
-        if further and reply is None:
-            reply = self._run_script(client, parcels, items)
-            durable = confirmed(client, self.options.push_s)
-        if not durable:  # an answer may still be owed: this connection is of no more use
+            return super()._send(client, parts, replay)
+        sent = self._sender.send(client, parts, self._waitaof)
+        if sent.by_script:
+            sent = sent._replace(further=[int(confirmed(client, self.options.push_s))])
+        if not _durable(sent):  # an answer may still be owed: this connection is of no more use
             self._disk_is_late()
-        return Sent(reply, durable)
+        return sent
 
     def _concluded(self, outcome: Pushed | Refused, sent: Sent, replay: bool) -> Pushed | Refused:
         if replay:
             self._unconfirmed |= isinstance(outcome, Pushed)
-        elif sent.durable:
+        elif _durable(sent):
             self._unconfirmed = False
         elif sent.reply is None or isinstance(outcome, Pushed):
             return Refused(LATE)
@@ -76,6 +76,9 @@ class DurableRedisBroker(RedisBroker):
             self._deadline.within(self.options.push_s)
             try:
                 self._unconfirmed = not on_disk(client)
+                self._sender.watch(client)
+            except EpochChanged:
+                self._forgotten()
             except (RedisError, OSError) as error:
                 self._open_breaker(error)
         return not self._unconfirmed
@@ -127,3 +130,8 @@ class DurableRedisBroker(RedisBroker):
                 self._late, self.trouble = False, None
                 self._said.clear()
                 emit("breaker_closed", level=logging.WARNING)
+
+
+def _durable(sent: Sent) -> bool:
+    """Whether the answer to ``WAITAOF`` says that a push is on the disk."""
+    return bool(sent.further and sent.further[0] >= 1)

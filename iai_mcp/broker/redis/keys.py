@@ -50,6 +50,11 @@ class Keys:
         """The hash of counts; its fields are :meth:`Count.of`."""
         return f"{self.prefix}counts"
 
+    @property
+    def epoch(self) -> str:
+        """The name of the data's epoch: it changes where they were wiped, or an older copy took their place."""
+        return f"{self.prefix}epoch"
+
     def lane(self, lane: int, part: str) -> str:
         """A lane's key; ``part`` is ``pending`` (items in flight at its head), ``lease`` or ``state``."""
         return f"{self.prefix}lane:{lane}:{part}"

@@ -43,7 +43,7 @@ class RedisLanes(LaneReader):
 
     def __init__(self, control: redis.Redis, keys: Keys, lanes: int, lease_s: float) -> None:
         super().__init__(control, keys, lanes, lease_s)
-        self._scripts = {name: Script(name) for name in ("push", "lease", "claim", "ack", "release")}
+        self._scripts = {name: Script(name) for name in ("meet", "push", "lease", "claim", "ack", "release")}
         self._looks = [LOOK[0]] * lanes  # for each lane, how many items to read at once
         self._claims: list[list[int]] = [[] for _ in range(lanes)]  # number of entries in each claimed item
         self._doorbell = Doorbell(control, keys)

@@ -1,9 +1,11 @@
 """A push as one transaction, in bytes. Pure.
 
-The script ``push`` defines what a push does. Where a producer knows that its lanes have room there is nothing to
-check: the same commands between ``MULTI`` and ``EXEC``, written at once, are as atomic and still one round trip.
-They cost the server half of what the script costs, which calls each of them from Lua:
-``benchmarks/redis_enqueue.py``.
+The script ``push`` defines what a push does. Where a producer knows that its lanes have room, the same commands
+between ``MULTI`` and ``EXEC``, written at once, are as atomic and still one round trip. They cost the server half
+of what the script costs, which calls each of them from Lua: ``benchmarks/redis_enqueue.py``.
+
+The epoch is checked without a script: each push leaves its key watched, so that the next ``EXEC`` is refused where
+the key has changed or gone. ``GET`` tells whether it did between ``EXEC`` and ``WATCH``.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.resp import packed
-from iai_mcp.entries.parcel import Parcel
+from iai_mcp.broker.redis.retained import Part
 
 __all__ = ["Transactions"]
 
@@ -23,8 +25,9 @@ TAKEN, QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
 class Transactions:
     """Makes the transactions that push to one store's lanes.
 
-    Each parcel is two commands: its entries are counted, which answers how many its lane has ever been pushed, and
-    its item is appended, which answers how many are pending there. ``EXEC`` answers with these integers, in order.
+    Each part is two commands: its entries are counted, which answers how many its lane has ever been pushed, and
+    its item is appended, which answers how many are pending there. ``EXEC`` answers with these integers, in order,
+    or with nothing where the epoch has changed. The name of the epoch follows, after a status.
     """
 
     def __init__(self, keys: Keys, lanes: int) -> None:
@@ -35,20 +38,22 @@ class Transactions:
             )
             for lane in range(lanes)
         ]
+        epoch = packed(keys.epoch.encode())
+        self._end = EXEC + b"*2\r\n$5\r\nWATCH\r\n" + epoch + b"*2\r\n$3\r\nGET\r\n" + epoch
 
-    def commands(self, parcels: Sequence[Parcel], items: Sequence[bytes]) -> bytes:
-        """The push of ``parcels``, encoded as ``items``, as it goes over the wire."""
-        parts = [MULTI]
-        for parcel, item in zip(parcels, items, strict=True):
-            count, append = self._lanes[parcel.lane]
-            entries = b"%d" % len(parcel.seqs)
-            parts.append(
-                b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % (count, len(entries), entries, append, len(item), item)
+    def commands(self, parts: Sequence[Part]) -> bytes:
+        """The push of ``parts`` as it goes over the wire."""
+        pieces = [MULTI]
+        for lane, entries, item in parts:
+            count, append = self._lanes[lane]
+            number = b"%d" % entries
+            pieces.append(
+                b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % (count, len(number), number, append, len(item), item)
             )
-        parts.append(EXEC)
-        return b"".join(parts)
+        pieces.append(self._end)
+        return b"".join(pieces)
 
     @staticmethod
-    def head(parcels: int) -> bytes:
-        """The replies before the one to ``EXEC`` where the push of so many parcels succeeds."""
-        return TAKEN + QUEUED * (2 * parcels)
+    def head(parts: int) -> bytes:
+        """The replies before the one to ``EXEC`` where the push of so many parts succeeds."""
+        return TAKEN + QUEUED * (2 * parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-__all__ = ["OTHER", "Answer", "Reply", "Unusual", "answers", "packed", "replies"]
+__all__ = ["OTHER", "Reply", "Unusual", "answers", "integers", "packed", "replies"]
 
 
 class Other(Enum):
@@ -22,9 +22,6 @@ OTHER = Other.OTHER
 
 Reply = bytes | int | list[bytes] | list[int] | Other | None
 """A text, a number, a list of either, nothing, or a reply of another kind."""
-
-Answer = list[int] | None
-"""The reply to a write: a list of integers, or None for anything else."""
 
 
 class Unusual(ValueError):
@@ -49,10 +46,10 @@ def replies(data: bytes, count: int) -> list[Any] | None:
 
 
 def _is_text(reply: Reply) -> bool:
-    return reply is None or isinstance(reply, bytes) or (isinstance(reply, list) and not _integers(reply))
+    return reply is None or isinstance(reply, bytes) or (isinstance(reply, list) and integers(reply) is None)
 
 
-def answers(data: bytes, head: bytes) -> list[Answer]:
+def answers(data: bytes, head: bytes) -> list[Reply]:
     """The replies to writes that come after ``head`` in ``data``, as far as they are whole.
 
     Where ``data`` begins in another way, with errors, as many replies are skipped as ``head`` has.
@@ -61,13 +58,12 @@ def answers(data: bytes, head: bytes) -> list[Answer]:
         Unusual: these are no replies of Redis.
     """
     if data.startswith(head):
-        found, skipped = _whole(data[len(head) :])[0], 0
-    else:
-        found, skipped = _whole(data)[0], head.count(b"\n")
-    return [_integers(reply) for reply in found[skipped:]]
+        return _whole(data[len(head) :])[0]
+    return _whole(data)[0][head.count(b"\n") :]
 
 
-def _integers(reply: Any) -> Answer:
+def integers(reply: Any) -> list[int] | None:
+    """The reply where it is a list of integers; None for any other."""
     return reply if isinstance(reply, list) and reply and isinstance(reply[0], int) else None
 
 

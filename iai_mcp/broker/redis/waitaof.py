@@ -59,12 +59,14 @@ def confirmed(client: redis.Redis, budget_s: float) -> bool:
 def on_disk(client: redis.Redis) -> bool:
     """Whether this connection's writes are on the server's disk now: in a transaction nothing waits.
 
+    The connection watches no key afterwards. False, too, where one that it watched has changed.
+
     Not a pipeline of redis-py, which would take another connection, one that has written nothing.
     """
     client.execute_command("MULTI")  # type: ignore[no-untyped-call]
     client.execute_command("WAITAOF", 1, 0, 0)  # type: ignore[no-untyped-call]
-    ((here, _),) = client.execute_command("EXEC")  # type: ignore[no-untyped-call]
-    return bool(here >= 1)
+    found = client.execute_command("EXEC")  # type: ignore[no-untyped-call]
+    return bool(found and found[0][0] >= 1)
 
 
 def pace(client: redis.Redis, counts: str, budget_s: float) -> Pace:

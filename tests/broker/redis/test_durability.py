@@ -13,9 +13,10 @@ import fakeredis
 import pytest
 
 from iai_mcp.broker.factory import redis_broker
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.broker.redis.client import Deadline, push_client
 from iai_mcp.broker.redis.durable import DurableRedisBroker
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.broker.redis.waitaof import Pace, on_disk, pace
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch

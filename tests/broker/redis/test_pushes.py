@@ -14,10 +14,11 @@ from redis.exceptions import RedisError
 
 from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis import client
-from iai_mcp.broker.redis.broker import RedisBroker, RedisOptions
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.broker.redis.push_transaction import Transactions
-from iai_mcp.broker.redis.resp import answers
+from iai_mcp.broker.redis.resp import OTHER, Reply, answers
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
@@ -120,7 +121,7 @@ def test_both_forms_leave_the_same_behind(server: Server, make: Make, monkeypatc
     left = []
     for transacts in (True, False):
         server.client().flushall()
-        monkeypatch.setattr("iai_mcp.broker.redis.broker.transacts", lambda client, there=transacts: there)
+        monkeypatch.setattr("iai_mcp.broker.redis.sender.transacts", lambda client, there=transacts: there)
         broker = make()
         assert [broker.push(each) for each in parcels] == [Pushed()] * 3
         left.append((state(server), broker.mark(), sorted(broker._due)))
@@ -172,7 +173,7 @@ def test_where_transactions_are_not_allowed_the_script_pushes(
     broker = make(fenced(server, *rules))
     for number in range(5):
         assert broker.push([parcel(0, number), parcel(1, number)]) == Pushed()
-    assert calls(server, "evalsha") == 5
+    assert calls(server, "evalsha") == 1 + 5  # the first one asks for the epoch
     assert (drained(make(), 0), drained(make(), 1)) == ([0, 1, 2, 3, 4],) * 2
 
 
@@ -304,6 +305,7 @@ def test_a_connection_that_is_owed_an_answer_is_not_used_again(
 # -- replies
 
 
+EPOCH = b"+OK\r\n$3\r\nnow\r\n"
 GOOD = b"+OK\r\n" + b"+QUEUED\r\n" * 4 + b"*4\r\n:12\r\n:1\r\n:7\r\n:3\r\n"
 LANE_WRONG = GOOD.replace(b":3\r\n", b"-WRONGTYPE Operation against a key\r\n")
 OUT_OF_MEMORY = b"+OK\r\n" + b"-OOM command not allowed\r\n" * 4 + b"-EXECABORT Transaction discarded\r\n"
@@ -318,20 +320,21 @@ WATCHED = b"+OK\r\n" + b"+QUEUED\r\n" * 4 + b"*-1\r\n"
     ("reply", "means"),
     [
         (GOOD, [12, 1, 7, 3]),
-        (LANE_WRONG, None),
-        (OUT_OF_MEMORY, None),
-        (NOT_THE_FIRST, None),
-        (NO_MULTI, None),
-        (LOGGED_OUT, None),
+        (LANE_WRONG, OTHER),
+        (OUT_OF_MEMORY, OTHER),
+        (NOT_THE_FIRST, OTHER),
+        (NO_MULTI, OTHER),
+        (LOGGED_OUT, OTHER),
         (WATCHED, None),
     ],
 )
-def test_a_reply_is_read_whole_wherever_it_is_cut(reply: bytes, aof: bytes, means: list[int] | None) -> None:
-    head, whole = Transactions.head(2), reply + aof
-    further = [] if not aof else [[1, 0]] if aof.startswith(b"*") else [None]
-    assert answers(whole, head) == [means, *further]
+def test_a_reply_is_read_whole_wherever_it_is_cut(reply: bytes, aof: bytes, means: Reply) -> None:
+    head, whole = Transactions.head(2), reply + EPOCH + aof
+    further = [] if not aof else [[1, 0]] if aof.startswith(b"*") else [OTHER]
+    assert answers(whole, head) == [means, OTHER, b"now", *further]
     cuts = [len(answers(whole[:cut], head)) for cut in range(len(whole))]
-    assert cuts == [0] * len(reply) + [1] * len(aof)
+    rest = [1] * len(b"+OK\r\n") + [2] * (len(EPOCH) - len(b"+OK\r\n")) + [3] * len(aof)
+    assert cuts == [0] * len(reply) + rest
 
 
 def test_a_reply_that_drips_is_waited_for_and_leaves_nothing_unread(server: Server, make: Make) -> None:

@@ -501,7 +501,7 @@ def test_after_a_wipe_tokens_and_numbers_go_on(
     assert token > 0
     server.client().flushall()
     queue.enqueue(pairs(record_id, "b"))
-    runner.drain_all()
+    wait_until(lambda: runner.drain_all() and queue.flush(0.1), 20)
     assert lane.token > token
     found = store.get(record_id)
     assert found is not None
