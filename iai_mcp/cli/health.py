@@ -82,7 +82,7 @@ def _tell(report: Report) -> None:
     _tell_findings("warning", report.warnings)
     _tell_findings("BROKEN", report.breaches)
     if report.clean:
-        typer.echo("every entry is accounted for")
+        typer.echo(f"every {'known ' if report.killed else ''}entry is accounted for")
 
 
 def _tell_findings(word: str, found: list[Finding]) -> None:

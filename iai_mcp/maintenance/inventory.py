@@ -32,8 +32,9 @@ from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.layout import RECORDS, Layout
-from iai_mcp.storage.live_producers import live_producers
+from iai_mcp.storage.live_producers import SignOfLife, signs_of_life
 from iai_mcp.storage.meta import StoreMeta, read_meta
+from iai_mcp.storage.producer_log import ProducerLog
 from iai_mcp.storage.tables.catalog import scan
 from iai_mcp.storage.tables.lance import retry_vanished
 from iai_mcp.storage.tombstones import Tombstones
@@ -76,6 +77,7 @@ class Source(StrEnum):
     LANE = "lane"
     RECORDS = "records"
     EXCLUSIONS = "exclusions"
+    PRODUCERS = "producers"
     FOLDER = "folder"
     LEDGER = "ledger"
 
@@ -118,6 +120,8 @@ class Inventory:
 
     Attributes:
         live: producers whose process runs and may hold entries in its memory.
+        embedded: those of them whose entries wait in that memory alone.
+        killed: number of producers that ended without a word.
         broken: lanes that cannot be read, and why.
         records: the ids of all memories; None where they cannot be read.
         accepted_late: keys of entries that an operator let be out of order.
@@ -130,6 +134,8 @@ class Inventory:
     meta: StoreMeta
     builder: LedgerBuilder = field(default_factory=LedgerBuilder)
     live: set[str] = field(default_factory=set)
+    embedded: set[str] = field(default_factory=set)
+    killed: int = 0
     lanes: list[LaneRows] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
     records: pa.Array | None = None
@@ -164,8 +170,12 @@ def take_inventory(layout: Layout, settings: Settings) -> Inventory:
         StoreError: ``store.json`` cannot be read.
     """
     found = Inventory(layout, settings, read_meta(layout))
-    found.live = live_producers(layout.locks)
+    signs: list[SignOfLife] = []
+    remedy = f"check the permissions of {layout.locks}"
+    found.guarded(Source.PRODUCERS, "the files of running producers", remedy, lambda: _signs(found, signs))
     _read_what_waits(found)
+    remedy = f"look at {layout.producers}"
+    found.guarded(Source.PRODUCERS, "the log of producers that ended", remedy, lambda: _handed_out(found, signs))
     for number in range(found.meta.lanes):
         folder = layout.table(found.meta.lane_table(number))
         if folder.exists():  # made on first use
@@ -179,13 +189,34 @@ def take_inventory(layout: Layout, settings: Settings) -> Inventory:
     found.guarded(Source.EXCLUSIONS, "the log of left-out entries", remedy, lambda: _exclusions(found))
     remedy = f"check the permissions of {layout.root}"
     found.guarded(Source.FOLDER, "the store's folder", remedy, lambda: _stale(found))
-    if found.live:
-        names = ", ".join(sorted(found.live))
+    if found.embedded:
+        names = ", ".join(sorted(found.embedded))
         found.notes.append(
             f"running clients may hold entries in memory, which cannot be counted: producers {names}"
         )
     found.ledgers = found.builder.build()
     return found
+
+
+def _signs(found: Inventory, signs: list[SignOfLife]) -> None:
+    """Which producers live; ``signs`` gets what each one's file says."""
+    signs += signs_of_life(found.layout.locks)
+    found.live = {sign.producer for sign in signs if sign.alive}
+    found.embedded = {sign.producer for sign in signs if sign.alive and sign.embedded}
+
+
+def _handed_out(found: Inventory, signs: list[SignOfLife]) -> None:
+    """How many entries each producer has handed out, from its file or, once it ended, from the log."""
+    ended = [*ProducerLog(found.layout.producers).read()]
+    dead = [sign for sign in signs if not sign.alive]
+    found.killed = len(dead) + sum(one.killed for one in ended)
+    if found.killed:
+        who = many(found.killed, "producer was", "producers were")
+        found.notes.append(f"{who} killed: entries of the second before that may be missing from this count")
+    if not any(finding.source is Source.REDIS for finding in found.unreadable):  # else they may all be there
+        known = [(one.producer, one.handed_out) for one in signs]
+        for producer, handed_out in known + [(one.producer, one.handed_out) for one in ended]:
+            found.builder.expect(producer, handed_out)
 
 
 def _read_what_waits(found: Inventory) -> None:

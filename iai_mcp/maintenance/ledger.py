@@ -47,7 +47,7 @@ class ProducerLedger:
     """One producer's entries.
 
     Attributes:
-        handed_out: the highest sequence number that was found.
+        handed_out: the highest sequence number that was found, or that it said.
         counts: number of entries in each state.
         gaps: numbers that were not found anywhere, as inclusive ranges.
     """
@@ -70,6 +70,7 @@ class LedgerBuilder:
         self._codes: dict[str, int] = {}
         self._keys: list[Ints] = []
         self._states: list[NDArray[np.int8]] = []
+        self._expected: dict[str, int] = {}
 
     def keys(self, producers: Sequence[str], index: Any, seqs: Any) -> Ints:
         """Make the keys of entries.
@@ -93,6 +94,12 @@ class LedgerBuilder:
         numbers = np.fromiter((seq for seq in seqs if 0 < seq < 1 << _SEQ_BITS), np.int64)
         self.add(state, self.keys([producer], np.zeros(len(numbers), np.int64), numbers))
 
+    def expect(self, producer: str, handed_out: int) -> None:
+        """Note that a producer has handed out as many entries, wherever they are."""
+        if 0 < handed_out < 1 << _SEQ_BITS:
+            self._codes.setdefault(producer, len(self._codes))
+            self._expected[producer] = max(handed_out, self._expected.get(producer, 0))
+
     def name(self, key: int) -> str:
         """A key as text: the producer, a hyphen, the sequence number."""
         return entry_id([*self._codes][int(key) >> _SEQ_BITS], int(key) & ((1 << _SEQ_BITS) - 1))
@@ -110,6 +117,11 @@ class LedgerBuilder:
         highest = np.zeros(len(self._codes), np.int64)
         np.maximum.at(highest, codes, seqs)
         gaps = _gaps(codes, seqs)
+        for producer, handed_out in self._expected.items():
+            code = self._codes[producer]
+            if highest[code] < handed_out:
+                gaps.setdefault(code, []).append((int(highest[code]) + 1, handed_out))
+                highest[code] = handed_out
         by_code = counts.reshape(-1, len(EntryState))
         return [
             ProducerLedger(

@@ -11,7 +11,7 @@ from iai_mcp.errors import BrokerUnavailable
 from iai_mcp.spill.listing import SpillFile, listing
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.live_producers import live_producers
+from iai_mcp.storage.live_producers import signs_of_life
 from iai_mcp.storage.meta import StoreMeta
 
 __all__ = ["Pending", "PendingInRedis", "PendingInSpill", "pending", "pending_in_redis", "pending_in_spill"]
@@ -115,7 +115,8 @@ def pending(layout: Layout, meta: StoreMeta, settings: Settings) -> Pending:
         ConfigError: the URL of Redis cannot be used.
         OSError: the spill folder cannot be read.
     """
-    live = tuple(sorted(live_producers(layout.locks)))
+    signs = signs_of_life(layout.locks)
+    live = tuple(sorted(sign.producer for sign in signs if sign.alive and sign.embedded))
     spill = pending_in_spill(settings, meta.store_id)
     redis, error = None, None
     try:

@@ -96,6 +96,7 @@ class Report:
         breaches: what breaks a promise; empty where the store is sound.
         warnings: what an operator should do something about.
         notes: what limits this report, in sentences.
+        killed: number of producers that were killed: entries of their last second may be in none of the counts.
     """
 
     store: str
@@ -105,6 +106,7 @@ class Report:
     breaches: list[Finding]
     warnings: list[Finding]
     notes: list[str]
+    killed: int = 0
 
     @property
     def clean(self) -> bool:
@@ -130,7 +132,12 @@ class Report:
         """The report as plain JSON types."""
         producers = [{**asdict(producer), "lost": [*producer.lost]} for producer in self.producers]
         found = {"clean": self.clean, "store": self.store, "store_id": self.store_id, "total": self.total}
-        rest = {"breaches": self.breaches, "warnings": self.warnings, "notes": self.notes}
+        rest = {
+            "breaches": self.breaches,
+            "warnings": self.warnings,
+            "notes": self.notes,
+            "killed": self.killed,
+        }
         lanes = [asdict(lane) for lane in self.lanes]
         built: dict[str, Any] = msgspec.to_builtins({**found, "producers": producers, "lanes": lanes, **rest})
         return built
@@ -174,7 +181,7 @@ def _judged(found: Inventory, before: Inventory | None) -> Report:
     producers = [_producer_report(ledger, live, earlier) for ledger in found.ledgers]
     breaches = [*found.unreadable, *_lost(producers, _remedy_of_loss(found)), *_of_lanes(lanes)]
     root = str(found.layout.root)
-    return Report(root, found.meta.store_id, producers, lanes, breaches, found.warnings, found.notes)
+    return Report(root, found.meta.store_id, producers, lanes, breaches, found.warnings, found.notes, found.killed)
 
 
 def _producer_report(

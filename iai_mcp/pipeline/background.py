@@ -17,6 +17,7 @@ from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.replay import ReplayCursor
 from iai_mcp.spill.adoption import adopt
+from iai_mcp.storage.live_producers import LiveProducer
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.telemetry.events import emit, log, safe_message
 
@@ -79,6 +80,7 @@ class Background:
         broker: where replayed parcels go.
         driver: does the broker's own work.
         overflow: the queue's own spill.
+        living: the producer's sign of life.
         order: the lock under which producers number and push.
         priority_lock: the lock around every use of the broker for a push.
         halt: set by :meth:`stop`; the driver's waits end with it.
@@ -90,6 +92,7 @@ class Background:
         broker: QueueBroker,
         driver: Driver,
         overflow: Overflow,
+        living: LiveProducer,
         order: threading.Lock,
         priority_lock: PriorityLock,
         halt: threading.Event,
@@ -98,6 +101,7 @@ class Background:
         self._broker = broker
         self._driver = driver
         self._overflow = overflow
+        self._living = living
         self._order = order
         self._priority_lock = priority_lock
         self._halt = halt
@@ -171,6 +175,7 @@ class Background:
             return
         self._last_scan = time.monotonic()
         self._overflow.note_refused()
+        self._living.note()
         with suppress(OSError):  # a drain will say so
             self._store.tidy()
         orphans = adopt(overflow_dir(self._store.settings), self._store.store_id)

@@ -45,6 +45,11 @@ class Layout:
         return self.root / "exclusions.jsonl"
 
     @property
+    def producers(self) -> Path:
+        """The log of producers that ended before their entries were known to be in the store."""
+        return self.root / "producers.jsonl"
+
+    @property
     def dead_letters(self) -> Path:
         """The entries that could not be applied."""
         return self.root / "dead-letters.jsonl"

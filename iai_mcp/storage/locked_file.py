@@ -60,13 +60,15 @@ class LockedFile:
         self._fd = fd
 
     @classmethod
-    def create(cls, path: Path, data: bytes = b"") -> Self:
+    def create(cls, path: Path, data: bytes = b"", *, append: bool = True) -> Self:
         """A new file with ``data``, synced and locked before it gets its name: no other process takes it first.
+
+        ``append``: every write goes to the end of the file, wherever it is aimed.
 
         Raises:
             OSError: it cannot be made; nothing is left of it.
         """
-        made = cls.create_hidden(path.with_suffix(f".tmp{os.getpid()}"), data)
+        made = cls.create_hidden(path.with_suffix(f".tmp{os.getpid()}"), data, append=append)
         try:
             made.rename(path)
         except BaseException:
@@ -75,14 +77,14 @@ class LockedFile:
         return made
 
     @classmethod
-    def create_hidden(cls, path: Path, data: bytes = b"") -> Self:
+    def create_hidden(cls, path: Path, data: bytes = b"", *, append: bool = True) -> Self:
         """A new locked file under a name that no other process looks for; :meth:`rename` publishes it.
 
         Raises:
             OSError: it cannot be made, or exists; nothing new is left.
         """
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_APPEND if append else 0), 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if data:
@@ -96,14 +98,14 @@ class LockedFile:
             raise
 
     @classmethod
-    def take(cls, path: Path) -> Self | None:
+    def take(cls, path: Path, *, append: bool = True) -> Self | None:
         """The existing file, locked; None where a living process holds it, or it has just gone.
 
         Raises:
             OSError: the file cannot be opened.
         """
         try:
-            fd = os.open(path, os.O_RDWR | os.O_APPEND)
+            fd = os.open(path, os.O_RDWR | (os.O_APPEND if append else 0))
         except FileNotFoundError:
             return None
         try:

@@ -1,0 +1,60 @@
+"""The log of producers that ended before all their entries were known to be in the store, with their numbers.
+
+A Redis that forgets takes the numbers of the entries along, too. This log is beside the store, so that
+``iai-mcp verify`` misses what is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from iai_mcp.common.files import append_lines
+
+__all__ = ["EndedProducer", "ProducerLog"]
+
+
+class EndedProducer(msgspec.Struct, frozen=True):
+    """A producer that has ended.
+
+    Attributes:
+        handed_out: number of entries that it handed out; the least that is known where it was ``killed``.
+        killed: whether its process ended without a word.
+    """
+
+    producer: str
+    handed_out: int
+    killed: bool = False
+
+
+class ProducerLog:
+    """The log of one store, an append-only file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, ended: EndedProducer) -> None:
+        """Note a producer, durably.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        append_lines(self._path, msgspec.json.encode(ended) + b"\n")
+
+    def read(self) -> Iterator[EndedProducer]:
+        """Every producer noted so far; one that ran several times comes several times.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                yield msgspec.json.decode(line, type=EndedProducer)
+            except msgspec.DecodeError:
+                continue  # torn by a power cut
