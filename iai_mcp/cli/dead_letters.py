@@ -140,7 +140,8 @@ def _apply(store: MemoryStore, letters: list[DeadLetter]) -> AppendReport:
     from iai_mcp.storage.exclusions import ExclusionReason
 
     # First, because later entries of the same producers have their rows by now.
-    store.exclusions.add(ExclusionReason.LATE, [key for letter in letters for key in letter.keys])
+    late = [key for letter in letters if not letter.conflict for key in letter.keys]
+    store.exclusions.add(ExclusionReason.LATE, late)
     done = store.append_provenance_batch([letter.pair for letter in letters if letter.pair is not None])
     _letters(store).remove(
         [letter.id for letter in letters]

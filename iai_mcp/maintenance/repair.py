@@ -43,6 +43,9 @@ def repair(layout: Layout, settings: Settings, report: Report) -> Iterator[str]:
     for lane in report.lanes:
         if lane.error is None:
             yield from _repair_lane(store, lane)
+    if report.shared:
+        store.exclusions.add(ExclusionReason.SHARED, map(split_entry_id, report.shared))
+        yield f"accepted: {many(len(report.shared), 'key')} that entries of two lanes have"
     store.tidy()
     yield from _accept_losses(store, verify(layout, settings))
 

@@ -22,6 +22,7 @@ EVENTS = (
     "dead_letter",
     "doorbell_failed",
     "forget_incomplete",
+    "key_conflict",
     "lease_lost",
     "lock_timeout",
     "queue_error",

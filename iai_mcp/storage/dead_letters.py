@@ -35,6 +35,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         at: when it was given up, ISO 8601, UTC.
         reason: the error's own words.
         record_id, entry: what ``append_provenance_batch`` takes; None where only bytes are known.
+        conflict: whether another entry has the key; a retry gives this one a key of its own.
     """
 
     id: str
@@ -44,11 +45,18 @@ class DeadLetter(msgspec.Struct, frozen=True):
     record_id: str | None = None
     entry: dict[str, Any] | None = None
     raw: str | None = None
+    conflict: bool = False
 
     @property
     def pair(self) -> Pair | None:
-        """The letter as a pair, where it holds an entry."""
-        return (UUID(self.record_id), self.entry) if self.record_id and self.entry is not None else None
+        """The letter as a pair, where it holds an entry. A conflict has a new key, the same at every call."""
+        if not self.record_id or self.entry is None:
+            return None
+        entry = self.entry
+        if self.conflict:
+            rest = {key: value for key, value in entry.items() if key not in ("producer", "producer_seq")}
+            entry = {**rest, "entry_id": f"retried-{self.id}"}
+        return UUID(self.record_id), entry
 
     @property
     def keys(self) -> list[Key]:
@@ -75,6 +83,21 @@ class DeadLetters:
                 self._note(ExclusionReason.FORGOTTEN, [letter])
             else:
                 append_lines(self.layout.dead_letters, _line(letter))
+
+    def add_conflicts(self, lane: int, pairs: Sequence[Pair], reason: str) -> None:
+        """Keep entries whose key another entry has, except those that are kept already."""
+        with self._lock():
+            known = [(letter.record_id, letter.entry) for letter in self.all() if letter.conflict]
+            deleted = Tombstones(self.layout.tombstones).ids()
+            for record_id, entry in pairs:
+                letter = DeadLetter(_new_id(), _now(), lane, reason, str(record_id), entry, conflict=True)
+                if (told := _decode(_line(letter))) is None or (told.record_id, told.entry) in known:
+                    continue
+                known.append((told.record_id, told.entry))
+                if record_id in deleted:
+                    self._note(ExclusionReason.FORGOTTEN, [letter])
+                else:
+                    append_lines(self.layout.dead_letters, _line(letter))
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
         """Keep bytes that are no entry."""

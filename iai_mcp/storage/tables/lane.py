@@ -20,10 +20,12 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import entry_id
 from iai_mcp.errors import LeaseLost
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.layout import Layout, lane_table
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.high_water import Spans, spans_of
+from iai_mcp.storage.tables.key_conflicts import conflicts, keep_conflicts
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lance import Table, quoted, quoted_list, translated
 from iai_mcp.storage.tables.lane_numbering import LaneNumbering
@@ -81,6 +83,8 @@ class LaneTable(LaneReader):
         self._tombstones = context.tombstones
         self._exclusions = context.exclusions
         self._some_ids = context.some_ids
+        self._number = number
+        self._dead_letters = DeadLetters(layout)
         self._check_current = check_current
         self._erasure = Erasure(table, "rank", layout.erasure(name), context.settings.cleanup_age)
         self._numbering = LaneNumbering(table)
@@ -110,11 +114,13 @@ class LaneTable(LaneReader):
             fresh = known.once()
             self._check_fence(token)
             applied = self._apply(fresh, token, locked=locked) if fresh else 0
+            conflict = 0
             if applied < len(known):
                 self._note_duplicates(zip(known.keys, known.givers, known.seqs, strict=True))
+                conflict = self._keep_conflicts(to_arrow(known, 0))
             if unknown:
                 self._exclusions.add(ExclusionReason.UNKNOWN, zip(unknown.givers, unknown.seqs, strict=True))
-        return AppendReport(applied, len(known) - applied, len(batch) - len(known))
+        return AppendReport(applied, len(known) - applied - conflict, len(batch) - len(known), conflict)
 
     def _missing(self, ids: Sequence[str], cache: RecordsCache, lanes: int) -> set[str]:
         """The ids that have no record, or a deleted one."""
@@ -144,10 +150,11 @@ class LaneTable(LaneReader):
             applied = self._write(lambda first: renumbered(kept, first), len(kept)) if len(kept) else 0
             self._numbering.learn(None)
             unknown = rows.filter(pa.compute.invert(known))
-            duplicate, repeats = len(rows) - len(unknown) - applied, 0
+            duplicate, repeats, conflict = len(rows) - len(unknown) - applied, 0, 0
             if duplicate:
                 repeats = self._note_duplicates(_tuples(rows.filter(known).select(_KEY)))
-        return Merged(AppendReport(applied, duplicate, len(unknown)), unknown, repeats)
+                conflict = self._keep_conflicts(rows.filter(known))
+        return Merged(AppendReport(applied, duplicate - conflict, len(unknown), conflict), unknown, repeats)
 
     def _has_record(self, record_ids: pa.ChunkedArray) -> pa.Array:
         there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._tombstones.ids()))
@@ -207,6 +214,11 @@ class LaneTable(LaneReader):
             missing = {(producer, seq) for _, producer, seq in given}.difference(_tuples(rows))
             self._exclusions.add(ExclusionReason.DUPLICATE, missing)
         return len(missing)
+
+    def _keep_conflicts(self, rows: pa.Table) -> int:
+        """Keep those of ``rows`` that differ from the table's row with their key, as dead letters; how many."""
+        there = self.rows([f"entry_id IN ({quoted_list(rows['entry_id'].to_pylist())})"])
+        return keep_conflicts(self._dead_letters, self._number, conflicts(rows, there))
 
     # -- deleting
 
@@ -284,9 +296,17 @@ class LaneTable(LaneReader):
         # A second entry under an id that its caller chose has a key of its own, which is gone with its row.
         self._note_duplicates(_tuples(duplicates.select(_KEY)))
         for start in range(0, len(duplicates), 10_000):
-            ids = ", ".join(map(str, duplicates["_rowid"][start : start + 10_000].to_pylist()))
+            step = duplicates.slice(start, 10_000)
+            ids = ", ".join(map(str, step["_rowid"].to_pylist()))
+            self._keep_stray_conflicts(step, f"_rowid IN ({ids})")
             self._table.delete(f"_rowid IN ({ids})")
         return len(duplicates)
+
+    def _keep_stray_conflicts(self, duplicates: pa.Table, where: str) -> None:
+        """Keep those rows of ``where``, all of which are to go, that differ from the rows that stay."""
+        keys = quoted_list(duplicates["entry_id"].to_pylist())
+        kept = self.rows([f"entry_id IN ({keys})", f"NOT ({where})"])
+        keep_conflicts(self._dead_letters, self._number, conflicts(self.rows([where]), kept))
 
 
 def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
