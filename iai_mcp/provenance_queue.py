@@ -127,6 +127,7 @@ class ProvenanceWriteQueue:
                     cast("Sequence[Pair]", pairs),
                     self._store.lanes,
                     time.time(),
+                    self._store.reuses,
                 )
             except (AttributeError, TypeError, ValueError) as error:
                 raise BadParams(f"enqueue takes pairs of a UUID and a mapping: {error}") from None

@@ -25,6 +25,7 @@ SLOW_FILES = {
     "test_machine.py",
     "test_provenance_views.py",
     "test_redis.py",
+    "test_reused_ids.py",
     "test_reshard.py",
     "test_server.py",
     "test_tracing.py",

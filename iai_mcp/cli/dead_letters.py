@@ -115,6 +115,10 @@ def retry_letters(store: MemoryStore, letters: list[DeadLetter]) -> dict[str, An
     report: dict[str, Any] = {"applied": 0, "duplicate": 0, "unknown": 0, "failed": [], "raw": []}
     report["raw"] = [letter.id for letter in letters if letter.pair is None]
     waiting = [letter for letter in letters if letter.pair is not None]
+    if old := _letters(store).of_reused(waiting):  # their memory was forgotten, and another one has its id
+        report["unknown"] += len(old)
+        _letters(store).drop([letter.id for letter in old])
+        waiting = [letter for letter in waiting if letter not in old]
     for start in range(0, len(waiting), BATCH):
         _retry_batch(store, waiting[start : start + BATCH], report)
     return report

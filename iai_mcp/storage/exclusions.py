@@ -6,7 +6,7 @@ so. Only keys are kept (producer and sequence numbers), never what an entry said
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +95,17 @@ class Exclusions:
                 continue  # torn by a power cut; the entry will be met, and noted, again
             for first, last in line.seqs:
                 yield Span(line.why, line.producer, first, last)
+
+    def covering(self, keys: Set[Key], *reasons: ExclusionReason) -> set[Key]:
+        """Those of ``keys`` that are noted for one of ``reasons``."""
+        by_producer: dict[str, set[int]] = {}
+        for producer, seq in keys:
+            by_producer.setdefault(producer, set()).add(seq)
+        found: set[Key] = set()
+        for span in self.read():
+            if span.why in reasons and (wanted := by_producer.get(span.producer)):
+                found.update((span.producer, seq) for seq in wanted if span.first <= seq <= span.last)
+        return found
 
 
 def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.identity import dashed, entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
@@ -41,6 +41,7 @@ __all__ = ["INDEXED", "LaneContext", "LaneTable"]
 
 INDEXED = ("entry_id", "record_id")
 
+_GONE = (ExclusionReason.FORGOTTEN, ExclusionReason.UNKNOWN)
 _KEY = ["entry_id", "producer", "producer_seq"]
 
 
@@ -107,10 +108,10 @@ class LaneTable(LaneReader):
         """
         with translated(), self._lock.hold() as locked:
             self._check_current()
-            known, unknown = batch, None
-            if missing := self._missing(batch.ids, cache, lanes):
-                known = batch.pick([one not in missing for one in batch.ids])
-                unknown = batch.pick([one in missing for one in batch.ids])
+            known, unknown = self._without_old(batch), None
+            if missing := self._missing(known.ids, cache, lanes):
+                unknown = known.pick([one in missing for one in known.ids])
+                known = known.pick([one not in missing for one in known.ids])
             fresh = known.once()
             self._check_fence(token)
             applied = self._apply(fresh, token, locked=locked) if fresh else 0
@@ -121,6 +122,14 @@ class LaneTable(LaneReader):
             if unknown:
                 self._exclusions.add(ExclusionReason.UNKNOWN, zip(unknown.givers, unknown.seqs, strict=True))
         return AppendReport(applied, len(known) - applied - conflict, len(batch) - len(known), conflict)
+
+    def _without_old(self, batch: EntryBatch) -> EntryBatch:
+        """The entries of memories that are here; those of forgotten ones whose id was used again are noted."""
+        if (old := batch.before(self._tombstones.reused())) is None:
+            return batch
+        forgotten = batch.pick(old)
+        self._exclusions.add(ExclusionReason.FORGOTTEN, zip(forgotten.givers, forgotten.seqs, strict=True))
+        return batch.pick([not one for one in old])
 
     def _missing(self, ids: Sequence[str], cache: RecordsCache, lanes: int) -> set[str]:
         """The ids that have no record, or a deleted one."""
@@ -144,7 +153,7 @@ class LaneTable(LaneReader):
             self._check_current()
             known = pa.array([True] * len(rows), pa.bool_())
             if check_records:
-                known = self._has_record(rows["record_id"])
+                known = pa.compute.and_(self._has_record(rows["record_id"]), self._not_forgotten(rows))
             kept = rows.filter(known)
             kept = kept.filter(pa.array(~repeated(codes(kept["entry_id"]))))
             applied = self._write(lambda first: renumbered(kept, first), len(kept)) if len(kept) else 0
@@ -159,6 +168,17 @@ class LaneTable(LaneReader):
     def _has_record(self, record_ids: pa.ChunkedArray) -> pa.Array:
         there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._tombstones.ids()))
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
+
+    def _not_forgotten(self, rows: pa.Table) -> pa.Array:
+        """Which rows belong to no forgotten memory whose id is used again; those are among the exclusions."""
+        reused = pa.array([*map(dashed, self._tombstones.reused())], pa.string())
+        suspects = pa.compute.is_in(rows["record_id"], value_set=reused)
+        if not pa.compute.any(suspects).as_py():
+            return pa.compute.invert(suspects)
+        keys = rows.filter(suspects)
+        left_out = self._exclusions.covering({*_tuples(keys.select(["producer", "producer_seq"]))}, *_GONE)
+        found = [key in left_out for key in _tuples(rows.select(["producer", "producer_seq"]))]
+        return pa.compute.invert(pa.compute.and_(suspects, pa.array(found, pa.bool_())))
 
     def _apply(self, batch: EntryBatch, token: int | None, *, locked: bool) -> int:
         spans = spans_of(batch)
