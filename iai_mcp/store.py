@@ -381,6 +381,11 @@ class MemoryStore:
                 self._provenance_queue = queue
                 self._register()
 
+    def check_place(self) -> None:
+        """Raise WrongPlace where Redis refuses the queue: it has entries of another folder with the same id."""
+        if self._provenance_queue is not None:
+            self._provenance_queue.check_place()
+
     def disable_provenance_queue(self) -> None:
         """Drain the queue, and write on the caller's thread from now on. Harmless when repeated."""
         with self._mutex:

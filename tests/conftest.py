@@ -23,6 +23,7 @@ SLOW_FILES = {
     "test_forget.py",
     "test_fuzz.py",
     "test_machine.py",
+    "test_place.py",
     "test_provenance_views.py",
     "test_redis.py",
     "test_reused_ids.py",

@@ -43,6 +43,8 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Callable[[Subject], Iterabl
             yield name, check
         else:
             yield name, lambda _, n=name: [Check(n, State.SKIP, "the embedded broker needs none")]  # type: ignore[misc]
+    if subject.exists and subject.settings.redis_url:
+        yield "redis place", redis.place
     yield "disk", disk.free_space
     yield "spill folder", disk.spill_folder
     yield "spill", disk.spill

@@ -87,6 +87,11 @@ class Layout:
         return self.locks / "schema.lock"
 
     @property
+    def place(self) -> Path:
+        """What tells this folder from a copy of it."""
+        return self.locks / "place.json"
+
+    @property
     def records_lock(self) -> Path:
         """Held by the writer of the table of memories."""
         return self.locks / "records.lock"

@@ -26,13 +26,15 @@ from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis.client import Deadline, ask, control_client, failure, push_client, transacts
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
+from iai_mcp.broker.redis.place import claim_place
 from iai_mcp.broker.redis.push_transaction import Transactions
 from iai_mcp.broker.redis.resp import Answer
 from iai_mcp.broker.redis.server import check_server
+from iai_mcp.common.place import Place
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import encode
-from iai_mcp.errors import ConfigError
+from iai_mcp.errors import ConfigError, WrongPlace
 from iai_mcp.telemetry.events import emit, log
 
 __all__ = ["RedisBroker", "RedisOptions", "Sent"]
@@ -116,6 +118,8 @@ class RedisBroker(RedisLanes):
         self._next_sweep = 0.0
         self._said: set[str] = set()
         self.trouble: str | None = None  # why the breaker is open
+        self.place: Place | None = None  # of the store's folder; None: not checked
+        self.refusal: WrongPlace | None = None  # the lanes belong to another folder
         self.round_trips = 0
         self._settled_at = [0] * lanes  # the marks that were seen to be drained
         self._transacts = False  # whether this server lets us
@@ -300,6 +304,7 @@ class RedisBroker(RedisLanes):
         try:
             client = push_client(self._given, self._deadline)
             self.check_server(client)
+            claim_place(client, self.keys, self.place)
             for script in self._scripts.values():
                 script.load(client)
             self._look(client)
@@ -307,6 +312,7 @@ class RedisBroker(RedisLanes):
             if not self._fit(client):
                 return self._push is not None
         except ConfigError as error:
+            self.refusal = error if isinstance(error, WrongPlace) else None
             self._note(str(error), loud=True)
         except (AuthenticationError, NoPermissionError) as error:
             self._note(f"Redis refuses this client: {failure(error)}", loud=True)
@@ -316,7 +322,7 @@ class RedisBroker(RedisLanes):
         else:
             if self.trouble is not None:
                 emit("breaker_closed", level=logging.WARNING)
-            self.trouble = None
+            self.trouble = self.refusal = None
             self._said.clear()
             self._push = client
             return True

@@ -50,6 +50,11 @@ class Keys:
         """The hash of counts; its fields are :meth:`Count.of`."""
         return f"{self.prefix}counts"
 
+    @property
+    def place(self) -> str:
+        """The list whose last item is the folder that the lanes belong to."""
+        return f"{self.prefix}place"
+
     def lane(self, lane: int, part: str) -> str:
         """A lane's key; ``part`` is ``pending`` (items in flight at its head), ``lease`` or ``state``."""
         return f"{self.prefix}lane:{lane}:{part}"
