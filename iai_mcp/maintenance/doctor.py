@@ -37,6 +37,7 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Callable[[Subject], Iterabl
         yield "store folder", store.folder
         yield "embedder", store.embedder
         yield "lanes", store.lanes
+        yield "upkeep", store.upkeep
         yield "forgotten", store.erasures
     for name, check in (("redis", redis.redis), ("clock", redis.clock), ("workers", redis.workers)):
         if subject.settings.redis_url:

@@ -34,6 +34,7 @@ EVENTS = (
     "store_not_ready",
     "store_unavailable",
     "takeover",
+    "upkeep_failed",
     "write_failed",
 )
 """The events that are counted. Other events are not, so that the label stays bounded."""

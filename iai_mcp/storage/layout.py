@@ -121,6 +121,14 @@ class Layout:
         """The notes of all tables that have one."""
         return self.locks.glob("*.erasure")
 
+    def upkeep_note(self, table: str) -> Path:
+        """The note of a table's upkeep that fails."""
+        return self.locks / f"{table}.upkeep"
+
+    def upkeep_notes(self) -> Iterator[Path]:
+        """The notes of all tables whose upkeep fails."""
+        return self.locks.glob("*.upkeep")
+
     @property
     def reshard_plan(self) -> Path:
         """The progress of an unfinished change of the number of lanes."""

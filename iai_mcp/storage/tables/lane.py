@@ -23,6 +23,7 @@ from iai_mcp.errors import LeaseLost
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.layout import Layout, lane_table
+from iai_mcp.storage.tables.attempts import Attempts
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.high_water import Spans, spans_of
 from iai_mcp.storage.tables.key_conflicts import conflicts, keep_conflicts
@@ -88,6 +89,7 @@ class LaneTable(LaneReader):
         self._dead_letters = DeadLetters(layout)
         self._check_current = check_current
         self._erasure = Erasure(table, "rank", layout.erasure(name), context.settings.cleanup_age)
+        self._attempts = Attempts(name, layout.upkeep_note(name))
         self._numbering = LaneNumbering(table)
         self._due = False
         self._distinct = -1  # rows in the table when it was last free of duplicate rows, and ours since
@@ -291,14 +293,23 @@ class LaneTable(LaneReader):
     # -- upkeep
 
     def maintain(self, *, force: bool = False) -> bool:
-        """Compact, re-index and clean up if it is due: after enough commits or a deletion. True if done."""
-        if not (self._due or force or self._erasure.due()):
+        """Compact, re-index and clean up if it is due: after enough commits or a deletion. True if done.
+
+        A failure is noted and told, and tried again later.
+
+        Raises:
+            StoreUnavailable: with ``force``, the storage is unavailable.
+        """
+        if not force and not ((self._due or self._erasure.due()) and self._attempts.ready):
             return False
+        return self._attempts.run(self._maintain, force=force) or False
+
+    def _maintain(self) -> bool:
         started = time.monotonic()
         with translated(), self._lock.hold():
-            self._due = False
             doubled = self._drop_duplicate_rows()
             self._erasure.run()
+            self._due = False
         seconds = round(time.monotonic() - started, 3)
         emit("compaction", table=self._folder.stem, rows=self.count(), doubled=doubled, seconds=seconds)
         return True
