@@ -28,6 +28,7 @@ __all__ = [
     "StoreUnavailable",
     "UnknownMethod",
     "UsageError",
+    "WrongPlace",
 ]
 
 
@@ -49,6 +50,10 @@ class UnknownMethod(UsageError):
 
 class ConfigError(UsageError):
     """A setting or environment variable holds an unusable value."""
+
+
+class WrongPlace(ConfigError):
+    """Another folder with the same store id uses this Redis."""
 
 
 class BrokenCopy(UsageError):

@@ -28,6 +28,7 @@ from iai_mcp.pipeline.overflow import Overflow
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.storage.live_producers import LiveProducer
+from iai_mcp.storage.place import store_place
 from iai_mcp.telemetry import observer
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ class ProvenanceWriteQueue:
         self.counts = QueueCounts()
         self._next_seq = 1
         self._broker = queue_broker(
-            store.settings, store.store_id, store.lanes, capacity=max_queue_size, connection=connection
+            store.settings,
+            store.store_id,
+            store.lanes,
+            capacity=max_queue_size,
+            connection=connection,
+            place=store_place(store.layout),
         )
         self._overflow = Overflow(store, self.producer, self.counts, remote=not self._broker.in_process)
         self._spill = self._overflow.spill
@@ -136,6 +142,7 @@ class ProvenanceWriteQueue:
                     cast("Sequence[Pair]", pairs),
                     self._store.lanes,
                     time.time(),
+                    self._store.reuses,
                 )
             except (AttributeError, TypeError, ValueError) as error:
                 raise BadParams(f"enqueue takes pairs of a UUID and a mapping: {error}") from None
@@ -246,6 +253,7 @@ class ProvenanceWriteQueue:
             self._spill.commit()  # all of it is applied, or durable elsewhere
         self._overflow.note_refused()
         self._background.close()
+        self._overflow.erase_forgotten()
 
     def _all_stored(self) -> bool:
         """Whether every entry is known to be in the store: of a queue that has stopped."""
@@ -282,6 +290,15 @@ class ProvenanceWriteQueue:
     def trouble(self) -> str | None:
         """Why the broker takes no entries just now, so that they are spilled; None where it does."""
         return None if self._broker.in_process else self._broker.trouble
+
+    def check_place(self) -> None:
+        """Return unless the broker refuses this store's folder; entries of a refused queue go to the spill.
+
+        Raises:
+            WrongPlace: Redis holds the entries of another folder with the same store id.
+        """
+        if not self._broker.in_process and self._broker.refusal is not None:
+            raise self._broker.refusal
 
     @property
     def connection(self) -> redis.Redis | None:

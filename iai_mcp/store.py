@@ -16,16 +16,15 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.config import Settings
 from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch
+from iai_mcp.pipeline.forgetting import Forgetting
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
-from iai_mcp.spill import erase
-from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
 from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.facts import StoreFacts
@@ -98,6 +97,9 @@ class MemoryStore:
         self._records = self.tables.records
         self.vectors = StoreVectors(self.settings, self.layout, self._facts, self._records)
         self._lanes = Lanes(self.tables, self.layout, self._facts)
+        self._forgetting = Forgetting(
+            self.layout, self.settings, self._facts, self.tombstones, self._records, self._lanes.lane
+        )
         self._mutex = threading.RLock()
         self._direct = DirectWrites(self.exclusions)
         self._provenance_queue: ProvenanceWriteQueue | None = None
@@ -120,6 +122,11 @@ class MemoryStore:
     def lanes(self) -> int:
         """The number of lanes when the store was opened."""
         return self._facts.opened.lanes
+
+    @property
+    def reuses(self) -> int:
+        """How often a forgotten id has been used again, as of the last access to the store's facts."""
+        return self._facts.reuses
 
     def check_lanes(self) -> None:
         """Check that the number of lanes has not changed since the store was opened.
@@ -200,8 +207,9 @@ class MemoryStore:
         """
         if not records:
             return []
+        self._forgetting.finish([record.id for record in records])
         added = self._records.insert(records, self.meta.vector_column, skip_existing=skip_existing)
-        self.tombstones.discard(added)
+        self._forgetting.reuse(added)
         return added
 
     def get(self, record_id: UUID | str) -> MemoryRecord | None:
@@ -226,15 +234,7 @@ class MemoryStore:
             StoreUnavailable: the storage is unavailable; the call may be repeated.
         """
         key = as_uuid(record_id)
-        found = bool(self._records.existing([key]))
-        if not found and key not in self.tombstones.ids():
-            return False
-        if key not in self.tombstones.ids():
-            self.tombstones.add(key)
-        self._records.delete(key)
-        self.lane(lane_of(key, self.lanes)).delete_record(key)
-        DeadLetters(self.layout).forget(key)
-        erase.forget(overflow_dir(self.settings), self.store_id, key, self.exclusions)
+        found = self._forgetting.forget(key)
         if self._provenance_queue is None:  # a queue tidies on its own thread: long lanes take seconds
             self.tidy()
         return found
@@ -380,6 +380,11 @@ class MemoryStore:
                 queue.start()
                 self._provenance_queue = queue
                 self._register()
+
+    def check_place(self) -> None:
+        """Raise WrongPlace where Redis refuses the queue: it has entries of another folder with the same id."""
+        if self._provenance_queue is not None:
+            self._provenance_queue.check_place()
 
     def disable_provenance_queue(self) -> None:
         """Drain the queue, and write on the caller's thread from now on. Harmless when repeated."""

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from iai_mcp.broker.factory import redis_broker
+from iai_mcp.broker.redis.place import claim_place
 from iai_mcp.config import Settings
 from iai_mcp.errors import UsageError
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
 from iai_mcp.pipeline.recovery import Moved, push
 from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.place import store_place
 from iai_mcp.store import MemoryStore, RecordsCache, open_store
 from iai_mcp.telemetry.events import emit, safe_message
 
@@ -46,6 +48,7 @@ class LaneRunner:
 
     Raises:
         ConfigError: the server is too old, or refuses the scripts.
+        WrongPlace: the lanes belong to another folder with the same store id.
         redis.exceptions.RedisError: the server does not answer.
     """
 
@@ -53,8 +56,10 @@ class LaneRunner:
         settings = store.settings
         self.store = store
         self.connection = connection
-        self.broker = redis_broker(settings, store.store_id, store.lanes, connection)
+        place = store_place(store.layout)
+        self.broker = redis_broker(settings, store.store_id, store.lanes, connection, place)
         self.broker.check_server()
+        claim_place(self.broker.control, self.broker.keys, place)
         self._open_lanes()
         self._policy = DrainPolicy(settings.max_batch, settings.linger_ms / 1000)
         self._caches = [RecordsCache() for _ in range(store.lanes)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from iai_mcp.entries.parcel import Parcel
+from iai_mcp.errors import WrongPlace
 
 if TYPE_CHECKING:
     import redis
@@ -207,6 +208,9 @@ class RemoteBroker(WriteBroker, Protocol):
 
     trouble: str | None
     """Why the broker takes nothing just now; None where it does."""
+
+    refusal: WrongPlace | None
+    """Set while the lanes belong to another folder with the same store id: no retry helps."""
 
     @property
     def control(self) -> redis.Redis:

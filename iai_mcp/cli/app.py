@@ -23,6 +23,7 @@ from iai_mcp.cli import (
     hook,
     import_,
     memories,
+    place,
     provenance,
     server,
     status,
@@ -139,6 +140,7 @@ dead_letters.register(app)
 health.register(app)
 config.register(app)
 transfer.register(app)
+place.register(app)
 
 
 def main() -> None:

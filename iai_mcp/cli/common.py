@@ -150,6 +150,7 @@ def traced(store: MemoryStore) -> Iterator[None]:
         return
     store.enable_provenance_queue()
     try:
+        store.check_place()
         yield
     finally:
         store.disable_provenance_queue()

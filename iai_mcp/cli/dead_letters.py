@@ -115,6 +115,10 @@ def retry_letters(store: MemoryStore, letters: list[DeadLetter]) -> dict[str, An
     report: dict[str, Any] = {"applied": 0, "duplicate": 0, "unknown": 0, "failed": [], "raw": []}
     report["raw"] = [letter.id for letter in letters if letter.pair is None]
     waiting = [letter for letter in letters if letter.pair is not None]
+    if old := _letters(store).of_reused(waiting):  # their memory was forgotten, and another one has its id
+        report["unknown"] += len(old)
+        _letters(store).drop([letter.id for letter in old])
+        waiting = [letter for letter in waiting if letter not in old]
     for start in range(0, len(waiting), BATCH):
         _retry_batch(store, waiting[start : start + BATCH], report)
     return report
@@ -140,7 +144,8 @@ def _apply(store: MemoryStore, letters: list[DeadLetter]) -> AppendReport:
     from iai_mcp.storage.exclusions import ExclusionReason
 
     # First, because later entries of the same producers have their rows by now.
-    store.exclusions.add(ExclusionReason.LATE, [key for letter in letters for key in letter.keys])
+    late = [key for letter in letters if not letter.conflict for key in letter.keys]
+    store.exclusions.add(ExclusionReason.LATE, late)
     done = store.append_provenance_batch([letter.pair for letter in letters if letter.pair is not None])
     _letters(store).remove(
         [letter.id for letter in letters]

@@ -39,7 +39,7 @@ def status(
             _watch(lambda: dispatch(memories, "memory_status"), as_json=as_json)
             return
         result = dispatch(memories, "memory_status")
-    _report_refusal(result)
+    _report_trouble(result)
     if as_json:
         print_json(result)
     else:
@@ -54,10 +54,12 @@ def _shown(result: dict[str, Any], rate: float | None) -> RenderableType:
     return Group(store_facts(result), pipeline(result, rate))
 
 
-def _report_refusal(result: dict[str, Any]) -> None:
+def _report_trouble(result: dict[str, Any]) -> None:
     redis = result["redis"]
     if redis and redis["refused"]:  # no retry helps: an operator must act
         error_line(f"{redis['error']}; until that is solved, entries go to the spill")
+    for one in result["upkeep_failing"]:
+        error_line(f"upkeep of {one['table']} fails since {one['since']}: {one['reason']}; see `iai-mcp doctor`")
 
 
 def _watch(inspect: Callable[[], dict[str, Any]], *, as_json: bool) -> None:

@@ -231,7 +231,7 @@ def check_start(settings: Settings) -> str | None:
     """Check that workers can start; the reason why they would have to wait, or None.
 
     Raises:
-        ConfigError: no Redis is configured, Redis refuses this client, or there is no store.
+        ConfigError: no Redis is configured, Redis refuses this client or this folder, or there is no store.
         StoreError: this version cannot read the store.
     """
     if not settings.redis_url:
@@ -240,15 +240,19 @@ def check_start(settings: Settings) -> str | None:
             "without a Redis, run `iai-mcp up`, which starts one"
         )
     from iai_mcp.broker.redis.inspect import check
+    from iai_mcp.broker.redis.place import claim_place, visiting
     from iai_mcp.storage.layout import Layout
     from iai_mcp.storage.meta import read_meta
+    from iai_mcp.storage.place import store_place
 
     layout = Layout(settings.store_path.absolute())
     if not layout.meta.exists():
         raise ConfigError(f"there is no store at {settings.store_path}; set IAI_MCP_STORE to an existing one")
-    read_meta(layout)
+    meta = read_meta(layout)
     try:
         check(settings.redis_url)
+        with visiting(settings, meta.store_id) as (client, keys):
+            claim_place(client, keys, store_place(layout))
     except BrokerUnavailable as error:
         return str(error)
     return None

@@ -33,11 +33,12 @@ class EntryBatch(Sequence[Pair]):
         group: the group of each entry (an index into ``producers`` and ``shared``), ascending.
         producers: the producer of each group.
         shared: the contents that all entries of a group have in common.
+        reuses: of each group, as of :class:`iai_mcp.entries.parcel.Parcel`; None for entries that are made now.
         given: the idempotency keys; None where all are :func:`iai_mcp.entries.identity.entry_id` of producer and
             number. Callers may give an entry a key of their own.
     """
 
-    __slots__ = ("given", "group", "ids", "own", "producers", "seqs", "shared")
+    __slots__ = ("given", "group", "ids", "own", "producers", "reuses", "seqs", "shared")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class EntryBatch(Sequence[Pair]):
         producers: Sequence[str],
         shared: Sequence[Mapping[str, Any]],
         given: Sequence[str] | None = None,
+        reuses: Sequence[int] | None = None,
     ) -> None:
         self.ids = ids
         self.seqs = seqs
@@ -56,6 +58,7 @@ class EntryBatch(Sequence[Pair]):
         self.producers = producers
         self.shared = shared
         self.given = given
+        self.reuses = reuses
 
     @classmethod
     def of(cls, parcels: Iterable[Parcel]) -> EntryBatch:
@@ -68,6 +71,7 @@ class EntryBatch(Sequence[Pair]):
             np.repeat(np.arange(len(parcels)), [len(parcel.seqs) for parcel in parcels]),
             [parcel.producer for parcel in parcels],
             [parcel.shared for parcel in parcels],
+            reuses=[parcel.known_reuses for parcel in parcels],
         )
         if "entry_id" in batch.names:
             keys = zip(batch.keys, batch.entries(), strict=True)
@@ -109,22 +113,22 @@ class EntryBatch(Sequence[Pair]):
         return self._part(itemgetter(at), self.group[at])
 
     def _part(self, take: Callable[[Any], list[Any]], group: npt.NDArray[np.int64]) -> EntryBatch:
-        """A batch of the values that ``take`` selects from each column; ``group`` is selected already."""
+        """A batch of the values that ``take`` selects from each column; ``group`` is selected already.
+
+        It has only the groups that ``group`` refers to, numbered from 0.
+        """
         own = self.own
+        first, end = (int(group[0]), int(group[-1]) + 1) if len(group) else (0, 0)
         return EntryBatch(
             take(self.ids),
             take(self.seqs),
             take(own) if isinstance(own, list) else {name: take(column) for name, column in own.items()},
-            *self._groups(group),
+            group - first,
+            self.producers[first:end],
+            self.shared[first:end],
             None if self.given is None else take(self.given),
+            None if self.reuses is None else self.reuses[first:end],
         )
-
-    def _groups(self, group: npt.NDArray[np.int64]) -> tuple[Any, Sequence[str], Sequence[Mapping[str, Any]]]:
-        """Only the groups that ``group`` refers to, numbered from 0."""
-        if not len(group):
-            return group, (), ()
-        first, end = int(group[0]), int(group[-1]) + 1
-        return group - first, self.producers[first:end], self.shared[first:end]
 
     @property
     def names(self) -> set[str]:
@@ -146,6 +150,17 @@ class EntryBatch(Sequence[Pair]):
         """The contents of each entry."""
         shared = (self.shared[at] for at in self.group.tolist())
         return [{**common, **own} for common, own in zip(shared, rows_of(self.own, len(self)), strict=True)]
+
+    def before(self, reused: Mapping[str, int]) -> list[bool] | None:
+        """Which entries were handed out before the last reuse of their record's id; None where none was.
+
+        ``reused``: the number of the last reuse of each id that was reused.
+        """
+        if self.reuses is None or not reused or reused.keys().isdisjoint(self.ids):
+            return None
+        known = [self.reuses[at] for at in self.group.tolist()]
+        found = [reused.get(one, 0) > told for one, told in zip(self.ids, known, strict=True)]
+        return found if any(found) else None
 
     def pick(self, chosen: Sequence[object]) -> EntryBatch:
         """The entries whose value in ``chosen`` is true."""

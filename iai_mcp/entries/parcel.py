@@ -48,6 +48,8 @@ class Parcel(msgspec.Struct, frozen=True):
         shared: the contents that all entries have in common. The hits of one recall differ in rank and score
             only: with ten hits this saves two fifths of the bytes in Redis, on its disk and in the spill.
         v: wire version. A reader ignores fields that it does not know; a change that it must know raises ``v``.
+        reuses: how often the store had used a forgotten id again, as far as the producer knew; absent on the wire
+            for 0. Entries from before the last reuse of their record's id belong to a forgotten record.
         trace: W3C ``traceparent`` of the caller; absent on the wire while tracing is off.
     """
 
@@ -61,6 +63,7 @@ class Parcel(msgspec.Struct, frozen=True):
     v: int = WIRE_VERSION
     trace: Any = msgspec.UNSET  # of any type: a bad value must not cost the entries
     shared: dict[str, Any] = {}
+    reuses: int | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(
@@ -81,6 +84,11 @@ class Parcel(msgspec.Struct, frozen=True):
             contents.append(entry)
         own = columns_of(contents)
         return cls(store, lane, producer, pushed, ids, seqs, own, shared=shared or {}, trace=trace)
+
+    @property
+    def known_reuses(self) -> int:
+        """``reuses``, 0 where it is absent."""
+        return 0 if self.reuses is msgspec.UNSET else self.reuses
 
     def rows(self) -> list[dict[str, Any]]:
         """The contents of each entry, without the ``shared`` part."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from iai_mcp.entries.parcel import Pair, Parcel, common_keys, common_texts, select_columns
 
 __all__ = ["lane_of", "lane_of_hex", "route"]
@@ -26,11 +28,11 @@ def lane_of_hex(digits: str, lanes: int) -> int:
 
 
 def route(
-    store: str, producer: str, first_seq: int, pairs: Sequence[Pair], lanes: int, pushed: float
+    store: str, producer: str, first_seq: int, pairs: Sequence[Pair], lanes: int, pushed: float, reuses: int = 0
 ) -> list[Parcel]:
     """Number ``pairs`` from ``first_seq`` on and sort them into one parcel for each lane that they touch.
 
-    ``pushed``: Unix time in seconds.
+    ``pushed``: Unix time in seconds. ``reuses``: as of :class:`Parcel`.
     """
     entries = [entry for _, entry in pairs]
     shared = common_texts(entries) if entries else {}
@@ -46,7 +48,18 @@ def route(
         else:
             by_lane[lane] = [raw.hex()], [seq], [entry]
     names = common_keys(entries, shared)
+    told: int | msgspec.UnsetType = reuses or msgspec.UNSET
     return [
-        Parcel(store, lane, producer, pushed, ids, seqs, select_columns(contents, shared, names), shared=shared)
+        Parcel(
+            store,
+            lane,
+            producer,
+            pushed,
+            ids,
+            seqs,
+            select_columns(contents, shared, names),
+            shared=shared,
+            reuses=told,
+        )
         for lane, (ids, seqs, contents) in by_lane.items()
     ]

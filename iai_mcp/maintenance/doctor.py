@@ -37,12 +37,15 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Callable[[Subject], Iterabl
         yield "store folder", store.folder
         yield "embedder", store.embedder
         yield "lanes", store.lanes
+        yield "upkeep", store.upkeep
         yield "forgotten", store.erasures
     for name, check in (("redis", redis.redis), ("clock", redis.clock), ("workers", redis.workers)):
         if subject.settings.redis_url:
             yield name, check
         else:
             yield name, lambda _, n=name: [Check(n, State.SKIP, "the embedded broker needs none")]  # type: ignore[misc]
+    if subject.exists and subject.settings.redis_url:
+        yield "redis place", redis.place
     yield "disk", disk.free_space
     yield "spill folder", disk.spill_folder
     yield "spill", disk.spill

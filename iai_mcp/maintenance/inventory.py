@@ -60,6 +60,7 @@ class FindingKind(StrEnum):
     DOUBLED = "doubled"
     MISPLACED = "misplaced"
     OUT_OF_ORDER = "out_of_order"
+    CONFLICT = "conflict"
     UNKNOWN_RECORDS = "unknown_records"
     UNREADABLE = "unreadable"
     ORPHANED = "orphaned"
@@ -125,6 +126,7 @@ class Inventory:
         broken: lanes that cannot be read, and why.
         records: the ids of all memories; None where they cannot be read.
         accepted_late: keys of entries that an operator let be out of order.
+        accepted_shared: keys that an operator let two entries have.
         unreadable: what could not be read.
         ledgers: one for each producer.
     """
@@ -140,6 +142,7 @@ class Inventory:
     broken: dict[int, str] = field(default_factory=dict)
     records: pa.Array | None = None
     accepted_late: list[Ints] = field(default_factory=list)
+    accepted_shared: list[Ints] = field(default_factory=list)
     unreadable: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -274,6 +277,11 @@ def _dead(found: Inventory) -> None:
             by_producer.setdefault(producer, []).append(seq)
     for producer, seqs in by_producer.items():
         found.builder.add_seqs(EntryState.DEAD, producer, seqs)
+    if conflicts := sum(letter.conflict for letter in letters):
+        message = f"{many(conflicts, 'entry')} whose key another entry has: two processes had one producer id"
+        found.warn(
+            FindingKind.CONFLICT, Source.DEAD_LETTERS, message, "iai-mcp dead list, then dead retry or dead drop"
+        )
     if unnamed := sum(not letter.keys for letter in letters):
         found.notes.append(f"{unnamed} dead letters name no producer; lost entries may be among them")
 
@@ -348,6 +356,8 @@ def _exclusions(found: Inventory) -> None:
         keys = found.builder.keys([producer], np.zeros(len(seqs), np.int64), seqs)
         if why is ExclusionReason.LATE:
             found.accepted_late.append(keys)
+        elif why is ExclusionReason.SHARED:
+            found.accepted_shared.append(keys)
         else:
             found.builder.add(_STATES[why], keys)
 

@@ -19,6 +19,7 @@ from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.recovery import Moved
 from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.layout import Layout
+from iai_mcp.storage.place import store_place
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane_reader import piled_up
 from iai_mcp.storage.tables.rows import distinct
@@ -43,6 +44,9 @@ def repair(layout: Layout, settings: Settings, report: Report) -> Iterator[str]:
     for lane in report.lanes:
         if lane.error is None:
             yield from _repair_lane(store, lane)
+    if report.shared:
+        store.exclusions.add(ExclusionReason.SHARED, map(split_entry_id, report.shared))
+        yield f"accepted: {many(len(report.shared), 'key')} that entries of two lanes have"
     store.tidy()
     yield from _accept_losses(store, verify(layout, settings))
 
@@ -52,12 +56,15 @@ def move_spill(store: MemoryStore) -> Moved:
 
     Raises:
         StoreUnavailable: the store cannot be written; what was not written is still in its file.
-        ConfigError: the URL of Redis cannot be used.
+        ConfigError: the URL of Redis cannot be used, or it holds the entries of another folder.
     """
     if not store.settings.redis_url:
         return recovery.apply(store)
-    broker = redis_broker(store.settings, store.store_id, store.lanes)
+    broker = redis_broker(store.settings, store.store_id, store.lanes, place=store_place(store.layout))
     try:
+        broker.open()
+        if broker.refusal is not None:
+            raise broker.refusal
         return recovery.push(store, broker)
     finally:
         broker.close()

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from iai_mcp.config import overflow_dir
 from iai_mcp.maintenance.pending import PendingInSpill, pending_in_spill
 from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.upkeep_notes import failing_upkeep
 from iai_mcp.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ def status(store: MemoryStore) -> dict[str, Any]:
         "queue": {key: queue[key] for key in ("running", "producer", "handed_out", "counts")} if queue else None,
         "lanes": [_lane(store, number, now) for number in range(store.lanes)],
         "spilled": _spill(store).document(),
+        "upkeep_failing": [msgspec.to_builtins(failure) for failure in failing_upkeep(store.layout)],
         "dead": DeadLetters(store.layout).count(),
         "provenance_failures": store.provenance_failures,
     }

@@ -96,6 +96,7 @@ class Report:
         breaches: what breaks a promise; empty where the store is sound.
         warnings: what an operator should do something about.
         notes: what limits this report, in sentences.
+        shared: keys that entries of different lanes have.
         killed: number of producers that were killed: entries of their last second may be in none of the counts.
     """
 
@@ -106,6 +107,7 @@ class Report:
     breaches: list[Finding]
     warnings: list[Finding]
     notes: list[str]
+    shared: tuple[str, ...] = ()
     killed: int = 0
 
     @property
@@ -179,9 +181,17 @@ def _judged(found: Inventory, before: Inventory | None) -> Report:
     live = found.live | (before.live if before else set())
     earlier = {one.producer: one.gaps for one in before.ledgers} if before else None
     producers = [_producer_report(ledger, live, earlier) for ledger in found.ledgers]
-    breaches = [*found.unreadable, *_lost(producers, _remedy_of_loss(found)), *_of_lanes(lanes)]
+    shared = _shared_keys(found)
+    breaches = [
+        *found.unreadable,
+        *_lost(producers, _remedy_of_loss(found)),
+        *_of_lanes(lanes),
+        *_of_shared(shared),
+    ]
     root = str(found.layout.root)
-    return Report(root, found.meta.store_id, producers, lanes, breaches, found.warnings, found.notes, found.killed)
+    return Report(
+        root, found.meta.store_id, producers, lanes, breaches, found.warnings, found.notes, shared, found.killed
+    )
 
 
 def _producer_report(
@@ -228,6 +238,36 @@ def _lane_report(found: Inventory, lane: LaneRows) -> LaneReport:
         misplaced_records=_names(lane, misplaced & ~unknown),
         unknown_records=_names(lane, unknown),
     )
+
+
+def _shared_keys(found: Inventory) -> tuple[str, ...]:
+    """Keys of rows in more than one lane: each lane has an entry of its own. Rows of a wrong lane do not count."""
+    if len(found.lanes) < 2:
+        return ()
+    keys = np.concatenate([np.unique(lane.keys) for lane in found.lanes])
+    shared = np.setdiff1d(keys[repeated(keys)], np.concatenate([np.zeros(0, np.int64), *found.accepted_shared]))
+    if not len(shared):
+        return ()
+    at_home = []
+    for lane in found.lanes:
+        rows = np.flatnonzero(np.isin(lane.keys, shared))
+        ids = lane.ids.take(pa.array(lane.records[rows])).to_pylist()
+        right = [
+            row
+            for row, text in zip(rows, ids, strict=True)
+            if _lane_or_none(text, found.meta.lanes) == lane.number
+        ]
+        at_home.append(np.unique(lane.keys[np.array(right, np.int64)]))
+    keys = np.concatenate(at_home)
+    return tuple(found.builder.name(key) for key in np.unique(keys[repeated(keys)]))
+
+
+def _of_shared(keys: Sequence[str]) -> Iterable[Finding]:
+    if keys:
+        which = f"{many(len(keys), 'key')} of entries in two lanes, such as {keys[0]}"
+        message = f"{which}: two processes had one producer id"
+        remedy = "both entries are kept and shown; iai-mcp verify --repair notes that you accept it"
+        yield Finding(FindingKind.CONFLICT, Source.LEDGER, message, remedy)
 
 
 def _lost(producers: Sequence[ProducerReport], remedy: str) -> Iterable[Finding]:

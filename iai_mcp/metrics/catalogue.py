@@ -22,6 +22,7 @@ EVENTS = (
     "dead_letter",
     "doorbell_failed",
     "forget_incomplete",
+    "key_conflict",
     "lease_lost",
     "lock_timeout",
     "queue_error",
@@ -33,6 +34,7 @@ EVENTS = (
     "store_not_ready",
     "store_unavailable",
     "takeover",
+    "upkeep_failed",
     "write_failed",
 )
 """The events that are counted. Other events are not, so that the label stays bounded."""

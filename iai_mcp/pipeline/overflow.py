@@ -12,8 +12,10 @@ from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
+from iai_mcp.spill.erase import forget_all
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.exclusions import ExclusionReason, Key
+from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["Overflow"]
@@ -73,6 +75,13 @@ class Overflow:
             emit("spill_failed", level=logging.ERROR, **found)
             raise
         self._counts.spilled += entries
+
+    def erase_forgotten(self) -> None:
+        """Erase entries of deleted records from the files that this queue, and others, have given up."""
+        store = self._store
+        if deleted := Tombstones(store.layout.tombstones).hex():
+            with suppress(OSError):  # the next client leaves them out all the same
+                forget_all(overflow_dir(store.settings), store.store_id, deleted, store.exclusions)
 
     def prepare(self) -> None:
         """Have a file ready where entries may have to be spilled at any time."""

@@ -70,6 +70,11 @@ class ProvenanceStore(Protocol):
         """The ledger of entries that will never have a row."""
         ...
 
+    @property
+    def reuses(self) -> int:
+        """How often a forgotten id has been used again, as of the last :meth:`check_lanes`."""
+        ...
+
     def check_lanes(self) -> None:
         """Make sure that the number of lanes has not changed since the store was opened.
 

@@ -60,5 +60,7 @@ def _fitted(parcel: Parcel, lanes: int) -> list[Parcel]:
     return [
         part
         for record_id, seq, entry in parcel.handed_out()
-        for part in route(parcel.store, parcel.producer, seq, [(record_id, entry)], lanes, parcel.pushed)
+        for part in route(
+            parcel.store, parcel.producer, seq, [(record_id, entry)], lanes, parcel.pushed, parcel.known_reuses
+        )
     ]

@@ -20,7 +20,7 @@ import msgspec
 
 from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.config import Settings
-from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped
+from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped, WrongPlace
 from iai_mcp.server.tools import TOOLS, Tool
 from iai_mcp.telemetry.events import emit, log, safe_message
 
@@ -82,6 +82,11 @@ class Calls:
 
                 store = MemoryStore(self._path, settings=self._settings)
                 store.enable_provenance_queue()
+                try:
+                    store.check_place()
+                except WrongPlace:
+                    store.close()
+                    raise
                 self._store = store
             return self._store
 

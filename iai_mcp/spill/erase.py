@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Set
 from contextlib import suppress
 from itertools import compress
 from pathlib import Path
@@ -18,7 +19,7 @@ from iai_mcp.spill.segment import Segment
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.telemetry.events import emit, safe_message
 
-__all__ = ["forget"]
+__all__ = ["forget", "forget_all"]
 
 
 def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions) -> None:
@@ -30,46 +31,63 @@ def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions)
     Raises:
         OSError: a file of this store cannot be opened.
     """
-    for segments in orphans(folder, store_id):
-        for segment in segments:
-            _erase(segment, record_id, exclusions)
-    with suppress(OSError):
-        for path, name in files_in(folder):
-            if name.set_aside and (aside := Segment.take(path)) is not None:
-                _erase(aside, record_id, exclusions)
-
-
-def _erase(segment: Segment, record_id: UUID, exclusions: Exclusions) -> None:
     spellings = record_id.hex.encode(), str(record_id).encode()
 
     def mentions(line: bytes) -> bool:
         return any(spelling in line for spelling in spellings)
 
+    for segments in orphans(folder, store_id):
+        for segment in segments:
+            _erase(segment, {record_id.hex}, mentions, exclusions)
+    with suppress(OSError):
+        for path, name in files_in(folder):
+            if name.set_aside and (aside := Segment.take(path)) is not None:
+                _erase(aside, {record_id.hex}, mentions, exclusions)
+
+
+def forget_all(folder: Path, store_id: str, deleted: Set[str], exclusions: Exclusions) -> None:
+    """Take the entries of many deleted records, as 32 hexadecimal digits each, out of the same files.
+
+    For a process that stops: the records were deleted while it held its files.
+
+    Raises:
+        OSError: a file of this store cannot be opened.
+    """
+
+    def mentions(line: bytes) -> bool:
+        return (found := outline(line)) is not None and not deleted.isdisjoint(found.ids)
+
+    for segments in orphans(folder, store_id):
+        for segment in segments:
+            _erase(segment, deleted, mentions, exclusions)
+
+
+def _erase(segment: Segment, deleted: Set[str], mentions: Callable[[bytes], bool], exclusions: Exclusions) -> None:
     try:
         lines = segment.path.read_bytes().splitlines()
-        if keys := [key for line in lines if mentions(line) for key in _keys_of(line, record_id)]:
+        if keys := [key for line in lines if mentions(line) for key in _keys_of(line, deleted)]:
             exclusions.add(ExclusionReason.FORGOTTEN, keys)
-        segment.rewrite(lambda line: _without(line, record_id) if mentions(line) else line)
+        segment.rewrite(lambda line: _without(line, deleted) if mentions(line) else line)
     except OSError as error:
         emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=safe_message(error))
     finally:
         segment.close()
 
 
-def _keys_of(line: bytes, record_id: UUID) -> list[Key]:
+def _keys_of(line: bytes, deleted: Set[str]) -> list[Key]:
     if (found := outline(line)) is None:
         return []
-    return [(found.producer, seq) for one, seq in zip(found.ids, found.seqs, strict=False) if one == record_id.hex]
+    return [(found.producer, seq) for one, seq in zip(found.ids, found.seqs, strict=False) if one in deleted]
 
 
-def _without(line: bytes, record_id: UUID) -> bytes:
-    """The line without the record's entries; fields that this version does not know stay.
+def _without(line: bytes, deleted: Set[str]) -> bytes:
+    """The line without the records' entries; fields that this version does not know stay.
 
     Empty where no entry is left, and for a line that is no parcel.
     """
     try:
         parcel: dict[str, Any] = msgspec.json.decode(line)
-        kept = [one != record_id.hex for one in parcel["ids"]]
+        kept = [one not in deleted for one in parcel["ids"]]
         for name in ("ids", "seqs", "own"):
             parcel[name] = _picked(parcel[name], kept)
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError, AttributeError, RecursionError):

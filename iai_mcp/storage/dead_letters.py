@@ -35,6 +35,9 @@ class DeadLetter(msgspec.Struct, frozen=True):
         at: when it was given up, ISO 8601, UTC.
         reason: the error's own words.
         record_id, entry: what ``append_provenance_batch`` takes; None where only bytes are known.
+        conflict: whether another entry has the key; a retry gives this one a key of its own.
+        reuse: the last reuse of the record's id (:mod:`iai_mcp.storage.tombstones`); after a later one the letter
+            belongs to a forgotten record.
     """
 
     id: str
@@ -44,11 +47,19 @@ class DeadLetter(msgspec.Struct, frozen=True):
     record_id: str | None = None
     entry: dict[str, Any] | None = None
     raw: str | None = None
+    conflict: bool = False
+    reuse: int = 0
 
     @property
     def pair(self) -> Pair | None:
-        """The letter as a pair, where it holds an entry."""
-        return (UUID(self.record_id), self.entry) if self.record_id and self.entry is not None else None
+        """The letter as a pair, where it holds an entry. A conflict has a new key, the same at every call."""
+        if not self.record_id or self.entry is None:
+            return None
+        entry = self.entry
+        if self.conflict:
+            rest = {key: value for key, value in entry.items() if key not in ("producer", "producer_seq")}
+            entry = {**rest, "entry_id": f"retried-{self.id}"}
+        return UUID(self.record_id), entry
 
     @property
     def keys(self) -> list[Key]:
@@ -69,12 +80,33 @@ class DeadLetters:
 
     def add_entry(self, lane: int, pair: Pair, reason: str) -> None:
         """Keep an entry that could not be written; one of a deleted record is only noted."""
-        letter = DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1])
         with self._lock():
-            if pair[0] in Tombstones(self.layout.tombstones).ids():  # looked up here: `forget` takes the same lock
+            tombstones = Tombstones(self.layout.tombstones)  # looked up here: `forget` takes the same lock
+            reuse = tombstones.reused().get(pair[0].hex, 0)
+            letter = DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1], reuse=reuse)
+            if pair[0] in tombstones.ids():
                 self._note(ExclusionReason.FORGOTTEN, [letter])
             else:
                 append_lines(self.layout.dead_letters, _line(letter))
+
+    def add_conflicts(self, lane: int, pairs: Sequence[Pair], reason: str) -> None:
+        """Keep entries whose key another entry has, except those that are kept already."""
+        with self._lock():
+            known = [(letter.record_id, letter.entry) for letter in self.all() if letter.conflict]
+            tombstones = Tombstones(self.layout.tombstones)
+            deleted, reused = tombstones.ids(), tombstones.reused()
+            for record_id, entry in pairs:
+                reuse = reused.get(record_id.hex, 0)
+                letter = DeadLetter(
+                    _new_id(), _now(), lane, reason, str(record_id), entry, conflict=True, reuse=reuse
+                )
+                if (told := _decode(_line(letter))) is None or (told.record_id, told.entry) in known:
+                    continue
+                known.append((told.record_id, told.entry))
+                if record_id in deleted:
+                    self._note(ExclusionReason.FORGOTTEN, [letter])
+                else:
+                    append_lines(self.layout.dead_letters, _line(letter))
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
         """Keep bytes that are no entry."""
@@ -102,6 +134,12 @@ class DeadLetters:
     def find(self, ids: Sequence[str]) -> list[DeadLetter]:
         """The letters with these ids; all of them where ``ids`` is empty."""
         return [letter for letter in self.all() if not ids or letter.id in ids]
+
+    def of_reused(self, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+        """Those of ``letters`` whose record was forgotten, and whose id another record has by now."""
+        reused = Tombstones(self.layout.tombstones).reused()
+        pairs = ((letter, letter.pair) for letter in letters)
+        return [letter for letter, pair in pairs if pair and reused.get(pair[0].hex, 0) > letter.reuse]
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove letters whose entries are in the store now; how many there were."""

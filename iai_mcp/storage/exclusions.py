@@ -6,7 +6,7 @@ so. Only keys are kept (producer and sequence numbers), never what an entry said
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ Key = tuple[str, int]
 
 
 class ExclusionReason(StrEnum):
-    """Why an entry has no row, or (``LATE``) has it out of turn."""
+    """Why an entry has no row; ``LATE`` and ``SHARED`` say something about one that has a row."""
 
     UNKNOWN = "unknown"  # there is no such record
     FORGOTTEN = "forgotten"  # its record was deleted, with its rows
@@ -31,6 +31,7 @@ class ExclusionReason(StrEnum):
     DROPPED = "dropped"  # people dropped its dead letter
     LOST = "lost"  # people have accepted that it is gone (`iai-mcp verify --repair`)
     LATE = "late"  # it has a row, after later ones of its producer: people retried its dead letter
+    SHARED = "shared"  # two entries of different lanes have its key, and people have accepted that
 
 
 class Span(NamedTuple):
@@ -95,6 +96,17 @@ class Exclusions:
             for first, last in line.seqs:
                 yield Span(line.why, line.producer, first, last)
 
+    def covering(self, keys: Set[Key], *reasons: ExclusionReason) -> set[Key]:
+        """Those of ``keys`` that are noted for one of ``reasons``."""
+        by_producer: dict[str, set[int]] = {}
+        for producer, seq in keys:
+            by_producer.setdefault(producer, set()).add(seq)
+        found: set[Key] = set()
+        for span in self.read():
+            if span.why in reasons and (wanted := by_producer.get(span.producer)):
+                found.update((span.producer, seq) for seq in wanted if span.first <= seq <= span.last)
+        return found
+
 
 def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
     """``seqs`` as inclusive ranges, ascending."""
@@ -108,14 +120,14 @@ def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
-    """The parts of ``spans`` that ``known`` does not cover. ``LATE`` spans cover only one another."""
-    covered: dict[tuple[str, bool], list[tuple[int, int]]] = {}
-    for why, producer, first, last in known:
-        covered.setdefault((producer, why is ExclusionReason.LATE), []).append((first, last))
+    """The parts of ``spans`` that ``known`` does not cover. ``LATE`` and ``SHARED`` cover only their like."""
+    covered: dict[tuple[str, ExclusionReason | None], list[tuple[int, int]]] = {}
+    for span in known:
+        covered.setdefault(_kind(span), []).append((span.first, span.last))
     found = []
     for span in spans:
         at = span.first
-        for first, last in sorted(covered.get((span.producer, span.why is ExclusionReason.LATE), ())):
+        for first, last in sorted(covered.get(_kind(span), ())):
             if first > at:
                 found.append(span._replace(first=at, last=min(first - 1, span.last)))
             at = max(at, last + 1)
@@ -123,5 +135,10 @@ def uncovered(spans: Iterable[Span], known: Iterable[Span]) -> list[Span]:
                 break
         if at <= span.last:
             found.append(span._replace(first=at))
-        covered.setdefault((span.producer, span.why is ExclusionReason.LATE), []).append((span.first, span.last))
+        covered.setdefault(_kind(span), []).append((span.first, span.last))
     return [span for span in found if span.first <= span.last]
+
+
+def _kind(span: Span) -> tuple[str, ExclusionReason | None]:
+    """Spans of one kind cover each other."""
+    return span.producer, span.why if span.why in (ExclusionReason.LATE, ExclusionReason.SHARED) else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from iai_mcp.errors import LanesChanged
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import StoreMeta, read_meta, signature
+from iai_mcp.storage.meta import StoreMeta, change_meta, read_meta, signature
 
 __all__ = ["StoreFacts"]
 
@@ -38,6 +40,19 @@ class StoreFacts:
     def store_id(self) -> str:
         """The store's identity, which never changes."""
         return self._now.store_id
+
+    @property
+    def reuses(self) -> int:
+        """How often a forgotten id has been used again, as of the last access. It costs no look at the file."""
+        return self._now.reuses
+
+    def next_reuse(self) -> int:
+        """Count another use of forgotten ids; its number.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        return change_meta(self._layout, lambda meta: replace(meta, reuses=meta.reuses + 1)).reuses
 
     def check_lanes(self) -> None:
         """Check that the number of lanes has not changed since the store was opened.

@@ -92,6 +92,11 @@ class Layout:
         return self.locks / "schema.lock"
 
     @property
+    def place(self) -> Path:
+        """What tells this folder from a copy of it."""
+        return self.locks / "place.json"
+
+    @property
     def records_lock(self) -> Path:
         """Held by the writer of the table of memories."""
         return self.locks / "records.lock"
@@ -120,6 +125,14 @@ class Layout:
     def erasures(self) -> Iterator[Path]:
         """The notes of all tables that have one."""
         return self.locks.glob("*.erasure")
+
+    def upkeep_note(self, table: str) -> Path:
+        """The note of a table's upkeep that fails."""
+        return self.locks / f"{table}.upkeep"
+
+    def upkeep_notes(self) -> Iterator[Path]:
+        """The notes of all tables whose upkeep fails."""
+        return self.locks.glob("*.upkeep")
 
     @property
     def reshard_plan(self) -> Path:

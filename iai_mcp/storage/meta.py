@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,16 @@ from iai_mcp.common.times import utcnow
 from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
 from iai_mcp.storage.layout import Layout, lane_table
 
-__all__ = ["SCHEMA_VERSION", "EmbedderMeta", "StoreMeta", "open_meta", "read_meta", "save_meta", "signature"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "EmbedderMeta",
+    "StoreMeta",
+    "change_meta",
+    "open_meta",
+    "read_meta",
+    "save_meta",
+    "signature",
+]
 
 SCHEMA_VERSION = 1
 DEFAULT_LANES = 4
@@ -44,6 +54,7 @@ class StoreMeta(msgspec.Struct, frozen=True):
         vector_column: the column of ``records`` that a search reads.
         created_at: ISO 8601, UTC.
         generation: how often the number of lanes was changed; each generation has tables of its own.
+        reuses: how often a forgotten id has been used again.
     """
 
     store_id: str
@@ -53,6 +64,7 @@ class StoreMeta(msgspec.Struct, frozen=True):
     vector_column: str
     created_at: str
     generation: int = 0
+    reuses: int = 0
 
     def lane_table(self, lane: int) -> str:
         """The name of a lane's table in the current generation."""
@@ -115,6 +127,18 @@ def save_meta(layout: Layout, meta: StoreMeta) -> None:
         OSError: the file cannot be written.
     """
     replace_file(layout.meta, msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n")
+
+
+def change_meta(layout: Layout, change: Callable[[StoreMeta], StoreMeta]) -> StoreMeta:
+    """Change ``store.json``, one process at a time; the facts as they are now.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with filelock.FileLock(layout.schema_lock):
+        changed = change(read_meta(layout))
+        save_meta(layout, changed)
+    return changed
 
 
 def _create(layout: Layout, lanes: int, embedder: EmbedderMeta) -> None:

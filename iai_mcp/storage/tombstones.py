@@ -1,13 +1,15 @@
 """The ids of deleted records: an append-only log that every process can follow for the price of a stat.
 
 A drain remembers which records exist so as not to ask LanceDB on every batch; this log is what makes that
-memory safe. A line ``-ID`` says that a record was deleted, ``+ID`` that it was inserted again.
+memory safe. A line ``-ID`` says that a record was deleted, ``+ID NUMBER`` that its id is in use again. The number
+counts such reuses: entries that were handed out before it belong to the deleted record.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from uuid import UUID
 
@@ -23,6 +25,7 @@ class Tombstones:
         self._path = path
         self._ids: set[UUID] = set()
         self._hex: set[str] = set()
+        self._reused: dict[str, int] = {}
         self._read_to = 0
         self._mutex = threading.Lock()
 
@@ -41,15 +44,18 @@ class Tombstones:
         self.ids()
         return self._hex
 
+    def reused(self) -> dict[str, int]:
+        """The number of the last reuse of each id that was ever used again; ids as 32 hexadecimal digits."""
+        self.ids()
+        return self._reused
+
     def add(self, record_id: UUID) -> None:
         """Note a deletion, durably, *before* the record's rows go."""
         self._append(f"-{record_id}\n")
 
-    def discard(self, record_ids: list[UUID]) -> None:
-        """Note that these ids are in use again."""
-        back = [record_id for record_id in record_ids if record_id in self.ids()]
-        if back:
-            self._append("".join(f"+{record_id}\n" for record_id in back))
+    def discard(self, record_ids: Iterable[UUID], reuse: int) -> None:
+        """Note that these ids are in use again, and the number of that reuse."""
+        self._append("".join(f"+{record_id} {reuse}\n" for record_id in record_ids))
 
     def _append(self, lines: str) -> None:
         append_lines(self._path, lines.encode())
@@ -66,7 +72,8 @@ class Tombstones:
 
     def _apply(self, line: bytes) -> None:
         try:
-            record_id = UUID(line[1:].decode().strip())
+            text, *number = line[1:].decode().split()
+            record_id, reuse = UUID(text), int(number[0]) if number else 0
         except ValueError:
             return  # a line torn by a power cut
         if line[:1] == b"-":
@@ -75,3 +82,4 @@ class Tombstones:
         elif line[:1] == b"+":
             self._ids.discard(record_id)
             self._hex.discard(record_id.hex)
+            self._reused[record_id.hex] = reuse

@@ -13,7 +13,7 @@ from iai_mcp.embedders import registry
 from iai_mcp.embedders.base import Embedder
 from iai_mcp.storage.facts import StoreFacts
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import DEFAULT_DIMS, EmbedderMeta, save_meta
+from iai_mcp.storage.meta import DEFAULT_DIMS, EmbedderMeta, change_meta
 from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.telemetry.events import log
 
@@ -71,7 +71,9 @@ class StoreVectors:
 
     def finish(self, target: EmbedderMeta, column: str) -> None:
         """Search ``column`` from now on, and drop the columns of other embedders."""
-        save_meta(self._layout, msgspec.structs.replace(self._facts.now, embedder=target, vector_column=column))
+        change_meta(
+            self._layout, lambda meta: msgspec.structs.replace(meta, embedder=target, vector_column=column)
+        )
         self._records.drop_columns([name for name in self._records.vector_columns() if name != column])
         with self._mutex:
             self._loaded = False

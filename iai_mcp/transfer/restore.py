@@ -33,7 +33,7 @@ from iai_mcp.transfer.manifest import BACKUP
 
 __all__ = ["TOKEN_STEP", "Restored", "restore"]
 
-TOKEN_STEP = 1_000_000  # leases that a store may have given out after its backup
+TOKEN_STEP = 1_000_000  # leases, and reuses of forgotten ids, that a store may have made after its backup
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,11 @@ def _complete(found: BackupManifest, building: Path, settings: Settings, as_copy
     layout = Layout(building / "store")
     settings = replace(settings, spill_dir=building / "spill")
     meta = read_meta(layout)
+    meta = msgspec.structs.replace(meta, reuses=meta.reuses + TOKEN_STEP)  # of ids that the original used later
     if as_copy:
         meta = msgspec.structs.replace(meta, store_id=uuid.uuid4().hex)
-        save_meta(layout, meta)
+    save_meta(layout, meta)
+    if as_copy:
         _rename_spill(building / "spill", found.store_id, meta.store_id)
     for path in layout.lane_tokens():
         with suppress(ValueError):

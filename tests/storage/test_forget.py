@@ -11,6 +11,8 @@ from uuid import UUID
 
 import pytest
 
+from iai_mcp.broker.memory import MemoryBroker
+from iai_mcp.broker.protocol import Refused
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.entries.parcel import Parcel
@@ -193,6 +195,29 @@ def test_a_spill_that_a_living_process_holds_loses_it_when_it_is_drained(
     store.disable_provenance_queue()
     assert store.lane(0).count() == 20
     assert why(store, ExclusionReason.UNKNOWN) == {("ab" * 8, 1)}
+
+
+def test_a_queue_that_stops_too_early_leaves_nothing_of_it_in_its_spill(
+    store: MemoryStore, secret: UUID, overflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = store.insert(_make())
+    client = MemoryStore(store.path, settings=Settings(cleanup_age=0, stop_budget=0))
+    client.enable_provenance_queue(coalesce_ms=60_000)
+    client.queue_provenance_batch([*pairs(other, ["stays"]), *pairs(secret, [CUE])])
+    with monkeypatch.context() as full:
+        full.setattr(MemoryBroker, "push", lambda *_, **__: Refused("full"))
+        client.queue_provenance_batch([*pairs(secret, [CUE]), *pairs(other, ["stays too"])])
+        store.delete(secret)
+        client.disable_provenance_queue()
+    assert holding("stays", overflow)
+    assert holding(CUE, overflow) == []
+    store.enable_provenance_queue()
+    wait_until(lambda: not [*overflow.glob("????????-*.jsonl")], 20)
+    store.disable_provenance_queue()
+    found = store.get(other)
+    assert found is not None
+    assert cues(found.provenance) == ["stays", "stays too"]
+    assert verify(store.layout, store.settings).clean
 
 
 def test_dead_letters_go_and_none_comes_back(store: MemoryStore, secret: UUID) -> None:

@@ -26,12 +26,14 @@ from iai_mcp.broker.redis.client import Deadline, control_client, failure, push_
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
 from iai_mcp.broker.redis.options import RedisOptions
+from iai_mcp.broker.redis.place import claim_place
 from iai_mcp.broker.redis.retained import Part, Ring
 from iai_mcp.broker.redis.sender import FULL, EpochChanged, Sender, Sent
 from iai_mcp.broker.redis.server import check_server
+from iai_mcp.common.place import Place
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import encode
-from iai_mcp.errors import ConfigError
+from iai_mcp.errors import ConfigError, WrongPlace
 from iai_mcp.telemetry.events import emit, log
 
 __all__ = ["RedisBroker"]
@@ -78,6 +80,8 @@ class RedisBroker(RedisLanes):
         self._next_sweep = self._next_settle = 0.0
         self._said: set[str] = set()
         self.trouble: str | None = None  # why the breaker is open
+        self.place: Place | None = None  # of the store's folder; None: not checked
+        self.refusal: WrongPlace | None = None  # the lanes belong to another folder
         self._settled_at = [0] * lanes  # the marks that were seen to be drained
         self._sender = Sender(keys, lanes, self.options.ceiling, self._scripts)
         self._ring = Ring(lanes, self.options.retain_bytes) if self.options.retain_bytes else None
@@ -258,6 +262,7 @@ class RedisBroker(RedisLanes):
         try:
             client = push_client(self._given, self._deadline)
             identity = self.check_server(client)
+            claim_place(client, self.keys, self.place)
             for script in self._scripts.values():
                 script.load(client)
             self._meet(client, identity)
@@ -266,6 +271,7 @@ class RedisBroker(RedisLanes):
         except EpochChanged:
             self._note(FORGOTTEN, loud=False)
         except ConfigError as error:
+            self.refusal = error if isinstance(error, WrongPlace) else None
             self._note(str(error), loud=True)
         except (AuthenticationError, NoPermissionError) as error:
             self._note(f"Redis refuses this client: {failure(error)}", loud=True)
@@ -275,7 +281,7 @@ class RedisBroker(RedisLanes):
         else:
             if self.trouble is not None:
                 emit("breaker_closed", level=logging.WARNING)
-            self.trouble = None
+            self.trouble = self.refusal = None
             self._said.clear()
             self._push = client
             return True

@@ -55,6 +55,11 @@ class Keys:
         """The name of the data's epoch: it changes where they were wiped, or an older copy took their place."""
         return f"{self.prefix}epoch"
 
+    @property
+    def place(self) -> str:
+        """The list whose last item is the folder that the lanes belong to."""
+        return f"{self.prefix}place"
+
     def lane(self, lane: int, part: str) -> str:
         """A lane's key; ``part`` is ``pending`` (items in flight at its head), ``lease`` or ``state``."""
         return f"{self.prefix}lane:{lane}:{part}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from iai_mcp.common.place import is_gone
 from iai_mcp.maintenance.checks.check import Check, State, Subject
+from iai_mcp.storage.place import store_place
 
-__all__ = ["clock", "redis", "workers"]
+__all__ = ["clock", "place", "redis", "workers"]
 
 MIB = 2**20
 SKEW_S = 2.0
@@ -37,6 +39,22 @@ def redis(subject: Subject) -> Iterator[Check]:
     for warning in seen.warnings:
         if warning.kind not in _CHECKED:
             yield Check("redis", State.FAIL, warning.message, warning.remedy)
+
+
+def place(subject: Subject) -> Iterator[Check]:
+    """Check that the entries in Redis belong to this folder, and not to a copy of it."""
+    from iai_mcp.broker.redis.place import owner, refusal, visiting
+
+    if not subject.redis.reachable:
+        yield Check("redis place", State.SKIP, "Redis does not answer")
+        return
+    here = store_place(subject.layout)
+    with visiting(subject.settings, subject.store.store_id) as (client, keys):
+        there = owner(client, keys)
+    if here is None or there is None or here.id == there.id or is_gone(there):
+        yield Check("redis place", State.PASS, "no other folder has the entries of this store")
+    else:
+        yield Check("redis place", State.FAIL, refusal(there, here), "iai-mcp place --help")
 
 
 def clock(subject: Subject) -> Iterator[Check]:

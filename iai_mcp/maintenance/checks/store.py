@@ -6,11 +6,14 @@ import os
 import time
 from collections.abc import Iterator
 
+from iai_mcp.common.times import parse_ts, utcnow
 from iai_mcp.common.wording import many
 from iai_mcp.maintenance.checks.check import Check, State, Subject, private_paths
+from iai_mcp.storage.upkeep_notes import failing_upkeep
 
-__all__ = ["embedder", "erasures", "folder", "lanes", "store"]
+__all__ = ["embedder", "erasures", "folder", "lanes", "store", "upkeep"]
 
+UPKEEP_S = 3600.0  # upkeep that fails for longer needs people
 ERASURE_S = 600.0  # an erasure that is older than this is not being done
 
 
@@ -73,6 +76,19 @@ def lanes(subject: Subject) -> Iterator[Check]:
         message = ", ".join(many(stats[f"{name}s"], name) for name in ("row", "version", "fragment"))
         remedy = "iai-mcp verify --repair compacts it" if piled_up(stats) else ""
         yield Check(f"lane {number}", State.WARN if remedy else State.PASS, message, remedy)
+
+
+def upkeep(subject: Subject) -> Iterator[Check]:
+    """Check that no table's upkeep fails; after an hour that is a failure, because files pile up."""
+    failing = failing_upkeep(subject.layout)
+    for one in failing:
+        since = parse_ts(one.since)
+        long = since is None or (utcnow() - since).total_seconds() > UPKEEP_S
+        message = f"{one.table}: since {one.since}, {many(one.attempts, 'attempt')}: {one.reason}"
+        remedy = "make room on the store's disk, or correct what the reason says; it is tried again by itself"
+        yield Check("upkeep", State.FAIL if long else State.WARN, message, remedy)
+    if not failing:
+        yield Check("upkeep", State.PASS, "compaction and cleanup work")
 
 
 def erasures(subject: Subject) -> Iterator[Check]:

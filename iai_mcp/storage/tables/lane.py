@@ -18,12 +18,15 @@ from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.identity import dashed, entry_id
 from iai_mcp.errors import LeaseLost
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
 from iai_mcp.storage.layout import Layout, lane_table
+from iai_mcp.storage.tables.attempts import Attempts
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.high_water import Spans, spans_of
+from iai_mcp.storage.tables.key_conflicts import conflicts, keep_conflicts
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lance import Table, quoted, quoted_list, translated
 from iai_mcp.storage.tables.lane_numbering import LaneNumbering
@@ -39,6 +42,7 @@ __all__ = ["INDEXED", "LaneContext", "LaneTable"]
 
 INDEXED = ("entry_id", "record_id")
 
+_GONE = (ExclusionReason.FORGOTTEN, ExclusionReason.UNKNOWN)
 _KEY = ["entry_id", "producer", "producer_seq"]
 
 
@@ -81,8 +85,11 @@ class LaneTable(LaneReader):
         self._tombstones = context.tombstones
         self._exclusions = context.exclusions
         self._some_ids = context.some_ids
+        self._number = number
+        self._dead_letters = DeadLetters(layout)
         self._check_current = check_current
         self._erasure = Erasure(table, "rank", layout.erasure(name), context.settings.cleanup_age)
+        self._attempts = Attempts(name, layout.upkeep_note(name))
         self._numbering = LaneNumbering(table)
         self._due = False
         self._distinct = -1  # rows in the table when it was last free of duplicate rows, and ours since
@@ -103,18 +110,28 @@ class LaneTable(LaneReader):
         """
         with translated(), self._lock.hold() as locked:
             self._check_current()
-            known, unknown = batch, None
-            if missing := self._missing(batch.ids, cache, lanes):
-                known = batch.pick([one not in missing for one in batch.ids])
-                unknown = batch.pick([one in missing for one in batch.ids])
+            known, unknown = self._without_old(batch), None
+            if missing := self._missing(known.ids, cache, lanes):
+                unknown = known.pick([one in missing for one in known.ids])
+                known = known.pick([one not in missing for one in known.ids])
             fresh = known.once()
             self._check_fence(token)
             applied = self._apply(fresh, token, locked=locked) if fresh else 0
+            conflict = 0
             if applied < len(known):
                 self._note_duplicates(zip(known.keys, known.givers, known.seqs, strict=True))
+                conflict = self._keep_conflicts(to_arrow(known, 0))
             if unknown:
                 self._exclusions.add(ExclusionReason.UNKNOWN, zip(unknown.givers, unknown.seqs, strict=True))
-        return AppendReport(applied, len(known) - applied, len(batch) - len(known))
+        return AppendReport(applied, len(known) - applied - conflict, len(batch) - len(known), conflict)
+
+    def _without_old(self, batch: EntryBatch) -> EntryBatch:
+        """The entries of memories that are here; those of forgotten ones whose id was used again are noted."""
+        if (old := batch.before(self._tombstones.reused())) is None:
+            return batch
+        forgotten = batch.pick(old)
+        self._exclusions.add(ExclusionReason.FORGOTTEN, zip(forgotten.givers, forgotten.seqs, strict=True))
+        return batch.pick([not one for one in old])
 
     def _missing(self, ids: Sequence[str], cache: RecordsCache, lanes: int) -> set[str]:
         """The ids that have no record, or a deleted one."""
@@ -138,20 +155,32 @@ class LaneTable(LaneReader):
             self._check_current()
             known = pa.array([True] * len(rows), pa.bool_())
             if check_records:
-                known = self._has_record(rows["record_id"])
+                known = pa.compute.and_(self._has_record(rows["record_id"]), self._not_forgotten(rows))
             kept = rows.filter(known)
             kept = kept.filter(pa.array(~repeated(codes(kept["entry_id"]))))
             applied = self._write(lambda first: renumbered(kept, first), len(kept)) if len(kept) else 0
             self._numbering.learn(None)
             unknown = rows.filter(pa.compute.invert(known))
-            duplicate, repeats = len(rows) - len(unknown) - applied, 0
+            duplicate, repeats, conflict = len(rows) - len(unknown) - applied, 0, 0
             if duplicate:
                 repeats = self._note_duplicates(_tuples(rows.filter(known).select(_KEY)))
-        return Merged(AppendReport(applied, duplicate, len(unknown)), unknown, repeats)
+                conflict = self._keep_conflicts(rows.filter(known))
+        return Merged(AppendReport(applied, duplicate - conflict, len(unknown), conflict), unknown, repeats)
 
     def _has_record(self, record_ids: pa.ChunkedArray) -> pa.Array:
         there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._tombstones.ids()))
         return pa.compute.is_in(record_ids, value_set=pa.array([*there], pa.string()))
+
+    def _not_forgotten(self, rows: pa.Table) -> pa.Array:
+        """Which rows belong to no forgotten memory whose id is used again; those are among the exclusions."""
+        reused = pa.array([*map(dashed, self._tombstones.reused())], pa.string())
+        suspects = pa.compute.is_in(rows["record_id"], value_set=reused)
+        if not pa.compute.any(suspects).as_py():
+            return pa.compute.invert(suspects)
+        keys = rows.filter(suspects)
+        left_out = self._exclusions.covering({*_tuples(keys.select(["producer", "producer_seq"]))}, *_GONE)
+        found = [key in left_out for key in _tuples(rows.select(["producer", "producer_seq"]))]
+        return pa.compute.invert(pa.compute.and_(suspects, pa.array(found, pa.bool_())))
 
     def _apply(self, batch: EntryBatch, token: int | None, *, locked: bool) -> int:
         spans = spans_of(batch)
@@ -208,6 +237,11 @@ class LaneTable(LaneReader):
             self._exclusions.add(ExclusionReason.DUPLICATE, missing)
         return len(missing)
 
+    def _keep_conflicts(self, rows: pa.Table) -> int:
+        """Keep those of ``rows`` that differ from the table's row with their key, as dead letters; how many."""
+        there = self.rows([f"entry_id IN ({quoted_list(rows['entry_id'].to_pylist())})"])
+        return keep_conflicts(self._dead_letters, self._number, conflicts(rows, there))
+
     # -- deleting
 
     def drop_record(self, record_id: str) -> None:
@@ -259,14 +293,23 @@ class LaneTable(LaneReader):
     # -- upkeep
 
     def maintain(self, *, force: bool = False) -> bool:
-        """Compact, re-index and clean up if it is due: after enough commits or a deletion. True if done."""
-        if not (self._due or force or self._erasure.due()):
+        """Compact, re-index and clean up if it is due: after enough commits or a deletion. True if done.
+
+        A failure is noted and told, and tried again later.
+
+        Raises:
+            StoreUnavailable: with ``force``, the storage is unavailable.
+        """
+        if not force and not ((self._due or self._erasure.due()) and self._attempts.ready):
             return False
+        return self._attempts.run(self._maintain, force=force) or False
+
+    def _maintain(self) -> bool:
         started = time.monotonic()
         with translated(), self._lock.hold():
-            self._due = False
             doubled = self._drop_duplicate_rows()
             self._erasure.run()
+            self._due = False
         seconds = round(time.monotonic() - started, 3)
         emit("compaction", table=self._folder.stem, rows=self.count(), doubled=doubled, seconds=seconds)
         return True
@@ -284,9 +327,17 @@ class LaneTable(LaneReader):
         # A second entry under an id that its caller chose has a key of its own, which is gone with its row.
         self._note_duplicates(_tuples(duplicates.select(_KEY)))
         for start in range(0, len(duplicates), 10_000):
-            ids = ", ".join(map(str, duplicates["_rowid"][start : start + 10_000].to_pylist()))
+            step = duplicates.slice(start, 10_000)
+            ids = ", ".join(map(str, step["_rowid"].to_pylist()))
+            self._keep_stray_conflicts(step, f"_rowid IN ({ids})")
             self._table.delete(f"_rowid IN ({ids})")
         return len(duplicates)
+
+    def _keep_stray_conflicts(self, duplicates: pa.Table, where: str) -> None:
+        """Keep those rows of ``where``, all of which are to go, that differ from the rows that stay."""
+        keys = quoted_list(duplicates["entry_id"].to_pylist())
+        kept = self.rows([f"entry_id IN ({keys})", f"NOT ({where})"])
+        keep_conflicts(self._dead_letters, self._number, conflicts(self.rows([where]), kept))
 
 
 def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:

@@ -20,6 +20,7 @@ from iai_mcp.config import Settings
 from iai_mcp.errors import RecordExists
 from iai_mcp.record import MemoryRecord
 from iai_mcp.storage.layout import RECORDS, Layout
+from iai_mcp.storage.tables.attempts import Attempts
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.lance import Table, matches, quoted, quoted_list, retry_vanished, sql_time, translated
 from iai_mcp.storage.tables.record_rows import SHOWN, from_row, merged_rows, to_rows, vector_array
@@ -85,6 +86,7 @@ class RecordTable:
         self._folder = layout.records
         self._lock = WriterLock(layout.records_lock, settings.lock_timeout)
         self._erasure = Erasure(table, "role", layout.erasure(RECORDS), settings.cleanup_age)
+        self._attempts = Attempts(RECORDS, layout.upkeep_note(RECORDS))
         self._unindexed = 0
 
     # -- writing
@@ -138,14 +140,21 @@ class RecordTable:
     def _maintain_if_due(self, written: int, version: int) -> None:
         self._unindexed += written
         enough = max(MAINTAIN_ROWS, self._table.count_rows() // 20)
-        if self._unindexed >= enough or version % MAINTAIN_EVERY == 0:
-            self._maintain()
+        if (self._unindexed >= enough or version % MAINTAIN_EVERY == 0) and self._attempts.ready:
+            self._attempts.run(self._maintain, force=False)  # the rows are written, whatever becomes of this
 
     def maintain(self, *, force: bool = True) -> None:
-        """Compact, re-index and clean up; without ``force`` only if a deletion has left work."""
-        if force or self._erasure.due():
-            with translated(), self._lock.hold():
-                self._maintain()
+        """Compact, re-index and clean up; without ``force`` only if a deletion or a failure has left work.
+
+        Raises:
+            StoreUnavailable: with ``force``, the storage is unavailable.
+        """
+        if force or ((self._erasure.due() or self._attempts.failed) and self._attempts.ready):
+            self._attempts.run(self._maintain_locked, force=force)
+
+    def _maintain_locked(self) -> None:
+        with translated(), self._lock.hold():
+            self._maintain()
 
     def _maintain(self) -> None:
         started = time.monotonic()

@@ -17,15 +17,20 @@ class AppendReport:
         applied: rows that are new in the lane tables.
         duplicate: entries whose key was there already.
         unknown: entries left out because their record does not exist or was deleted.
+        conflict: entries whose key another entry has, which says something else. They are dead letters.
     """
 
     applied: int = 0
     duplicate: int = 0
     unknown: int = 0
+    conflict: int = 0
 
     def __add__(self, other: AppendReport) -> AppendReport:
         return AppendReport(
-            self.applied + other.applied, self.duplicate + other.duplicate, self.unknown + other.unknown
+            self.applied + other.applied,
+            self.duplicate + other.duplicate,
+            self.unknown + other.unknown,
+            self.conflict + other.conflict,
         )
 
 
