@@ -11,15 +11,15 @@ import atexit
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from iai_mcp.broker.factory import queue_broker
 from iai_mcp.broker.protocol import Mark, Pushed
+from iai_mcp.entries.admission import admit, number
 from iai_mcp.entries.parcel import Pair, Parcel
-from iai_mcp.entries.routing import route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.background import Background, Driver, LaneDrainer
 from iai_mcp.pipeline.counts import QueueCounts
@@ -106,33 +106,36 @@ class ProvenanceWriteQueue:
 
     # -- producers
 
-    def enqueue(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
+    def enqueue(self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]]) -> None:
         """Take entries, in order. Returns in microseconds even while the store is busy or unavailable.
 
         Raises:
-            BadParams: a pair is not a UUID and a mapping; nothing was taken.
+            BadParams: a pair is not a UUID and a mapping, or its entry cannot be JSON, is larger than
+                ``IAI_MCP_MAX_ENTRY_BYTES`` or nests too deep. The message names the pair; nothing was taken.
             SpillUnavailable: the queue is full and the spill cannot be written; nothing was taken.
             QueueStopped: the queue is stopped and the spill cannot be written; nothing was taken.
             LanesChanged: the store has another number of lanes now; nothing was taken.
         """
-        if not pairs:
+        if not (given := _as_sequence(pairs)):
             return
         self._store.check_lanes()
-        with observer.now.enqueuing(len(pairs)) as watched, self._order:
-            try:
-                parcels = route(
-                    self._store.store_id,
-                    self.producer,
-                    self._next_seq,
-                    cast("Sequence[Pair]", pairs),
-                    self._store.lanes,
-                    time.time(),
-                )
-            except (AttributeError, TypeError, ValueError) as error:
-                raise BadParams(f"enqueue takes pairs of a UUID and a mapping: {error}") from None
+        with observer.now.enqueuing(len(given)) as watched:
+            admitted = admit(
+                self._store.store_id,
+                self.producer,
+                given,
+                self._store.lanes,
+                time.time(),
+                self._settings.max_entry_bytes,
+            )
+            self._hand_over(admitted, len(given), watched)
+
+    def _hand_over(self, parcels: list[Parcel], entries: int, watched: observer.Enqueue) -> None:
+        with self._order:
+            number(parcels, self._next_seq)
             parcels = watched.carrying(parcels)
-            self._next_seq += len(pairs)
-            self.counts.enqueued += len(pairs)
+            self._next_seq += entries
+            self.counts.enqueued += entries
             try:
                 taken = self._push(parcels)
             except BaseException:  # an interrupt: the entries have their numbers and may be on their way
@@ -274,3 +277,9 @@ class ProvenanceWriteQueue:
     def connection(self) -> redis.Redis | None:
         """A client of the Redis in use; None with the embedded broker."""
         return None if self._broker.in_process else self._broker.control
+
+
+def _as_sequence(pairs: object) -> Sequence[Pair]:
+    if not isinstance(pairs, Iterable):
+        raise BadParams(f"enqueue takes pairs of a UUID and a mapping, not {type(pairs).__name__}")
+    return cast("list[Pair]", [*pairs])

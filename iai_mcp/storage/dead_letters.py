@@ -6,10 +6,10 @@ One JSON object a line; each change is on the disk before the call returns.
 from __future__ import annotations
 
 import base64
-import secrets
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -17,8 +17,11 @@ import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.common.times import utcnow
-from iai_mcp.entries.parcel import Pair
-from iai_mcp.entries.wire import outline
+from iai_mcp.entries.admission import plain_pairs
+from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.parcel import Pair, Parcel
+from iai_mcp.entries.wire import encode, outline
+from iai_mcp.errors import BadParams
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tombstones import Tombstones
@@ -69,20 +72,25 @@ class DeadLetters:
 
     def add_entry(self, lane: int, pair: Pair, reason: str) -> None:
         """Keep an entry that could not be written; one of a deleted record is only noted."""
-        letter = DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1])
+        letter = _letter(lane, pair, reason[:2000])
         with self._lock():
             if pair[0] in Tombstones(self.layout.tombstones).ids():  # looked up here: `forget` takes the same lock
                 self._note(ExclusionReason.FORGOTTEN, [letter])
             else:
-                append_lines(self.layout.dead_letters, _line(letter))
+                self._append(letter)
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
         """Keep bytes that are no entry."""
         coded = base64.b64encode(raw).decode()
         with self._lock():
-            append_lines(
-                self.layout.dead_letters, _line(DeadLetter(_new_id(), _now(), lane, reason[:2000], raw=coded))
-            )
+            self._append(DeadLetter(_id(raw), _now(), lane, reason[:2000], raw=coded))
+
+    def _append(self, letter: DeadLetter) -> None:
+        """A drain that stopped before it acknowledged comes back with the same letter: it is kept once."""
+        with suppress(FileNotFoundError):
+            if b'{"id":"%b"' % letter.id.encode() in self.layout.dead_letters.read_bytes():
+                return
+        append_lines(self.layout.dead_letters, _line(letter))
 
     def all(self) -> list[DeadLetter]:
         """Every dead letter, oldest first."""
@@ -138,6 +146,21 @@ class DeadLetters:
         return WriterLock(self.layout.dead_letters_lock, timeout=30).hold()
 
 
+def _letter(lane: int, pair: Pair, reason: str) -> DeadLetter:
+    """An entry that is no plain JSON is kept as the bytes of a parcel; its key stays where nothing else can."""
+    record_id, entry = pair
+    producer, seq = entry["producer"], entry["producer_seq"]
+    name = _id(entry_id(producer, seq).encode())
+    with suppress(BadParams):
+        ((_, plain),) = plain_pairs([(record_id, entry)], None)
+        return DeadLetter(name, _now(), lane, reason, str(record_id), plain)
+    try:
+        raw = encode(Parcel.of("", lane, producer, 0.0, [(record_id, seq, entry)]))
+    except Exception:  # noqa: BLE001  whatever its objects raise
+        raw = encode(Parcel.of("", lane, producer, 0.0, [(record_id, seq, {})]))
+    return DeadLetter(name, _now(), lane, reason, raw=base64.b64encode(raw).decode())
+
+
 def _line(letter: DeadLetter) -> bytes:
     return msgspec.json.encode(letter, enc_hook=repr) + b"\n"
 
@@ -154,8 +177,8 @@ def _decode(line: bytes) -> DeadLetter | None:
         return None  # a line torn by a power cut
 
 
-def _new_id() -> str:
-    return secrets.token_hex(6)
+def _id(what: bytes) -> str:
+    return sha256(what).hexdigest()[:12]
 
 
 def _now() -> str:
