@@ -27,6 +27,7 @@ from iai_mcp.pipeline.drain import DrainPolicy
 from iai_mcp.pipeline.overflow import Overflow
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
+from iai_mcp.pipeline.push_groups import Call, PushGroups
 from iai_mcp.storage.live_producers import LiveProducer
 from iai_mcp.telemetry import observer
 
@@ -83,7 +84,8 @@ class ProvenanceWriteQueue:
         )
         self._overflow = Overflow(store, self.producer, self.counts, remote=not self._broker.in_process)
         self._spill = self._overflow.spill
-        self._order = threading.Lock()  # numbers and pushes in one order
+        self._order = threading.Lock()  # held around each push
+        self._groups = PushGroups(self._number, self._push_calls)
         half = self._settings.push_budget_ms / 2000  # the other half is for the push
         self._priority_lock = PriorityLock(self._order, half)
         self._halt = threading.Event()
@@ -128,34 +130,63 @@ class ProvenanceWriteQueue:
                 time.time(),
                 self._settings.max_entry_bytes,
             )
-            self._hand_over(admitted, len(given), watched)
-
-    def _hand_over(self, parcels: list[Parcel], entries: int, watched: observer.Enqueue) -> None:
-        with self._order:
-            number(parcels, self._next_seq)
-            parcels = watched.carrying(parcels)
-            self._next_seq += entries
-            self.counts.enqueued += entries
-            try:
-                taken = self._push(parcels)
-            except BaseException:  # an interrupt: the entries have their numbers and may be on their way
-                self._to_spill(parcels)
-                raise
-            if not taken:
-                self._to_spill(parcels)
+            call = self._groups.hand_over(watched.carrying(admitted))
+            if call.error is not None:
+                raise type(call.error)(str(call.error)) from call.error
+            if call.spilled:
                 watched.spilled(journal=self._overflow.journal)
 
-    def _push(self, parcels: list[Parcel]) -> bool:
-        """Whether the broker has taken them; False too where a step of the replay takes too long."""
+    def _number(self, parcels: list[Parcel]) -> None:
+        entries = sum([len(parcel.seqs) for parcel in parcels])
+        number(parcels, self._next_seq)
+        self._next_seq += entries
+        self.counts.enqueued += entries
+
+    def _push_calls(self, calls: list[Call]) -> None:
+        """Push what the broker takes, and spill the rest of ``calls``, also after an interrupt."""
+        left = calls
+        try:
+            with self._order:
+                try:
+                    left = self._not_taken(calls)
+                finally:
+                    if left:
+                        self._spill_calls(left)
+                        left = []
+        finally:
+            if left:  # the interrupt came while this thread waited for the lock
+                with self._order:
+                    self._spill_calls(left)
+
+    def _not_taken(self, calls: list[Call]) -> list[Call]:
+        """The calls that the broker did not take: all of them where a step of the replay takes too long."""
         waited = self._priority_lock.take()
         if waited is None:
-            return False
+            return calls
         try:
             if self._overflow.journal or self._stopped or self._spill.active:
-                return False
-            return isinstance(self._broker.push(parcels, waited=waited), Pushed)
+                return calls
+            if not self._broker.in_process:
+                parcels = calls[0].parcels if len(calls) == 1 else [one for call in calls for one in call.parcels]
+                return [] if isinstance(self._broker.push(parcels, waited=waited), Pushed) else calls
+            for at, call in enumerate(calls):  # each is a batch, as the queue's size counts them
+                if not isinstance(self._broker.push(call.parcels), Pushed):
+                    return calls[at:]
+            return []
         finally:
             self._priority_lock.leave()
+
+    def _spill_calls(self, calls: list[Call]) -> None:
+        for call in calls:
+            call.error = SpillUnavailable("interrupted before the spill was written")
+        try:
+            self._to_spill([parcel for call in calls for parcel in call.parcels])
+        except (SpillUnavailable, QueueStopped) as error:
+            for call in calls:
+                call.error = error
+        else:
+            for call in calls:
+                call.error, call.spilled = None, True
 
     def _to_spill(self, parcels: list[Parcel]) -> None:
         try:

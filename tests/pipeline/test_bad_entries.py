@@ -231,10 +231,8 @@ def drained(store: MemoryStore, connection: Any) -> None:
 
 def test_a_batch_that_is_tried_again_leaves_each_letter_once(store: MemoryStore, record_id: UUID) -> None:  # noqa: F811
     gate = Gate(store)
-    claimed: list[Claimed] = [
-        MalformedItem(b"junk", "no parcel"),
-        parcel_of(store, record_id, 1, *map(entry, "abcd")),
-    ]
+    claimed: list[Claimed] = [MalformedItem(b"junk", "no parcel")]
+    claimed.append(parcel_of(store, record_id, 1, *map(entry, "abcd")))
     tries = 0
 
     def failing(batch: list[Any]) -> BaseException | None:
