@@ -72,6 +72,11 @@ class Settings:
         "(survives a power cut).",
         choices=("off", "write", "fsync"),
     )
+    max_entry_bytes: int = _setting(
+        2**20,
+        "IAI_MCP_MAX_ENTRY_BYTES",
+        "Maximum size of one provenance entry, in bytes of JSON. A larger one is refused.",
+    )
     stop_budget: float = _setting(
         5.0,
         "IAI_MCP_STOP_BUDGET",

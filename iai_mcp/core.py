@@ -84,7 +84,7 @@ def _recall(store: MemoryStore, params: RecallParams) -> dict[str, Any]:
         client=params.client or store.settings.client,
     )
     hits = [_hit_dict(hit, rank) for rank, hit in enumerate(found.hits, 1)]
-    return {"recall_id": found.recall_id, "cue": params.cue, "hits": hits, "timings_ms": found.timings_ms}
+    return {"recall_id": found.recall_id, "cue": found.cue, "hits": hits, "timings_ms": found.timings_ms}
 
 
 def _get(store: MemoryStore, params: RecordParams) -> dict[str, Any]:

@@ -11,15 +11,15 @@ import atexit
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from iai_mcp.broker.factory import queue_broker
 from iai_mcp.broker.protocol import Mark, Pushed
+from iai_mcp.entries.admission import admit, number
 from iai_mcp.entries.parcel import Pair, Parcel
-from iai_mcp.entries.routing import route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.background import Background, Driver, LaneDrainer
 from iai_mcp.pipeline.counts import QueueCounts
@@ -27,6 +27,7 @@ from iai_mcp.pipeline.drain import DrainPolicy
 from iai_mcp.pipeline.overflow import Overflow
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
+from iai_mcp.pipeline.push_groups import Call, PushGroups
 from iai_mcp.storage.live_producers import LiveProducer
 from iai_mcp.storage.place import store_place
 from iai_mcp.telemetry import observer
@@ -89,7 +90,8 @@ class ProvenanceWriteQueue:
         )
         self._overflow = Overflow(store, self.producer, self.counts, remote=not self._broker.in_process)
         self._spill = self._overflow.spill
-        self._order = threading.Lock()  # numbers and pushes in one order
+        self._order = threading.Lock()  # held around each push
+        self._groups = PushGroups(self._number, self._push_calls)
         half = self._settings.push_budget_ms / 2000  # the other half is for the push
         self._priority_lock = PriorityLock(self._order, half)
         self._halt = threading.Event()
@@ -121,54 +123,86 @@ class ProvenanceWriteQueue:
 
     # -- producers
 
-    def enqueue(self, pairs: Sequence[tuple[UUID, Mapping[str, Any]]]) -> None:
+    def enqueue(self, pairs: Iterable[tuple[UUID, Mapping[str, Any]]]) -> None:
         """Take entries, in order. Returns in microseconds even while the store is busy or unavailable.
 
         Raises:
-            BadParams: a pair is not a UUID and a mapping; nothing was taken.
+            BadParams: a pair is not a UUID and a mapping, or its entry cannot be JSON, is larger than
+                ``IAI_MCP_MAX_ENTRY_BYTES`` or nests too deep. The message names the pair; nothing was taken.
             SpillUnavailable: the queue is full and the spill cannot be written; nothing was taken.
             QueueStopped: the queue is stopped and the spill cannot be written; nothing was taken.
             LanesChanged: the store has another number of lanes now; nothing was taken.
         """
-        if not pairs:
+        if not (given := _as_sequence(pairs)):
             return
         self._store.check_lanes()
-        with observer.now.enqueuing(len(pairs)) as watched, self._order:
-            try:
-                parcels = route(
-                    self._store.store_id,
-                    self.producer,
-                    self._next_seq,
-                    cast("Sequence[Pair]", pairs),
-                    self._store.lanes,
-                    time.time(),
-                    self._store.reuses,
-                )
-            except (AttributeError, TypeError, ValueError) as error:
-                raise BadParams(f"enqueue takes pairs of a UUID and a mapping: {error}") from None
-            parcels = watched.carrying(parcels)
-            self._next_seq += len(pairs)
-            self.counts.enqueued += len(pairs)
-            try:
-                taken = self._push(parcels)
-            except BaseException:  # an interrupt: the entries have their numbers and may be on their way
-                self._to_spill(parcels)
-                raise
-            if not taken:
-                self._to_spill(parcels)
+        with observer.now.enqueuing(len(given)) as watched:
+            admitted = admit(
+                self._store.store_id,
+                self.producer,
+                given,
+                self._store.lanes,
+                time.time(),
+                self._settings.max_entry_bytes,
+                self._store.reuses,
+            )
+            call = self._groups.hand_over(watched.carrying(admitted))
+            if call.error is not None:
+                raise type(call.error)(str(call.error)) from call.error
+            if call.spilled:
                 watched.spilled(journal=self._overflow.journal)
 
-    def _push(self, parcels: list[Parcel]) -> bool:
-        """Whether the broker has taken them; False too where a step of the replay takes too long."""
+    def _number(self, parcels: list[Parcel]) -> None:
+        entries = sum([len(parcel.seqs) for parcel in parcels])
+        number(parcels, self._next_seq)
+        self._next_seq += entries
+        self.counts.enqueued += entries
+
+    def _push_calls(self, calls: list[Call]) -> None:
+        """Push what the broker takes, and spill the rest of ``calls``, also after an interrupt."""
+        left = calls
+        try:
+            with self._order:
+                try:
+                    left = self._not_taken(calls)
+                finally:
+                    if left:
+                        self._spill_calls(left)
+                        left = []
+        finally:
+            if left:  # the interrupt came while this thread waited for the lock
+                with self._order:
+                    self._spill_calls(left)
+
+    def _not_taken(self, calls: list[Call]) -> list[Call]:
+        """The calls that the broker did not take: all of them where a step of the replay takes too long."""
         waited = self._priority_lock.take()
         if waited is None:
-            return False
+            return calls
         try:
             if self._overflow.journal or self._stopped or self._spill.active:
-                return False
-            return isinstance(self._broker.push(parcels, waited=waited), Pushed)
+                return calls
+            if not self._broker.in_process:
+                parcels = calls[0].parcels if len(calls) == 1 else [one for call in calls for one in call.parcels]
+                return [] if isinstance(self._broker.push(parcels, waited=waited), Pushed) else calls
+            for at, call in enumerate(calls):  # each is a batch, as the queue's size counts them
+                if not isinstance(self._broker.push(call.parcels), Pushed):
+                    return calls[at:]
+            return []
         finally:
             self._priority_lock.leave()
+
+    def _spill_calls(self, calls: list[Call]) -> None:
+        for call in calls:
+            call.error = SpillUnavailable("interrupted before the spill was written")
+        try:
+            self._to_spill([parcel for call in calls for parcel in call.parcels])
+        except (SpillUnavailable, QueueStopped) as error:
+            for call in calls:
+                call.error = error
+        else:
+            for call in calls:
+                call.error, call.spilled = None, True
 
     def _to_spill(self, parcels: list[Parcel]) -> None:
         try:
@@ -304,3 +338,9 @@ class ProvenanceWriteQueue:
     def connection(self) -> redis.Redis | None:
         """A client of the Redis in use; None with the embedded broker."""
         return None if self._broker.in_process else self._broker.control
+
+
+def _as_sequence(pairs: object) -> Sequence[Pair]:
+    if not isinstance(pairs, Iterable):
+        raise BadParams(f"enqueue takes pairs of a UUID and a mapping, not {type(pairs).__name__}")
+    return cast("list[Pair]", [*pairs])

@@ -10,8 +10,10 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
+from iai_mcp.common.limits import CUE_MAX
 from iai_mcp.common.times import utcnow
 from iai_mcp.errors import BadParams
 from iai_mcp.record import MemoryRecord
@@ -31,11 +33,13 @@ class Recall:
 
     Attributes:
         recall_id: identifies this recall in every provenance entry that it left.
+        cue: the cue that was searched for; a lone surrogate in it has become ``?``.
         hits: the best first; scores are in 0..1.
         timings_ms: ``embed``, ``search``, ``provenance`` and ``total``, in milliseconds.
     """
 
     recall_id: str
+    cue: str
     hits: list[Hit]
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -69,6 +73,7 @@ def recall(
     """
     if not cue.strip() and cue_embedding is None:
         raise BadParams("the cue is empty; say what to look for")
+    cue = cue.encode("utf-8", "replace").decode()  # a lone surrogate is no text that could be searched for
     with observer.now.recalling() as watched:
         started = time.perf_counter()
         vector = cue_embedding if cue_embedding is not None else _embedded(store, cue)
@@ -86,7 +91,7 @@ def recall(
             "total": ended - started,
         }
         watched.stages(marks)
-    return Recall(recall_id, hits, {name: round(seconds * 1000, 3) for name, seconds in marks.items()})
+    return Recall(recall_id, cue, hits, {name: round(seconds * 1000, 3) for name, seconds in marks.items()})
 
 
 def fuse(by_vector: Sequence[Hit], by_text: Sequence[Hit], weight: float = VECTOR_WEIGHT) -> list[Hit]:
@@ -147,7 +152,18 @@ def _leave_trace(
         common["client"] = client
     pairs = [(hit.record.id, {**common, "rank": rank, "score": hit.score}) for rank, hit in enumerate(hits, 1)]
     try:
-        store.queue_provenance_batch(pairs)
+        _queue(store, pairs)
     except Exception as error:  # noqa: BLE001  the recall itself succeeded; the operator sees the log
         store.provenance_failures += len(pairs)
         log.error("%d provenance entries were not taken: %s", len(pairs), safe_message(error))
+
+
+def _queue(store: MemoryStore, pairs: list[tuple[UUID, dict[str, Any]]]) -> None:
+    """Queue the entries; a cue that is too large for an entry is kept in part."""
+    try:
+        store.queue_provenance_batch(pairs)
+    except BadParams:
+        cue = pairs[0][1]["cue"]
+        if len(cue) <= CUE_MAX:
+            raise
+        store.queue_provenance_batch([(key, {**entry, "cue": f"{cue[:CUE_MAX]}…"}) for key, entry in pairs])

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pyarrow as pa
@@ -19,13 +19,12 @@ import pyarrow as pa
 from iai_mcp.config import Settings
 from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
-from iai_mcp.entries.parcel import Pair
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import EmbeddingMismatch
 from iai_mcp.pipeline.forgetting import Forgetting
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.record import MemoryRecord, as_uuid
-from iai_mcp.storage.direct_writes import DirectWrites, is_numbered
+from iai_mcp.storage.direct_writes import DirectWrites
 from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.facts import StoreFacts
 from iai_mcp.storage.layout import Layout
@@ -333,17 +332,17 @@ class MemoryStore:
             right: the lease under which one lane is drained. Entries of other lanes are written without it.
 
         Raises:
-            BadParams: a pair is not a UUID and a mapping; nothing was written.
+            BadParams: a pair is not a UUID and a mapping, or its entry cannot be JSON, is larger than
+                ``IAI_MCP_MAX_ENTRY_BYTES`` or nests too deep; nothing was written.
             StoreUnavailable: the storage is unavailable; the same call may be repeated.
             LeaseLost: ``right`` has passed on.
         """
         if isinstance(pairs, EntryBatch):
             return self._append(pairs, records_cache, right)
-        given = [*pairs]
-        if all(is_numbered(record_id, entry) for record_id, entry in given):
-            return self._append(EntryBatch.of_pairs(cast("list[Pair]", given)), records_cache, right)
         return self._direct.write(
-            given, lambda pairs: self._append(EntryBatch.of_pairs(pairs), records_cache, right)
+            pairs,
+            lambda plain: self._append(EntryBatch.of_pairs(plain), records_cache, right),
+            self.settings.max_entry_bytes,
         )
 
     def _append(

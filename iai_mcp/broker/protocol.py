@@ -140,10 +140,10 @@ class WriteBroker(Protocol):
     name: str
 
     def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
-        """Append all parcels of one call to their lanes, or none of them. Never raises and never blocks for long.
+        """Append all parcels to their lanes, in order, or none of them. Never raises and never blocks for long.
 
         Args:
-            parcels: at most one for each lane, unless it is a replay.
+            parcels: of one call, or of several threads' calls, or of a replay; a lane may have several.
             replay: the parcels come from a spill; each counts as a batch of its own.
             waited: seconds of the push's time budget that are spent already.
         """

@@ -21,6 +21,7 @@ __all__ = [
     "columns_of",
     "common_keys",
     "common_texts",
+    "halves",
     "rows_of",
     "select_columns",
 ]
@@ -159,3 +160,19 @@ def common_texts(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for entry in entries[1:]:
         shared = {key: value for key, value in shared.items() if entry.get(key) == value}
     return shared
+
+
+def halves(parcel: Parcel) -> tuple[Parcel, Parcel]:
+    """The first and the second half of a parcel of several entries."""
+    middle = len(parcel.seqs) // 2
+    return _part(parcel, slice(middle)), _part(parcel, slice(middle, None))
+
+
+def _part(parcel: Parcel, at: slice) -> Parcel:
+    own = parcel.own
+    return msgspec.structs.replace(
+        parcel,
+        ids=parcel.ids[at],
+        seqs=parcel.seqs[at],
+        own=own[at] if isinstance(own, list) else {name: column[at] for name, column in own.items()},
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
+from typing import Any
 
 import msgspec
 
@@ -12,7 +13,9 @@ from iai_mcp.entries.identity import are_ids
 from iai_mcp.entries.parcel import WIRE_VERSION, Parcel
 from iai_mcp.errors import MalformedParcel
 
-__all__ = ["Outline", "decode", "decode_all", "encode", "outline"]
+__all__ = ["LEVELS_MAX", "Outline", "decode", "decode_all", "encode", "outline", "too_deep"]
+
+LEVELS_MAX = 500  # of a whole parcel: the decoder takes some 900, the encoder too, less the frames of their caller
 
 
 class Outline(msgspec.Struct, frozen=True):
@@ -57,6 +60,8 @@ def decode(raw: bytes) -> Parcel:
             _refuse_later(_version_decoder.decode(raw).v)
         raise MalformedParcel(f"not a provenance parcel: {error}") from None
     _refuse_later(parcel.v)
+    if _may_be_deep(raw) and too_deep(parcel.own, LEVELS_MAX):
+        raise MalformedParcel(f"not a provenance parcel: it nests deeper than {LEVELS_MAX} levels")
     if not _consistent([parcel]):
         raise MalformedParcel("not a provenance parcel: its columns differ in length, or an id is no UUID")
     return parcel
@@ -66,7 +71,11 @@ def decode_all(raws: Sequence[bytes]) -> list[Parcel | MalformedParcel]:
     """The result of :func:`decode` for each, errors included; together they take half as long as one by one."""
     with suppress(*_NOT_DECODABLE):
         parcels = [*map(_decoder.decode, raws)]
-        if all(parcel.v <= WIRE_VERSION for parcel in parcels) and _consistent(parcels):
+        if (
+            all(parcel.v <= WIRE_VERSION for parcel in parcels)
+            and _consistent(parcels)
+            and not any(map(_may_be_deep, raws))
+        ):
             return [*parcels]
     return [*map(_decoded, raws)]
 
@@ -76,6 +85,25 @@ def outline(raw: bytes) -> Outline | None:
     with suppress(*_NOT_DECODABLE):
         return _outline_decoder.decode(raw)
     return None
+
+
+def too_deep(value: object, levels: int) -> bool:
+    """Whether lists and dicts stand in one another more than ``levels`` deep. It needs no deep stack itself."""
+    here = [value]
+    for _ in range(levels + 1):
+        inside = chain.from_iterable([_inside(one) for one in here if isinstance(one, list | dict)])
+        here = [*{id(one): one for one in inside}.values()]  # what stands there twice, as in a loop, counts once
+        if not here:
+            return False
+    return True
+
+
+def _inside(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _may_be_deep(raw: bytes) -> bool:
+    return raw.count(b"[") + raw.count(b"{") > LEVELS_MAX
 
 
 def _refuse_later(version: int) -> None:

@@ -172,6 +172,7 @@ class EntryWriter:
         self._store = store
         self._cache = cache
         self._right = right
+        self._dead: list[tuple[Pair | bytes, str]] = []
 
     def write(self, claimed: Sequence[Claimed]) -> None:
         """Write all of it.
@@ -180,13 +181,10 @@ class EntryWriter:
             OSError: the storage is unavailable; the call may be repeated.
             LeaseLost: the right to write has passed on.
         """
-        parcels = []
-        for item in claimed:
-            if isinstance(item, MalformedItem):
-                self._dead_letter(item.raw, item.reason)
-            else:
-                parcels.append(item)
-        self._write_entries(EntryBatch.of(parcels))
+        self._dead = [(item.raw, item.reason) for item in claimed if isinstance(item, MalformedItem)]
+        self._write_entries(EntryBatch.of([item for item in claimed if not isinstance(item, MalformedItem)]))
+        for what, reason in self._dead:  # last: a batch that is tried again leaves no letter twice
+            self._dead_letter(what, reason)
 
     def _write_entries(self, entries: EntryBatch) -> None:
         """Halve a batch that fails until it is written or a single entry, which becomes a dead letter."""
@@ -201,7 +199,7 @@ class EntryWriter:
                 size = len(part) // 2
                 continue
             else:
-                self._dead_letter(part[0], f"{type(error).__name__}: {error}")
+                self._dead.append((part[0], f"{type(error).__name__}: {error}"))
             at += len(part)
 
     def _attempt(self, part: EntryBatch, tries: int) -> Exception | None:

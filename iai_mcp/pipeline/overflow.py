@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from iai_mcp.config import overflow_dir
-from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.admission import check_depth
+from iai_mcp.entries.identity import entry_id
+from iai_mcp.entries.parcel import Parcel, halves
+from iai_mcp.entries.wire import LEVELS_MAX, encode
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.spill.erase import forget_all
 from iai_mcp.spill.writer import Spill
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Key
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.telemetry.events import emit, safe_message
@@ -61,19 +65,46 @@ class Overflow:
     def give_back(self, parcels: Sequence[Parcel]) -> None:
         """Put parcels before everything in the spill; those that the disk does not take are counted as refused."""
         with suppress(SpillUnavailable):
-            self._write(parcels, self.spill.prepend)
+            self._write(self._encodable(parcels), self.spill.prepend)
+
+    def _encodable(self, parcels: Iterable[Parcel]) -> list[Parcel]:
+        """The parcels without entries that cannot be written to a file: these become dead letters."""
+        fit: list[Parcel] = []
+        for parcel in parcels:
+            try:
+                check_depth(parcel.own, LEVELS_MAX)
+                encode(parcel)
+            except Exception as error:  # noqa: BLE001  whatever an entry's objects raise
+                if len(parcel.seqs) > 1:
+                    fit += self._encodable(halves(parcel))
+                else:
+                    self._dead_letter(parcel, error)
+            else:
+                fit.append(parcel)
+        return fit
+
+    def _dead_letter(self, parcel: Parcel, error: Exception) -> None:
+        reason = f"{type(error).__name__}: it cannot be spilled"
+        ((record_id, seq, entry),) = parcel.handed_out()
+        keyed = {**entry, "producer": parcel.producer, "producer_seq": seq}
+        keyed["entry_id"] = entry_id(parcel.producer, seq)
+        DeadLetters(self._store.layout).add_entry(parcel.lane, (record_id, keyed), reason)
+        self._counts.dead += 1
+        emit("dead_letter", level=logging.ERROR, lane=parcel.lane, kind=type(error).__name__)
 
     def _write(self, parcels: Sequence[Parcel], write: Callable[..., None]) -> None:
         folder = overflow_dir(self._store.settings)  # looked up anew: HOME may have changed
         entries = sum(len(parcel.seqs) for parcel in parcels)
         try:
             write(parcels, folder)
-        except SpillUnavailable as error:
+        except Exception as error:
             self._counts.refused += entries
             self._refused += [(parcel.producer, seq) for parcel in parcels for seq in parcel.seqs]
             found = {"entries": entries, "folder": str(folder), "error": safe_message(error)}
             emit("spill_failed", level=logging.ERROR, **found)
-            raise
+            if isinstance(error, SpillUnavailable):
+                raise
+            raise SpillUnavailable(f"cannot spill to {folder}: {type(error).__name__}") from error
         self._counts.spilled += entries
 
     def erase_forgotten(self) -> None:

@@ -6,10 +6,10 @@ One JSON object a line; each change is on the disk before the call returns.
 from __future__ import annotations
 
 import base64
-import secrets
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -17,8 +17,10 @@ import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.common.times import utcnow
-from iai_mcp.entries.parcel import Pair
-from iai_mcp.entries.wire import outline
+from iai_mcp.entries.admission import plain_pairs
+from iai_mcp.entries.parcel import Pair, Parcel
+from iai_mcp.entries.wire import encode, outline
+from iai_mcp.errors import BadParams
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tombstones import Tombstones
@@ -83,38 +85,37 @@ class DeadLetters:
         with self._lock():
             tombstones = Tombstones(self.layout.tombstones)  # looked up here: `forget` takes the same lock
             reuse = tombstones.reused().get(pair[0].hex, 0)
-            letter = DeadLetter(_new_id(), _now(), lane, reason[:2000], str(pair[0]), pair[1], reuse=reuse)
+            letter = _letter(lane, pair, reason[:2000], reuse)
             if pair[0] in tombstones.ids():
                 self._note(ExclusionReason.FORGOTTEN, [letter])
             else:
-                append_lines(self.layout.dead_letters, _line(letter))
+                self._append(letter)
 
     def add_conflicts(self, lane: int, pairs: Sequence[Pair], reason: str) -> None:
         """Keep entries whose key another entry has, except those that are kept already."""
         with self._lock():
-            known = [(letter.record_id, letter.entry) for letter in self.all() if letter.conflict]
             tombstones = Tombstones(self.layout.tombstones)
             deleted, reused = tombstones.ids(), tombstones.reused()
-            for record_id, entry in pairs:
-                reuse = reused.get(record_id.hex, 0)
-                letter = DeadLetter(
-                    _new_id(), _now(), lane, reason, str(record_id), entry, conflict=True, reuse=reuse
-                )
-                if (told := _decode(_line(letter))) is None or (told.record_id, told.entry) in known:
-                    continue
-                known.append((told.record_id, told.entry))
-                if record_id in deleted:
+            for pair in pairs:
+                letter = _letter(lane, pair, reason, reused.get(pair[0].hex, 0))
+                letter = msgspec.structs.replace(letter, conflict=True)
+                if pair[0] in deleted:
                     self._note(ExclusionReason.FORGOTTEN, [letter])
                 else:
-                    append_lines(self.layout.dead_letters, _line(letter))
+                    self._append(letter)
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
         """Keep bytes that are no entry."""
         coded = base64.b64encode(raw).decode()
         with self._lock():
-            append_lines(
-                self.layout.dead_letters, _line(DeadLetter(_new_id(), _now(), lane, reason[:2000], raw=coded))
-            )
+            self._append(DeadLetter(_id(raw), _now(), lane, reason[:2000], raw=coded))
+
+    def _append(self, letter: DeadLetter) -> None:
+        """A drain that stopped before it acknowledged comes back with the same letter: it is kept once."""
+        with suppress(FileNotFoundError):
+            if b'{"id":"%b"' % letter.id.encode() in self.layout.dead_letters.read_bytes():
+                return
+        append_lines(self.layout.dead_letters, _line(letter))
 
     def all(self) -> list[DeadLetter]:
         """Every dead letter, oldest first."""
@@ -176,6 +177,21 @@ class DeadLetters:
         return WriterLock(self.layout.dead_letters_lock, timeout=30).hold()
 
 
+def _letter(lane: int, pair: Pair, reason: str, reuse: int) -> DeadLetter:
+    """An entry that is no plain JSON is kept as the bytes of a parcel; its key stays where nothing else can."""
+    record_id, entry = pair
+    producer, seq = entry["producer"], entry["producer_seq"]
+    with suppress(BadParams):
+        ((_, plain),) = plain_pairs([(record_id, entry)], None)
+        name = _id(msgspec.json.encode((record_id, plain)))
+        return DeadLetter(name, _now(), lane, reason, str(record_id), plain, reuse=reuse)
+    try:
+        raw = encode(Parcel.of("", lane, producer, 0.0, [(record_id, seq, entry)]))
+    except Exception:  # noqa: BLE001  whatever its objects raise
+        raw = encode(Parcel.of("", lane, producer, 0.0, [(record_id, seq, {})]))
+    return DeadLetter(_id(raw), _now(), lane, reason, raw=base64.b64encode(raw).decode())
+
+
 def _line(letter: DeadLetter) -> bytes:
     return msgspec.json.encode(letter, enc_hook=repr) + b"\n"
 
@@ -192,8 +208,8 @@ def _decode(line: bytes) -> DeadLetter | None:
         return None  # a line torn by a power cut
 
 
-def _new_id() -> str:
-    return secrets.token_hex(6)
+def _id(what: bytes) -> str:
+    return sha256(what).hexdigest()[:12]
 
 
 def _now() -> str:

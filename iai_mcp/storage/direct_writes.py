@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
+from iai_mcp.entries.admission import plain_pair
 from iai_mcp.entries.identity import entry_id
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BadParams
@@ -40,19 +41,30 @@ class DirectWrites:
         self._order = threading.Lock()  # one write at a time: numbers ascend as the rows do
         self._refused: list[Key] = []
 
-    def write(self, pairs: Sequence[tuple[object, object]], append: Callable[[list[Pair]], Result]) -> Result:
-        """Number ``pairs`` and give them to ``append``, whose errors pass through.
+    def write(self, pairs: Iterable[object], append: Callable[[list[Pair]], Result], max_bytes: int) -> Result:
+        """Number ``pairs`` that have no number, and give all to ``append``, whose errors pass through.
+
+        Args:
+            max_bytes: the largest size of an entry that has no number yet, in bytes of JSON.
 
         Raises:
-            BadParams: a pair is not a UUID and a mapping; nothing was written.
+            BadParams: a pair is refused; the message names it and says why. Nothing was written.
         """
-        checked = [_checked(record_id, entry) for record_id, entry in pairs]
+        checked = [
+            plain_pair(at, pair, None if _has_key(pair) else max_bytes, as_uuid) for at, pair in enumerate(pairs)
+        ]
+        numbered = [is_numbered(record_id, entry) for record_id, entry in checked]
+        for at, (_, entry) in enumerate(checked):
+            if numbered[at]:
+                _check_key(at, entry)
+        if all(numbered):
+            return append(checked)
         with self._order:
             self._note_refused()
             before = self._last
-            numbered = [self._numbered(record_id, entry) for record_id, entry in checked]
+            ours = [self._numbered(record_id, entry) for record_id, entry in checked]
             try:
-                return append(numbered)
+                return append(ours)
             except BaseException:
                 self._refused += [(self.producer, seq) for seq in range(before + 1, self._last + 1)]
                 self._note_refused()
@@ -72,7 +84,13 @@ class DirectWrites:
                 self._refused.clear()
 
 
-def _checked(record_id: object, entry: object) -> tuple[UUID, Mapping[str, object]]:
-    if not isinstance(entry, Mapping):
-        raise BadParams(f"a provenance entry must be a mapping, not {type(entry).__name__}")
-    return as_uuid(record_id), entry
+def _has_key(pair: object) -> bool:
+    return type(pair) is tuple and len(pair) == 2 and is_numbered(*pair)
+
+
+def _check_key(at: int, entry: Mapping[str, Any]) -> None:
+    key, producer, seq = entry["entry_id"], entry["producer"], entry["producer_seq"]
+    if not (isinstance(key, str) and key and isinstance(producer, str) and producer):
+        raise BadParams(f"provenance pair {at} is refused: its entry_id and producer must be texts")
+    if type(seq) is not int or not 0 < seq < 2**63:
+        raise BadParams(f"provenance pair {at} is refused: its producer_seq must be a number from 1 to 2**63 - 1")

@@ -151,7 +151,7 @@ class _Enqueue(_Current, observer.Enqueue):
         if not context.trace_flags.sampled:
             return parcels
         self._span.set_attribute("iai_mcp.entries", sum(len(parcel.seqs) for parcel in parcels))
-        self._span.set_attribute("iai_mcp.lanes", sorted(parcel.lane for parcel in parcels))
+        self._span.set_attribute("iai_mcp.lanes", sorted({parcel.lane for parcel in parcels}))
         traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
         return [msgspec.structs.replace(parcel, trace=traceparent) for parcel in parcels]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 
-__all__ = ["Proxy"]
+__all__ = ["SLOW_S", "Proxy"]
+
+SLOW_S = 0.03
 
 
 class Proxy:
     """Forwards to ``port``; set :attr:`mode` at any time.
 
     Modes: ``pass``; ``swallow`` (takes everything, answers nothing); ``drip`` (a byte of the reply every
-    4 ms); ``reset`` (the next request goes through, its reply is cut off); ``down`` (connections refused).
+    4 ms); ``slow`` (each reply ``SLOW_S`` late); ``reset`` (the next request goes through, its reply is cut off);
+    ``down`` (connections refused).
     """
 
     def __init__(self, port: int) -> None:
@@ -93,7 +96,8 @@ class Proxy:
                         return
                     sink.write(bytes([byte]))
                     await asyncio.sleep(0.004)
-            elif self.mode == "pass":
+            elif self.mode in ("pass", "slow"):
+                await asyncio.sleep(SLOW_S if self.mode == "slow" else 0)
                 sink.write(data)
                 await sink.drain()
         sink.transport.abort()

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.times import parse_ts
+from iai_mcp.entries.admission import check_depth
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import KEY_SEPARATOR
 
@@ -224,7 +225,15 @@ def _plain(value: object) -> object:
 
 
 def _json(value: dict[str, Any]) -> str:
+    check_depth(value)  # what a reader cannot decode would hide the record's whole trail
     try:
         return msgspec.json.encode(value, enc_hook=repr).decode()
-    except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001  a value's own repr may raise anything
+        return _json_of_reprs(value)
+
+
+def _json_of_reprs(value: dict[str, Any]) -> str:
+    try:
         return msgspec.json.encode({str(_plain(str(key))): repr(item) for key, item in value.items()}).decode()
+    except Exception as error:  # noqa: BLE001  an OSError among them would be taken for a failing disk
+        raise ValueError(f"an entry cannot be written: {type(error).__name__}") from None
