@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProvenanceWriteQueue", "QueueCounts"]
 
+CLOSE_S = 0.2  # for the last doorbells, once the budget of a stop is spent
+
 
 class ProvenanceWriteQueue:
     """Background writer of one store's provenance.
@@ -209,9 +211,10 @@ class ProvenanceWriteQueue:
     def stop(self) -> None:
         """Drain for at most the budget (``IAI_MCP_STOP_BUDGET``), then spill what is left.
 
-        With Redis there is nothing to wait for: all entries are in Redis or in the spill. Does nothing where the
-        queue is not running. Entries that are enqueued from now on go to the spill, and the next client of this
-        store applies them.
+        With Redis, what was spilled is replayed to it within the same budget, over a new connection if the old one
+        was lost. The log says how many entries stay in the spill (``spill_left``). Does nothing where the queue is
+        not running. Entries that are enqueued from now on go to the spill, and the next client of this store
+        applies them.
         """
         with self._life:
             if not self._running:
@@ -220,6 +223,7 @@ class ProvenanceWriteQueue:
             if self._broker.in_process:
                 self.flush(self._settings.stop_budget)
             self._background.stop(max(0.05, deadline - time.monotonic()))
+            self._background.replay_own(deadline)
             with self._order, self._priority_lock.step():
                 self._stopped = True
                 self._running = False
@@ -227,7 +231,7 @@ class ProvenanceWriteQueue:
             if self._broker.in_process:
                 self._living.stop()
             else:
-                self._broker.close()
+                self._broker.close(max(CLOSE_S, deadline - time.monotonic()))
             atexit.unregister(self.stop)
 
     def _give_back(self) -> None:
@@ -238,6 +242,7 @@ class ProvenanceWriteQueue:
         elif not self._spill.unread and (self._broker.in_process or self._broker.is_durable(self._broker.mark())):
             self._spill.commit()  # all of it is applied, or durable elsewhere
         self._overflow.note_refused()
+        self._overflow.tell_left()
         self._background.close()
 
     # -- state

@@ -217,8 +217,12 @@ class RemoteBroker(WriteBroker, Protocol):
         """Connect, within a second or so; a failure is no error, :meth:`run_once` tries again."""
         ...
 
-    def close(self) -> None:
-        """Close the connections; :meth:`open` works again afterwards."""
+    def reconnect(self, seconds: float) -> bool:
+        """Try once to connect where the connection was lost, for at most ``seconds``; whether there is one now."""
+        ...
+
+    def close(self, seconds: float) -> None:
+        """Ring for what still waits, for at most ``seconds``, and disconnect; :meth:`open` works again."""
         ...
 
     def run_once(self, timeout: float) -> None:

@@ -18,6 +18,7 @@ from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["Overflow"]
 
+TAKEN_BY = "the next client of this store on this machine, a worker here, or `iai-mcp spill replay`"
 JOURNAL_IDLE_S = 1.0  # a journal file with nothing to replay is removed after this
 
 
@@ -73,6 +74,12 @@ class Overflow:
             emit("spill_failed", level=logging.ERROR, **found)
             raise
         self._counts.spilled += entries
+
+    def tell_left(self) -> None:
+        """Log how many entries stay in the files, and who will take them. Nothing is logged where none stay."""
+        if entries := self.spill.entries_left():
+            folder = overflow_dir(self._store.settings)
+            emit("spill_left", level=logging.WARNING, entries=entries, folder=str(folder), taken_by=TAKEN_BY)
 
     def prepare(self) -> None:
         """Have a file ready where entries may have to be spilled at any time."""

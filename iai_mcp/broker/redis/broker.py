@@ -15,7 +15,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -104,12 +103,15 @@ class RedisBroker(RedisLanes):
     ) -> None:
         self.options = options or RedisOptions()
         keys = Keys(self.options.namespace, store_id)
-        super().__init__(control_client(connection), keys, lanes, self.options.lease_s)
+        self._control_deadline = Deadline()
+        control = control_client(connection, deadline=self._control_deadline)
+        super().__init__(control, keys, lanes, self.options.lease_s)
         self._given = connection
         self._deadline = Deadline()
         self._push: redis.Redis | None = None  # set while the breaker is closed
         self._marks = [0] * lanes
         self._due: set[int] = set()
+        self._not_rung: set[int] = set()  # lanes that were due and leased
         self._wake = threading.Event()
         self._full_until = 0.0
         self._next_probe = 0.0
@@ -239,11 +241,23 @@ class RedisBroker(RedisLanes):
         if self._push is None:
             self.try_connect()
 
-    def close(self) -> None:
-        """Ring what is due, then close the connections."""
-        with suppress(RedisError):
+    def reconnect(self, seconds: float) -> bool:
+        """Try once to connect where the breaker is open, for at most ``seconds``; whether it is closed now."""
+        return self._push is not None or self.try_connect(min(CONNECT_S, seconds))
+
+    def close(self, seconds: float = CONNECT_S) -> None:
+        """Ring what is due, for at most ``seconds``, then close the connections.
+
+        Leased lanes are rung for too: this client will not sweep again, and their worker may die.
+        """
+        self._control_deadline.within(seconds)
+        try:
             if self._push is not None:
-                self._ring_due()
+                self._ring_due(leased=True)
+        except (RedisError, OSError) as error:
+            emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
+        finally:
+            self._control_deadline.at = None
         client = self._push
         self._hang_up()
         self.trouble = None
@@ -294,9 +308,9 @@ class RedisBroker(RedisLanes):
         emit("breaker_open", level=logging.WARNING, reason=type(error).__name__)
         self._wake.set()
 
-    def try_connect(self) -> bool:
-        """Connect to the server, on a thread that may wait for it; whether that worked."""
-        self._deadline.within(CONNECT_S)
+    def try_connect(self, seconds: float = CONNECT_S) -> bool:
+        """Connect to the server, on a thread that may wait so long for it; whether that worked."""
+        self._deadline.within(seconds)
         try:
             client = push_client(self._given, self._deadline)
             self.check_server(client)
@@ -357,14 +371,23 @@ class RedisBroker(RedisLanes):
         except RedisError as error:
             emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
 
-    def _ring_due(self) -> None:
-        """Ring for lanes that had been empty, but not for leased ones: their drain looks again before it ends."""
+    def _ring_due(self, *, leased: bool = False) -> None:
+        """Ring for lanes that had been empty.
+
+        Args:
+            leased: for leased lanes too. Otherwise their drain looks again before it ends, and if it dies before
+                that, the sweep of this client finds the lane.
+        """
         due: list[int] = []
         while self._due:
             due.append(self._due.pop())
+        if leased:
+            due, self._not_rung = [*self._not_rung.union(due)], set()
         pipe = self.control.pipeline(transaction=False)
         for lane in due:
             pipe.exists(self.keys.lane(lane, "lease"))
-        for lane, leased in zip(due, pipe.execute() if due else (), strict=True):
-            if not leased:
+        for lane, held in zip(due, pipe.execute() if due else (), strict=True):
+            if leased or not held:
                 self._doorbell.ring(lane)
+            else:
+                self._not_rung.add(lane)
