@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -250,14 +250,8 @@ class RedisBroker(RedisLanes):
 
         Leased lanes are rung for too: this client will not sweep again, and their worker may die.
         """
-        self._control_deadline.within(seconds)
-        try:
-            if self._push is not None:
-                self._ring_due(leased=True)
-        except (RedisError, OSError) as error:
-            emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
-        finally:
-            self._control_deadline.at = None
+        if self._push is not None:
+            self._ringing(seconds, lambda: self._ring_due(leased=True))
         client = self._push
         self._hang_up()
         self.trouble = None
@@ -318,6 +312,7 @@ class RedisBroker(RedisLanes):
                 script.load(client)
             self._look(client)
             self._transacts = transacts(client)
+            self._ringing(seconds, self._doorbell.keep_standing)  # this process may die right after a push
             if not self._fit(client):
                 return self._push is not None
         except ConfigError as error:
@@ -336,6 +331,16 @@ class RedisBroker(RedisLanes):
             return True
         self._next_probe = time.monotonic() + PROBE_S
         return False
+
+    def _ringing(self, seconds: float, ring: Callable[[], object]) -> None:
+        """Call ``ring``, for at most ``seconds``; a failure is no error: the sweep rings again."""
+        self._control_deadline.within(seconds)
+        try:
+            ring()
+        except (RedisError, OSError) as error:
+            emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
+        finally:
+            self._control_deadline.at = None
 
     def _fit(self, client: redis.Redis) -> bool:
         """Whether recalls may push through this client; a subclass that refuses decides what happens instead."""
@@ -368,6 +373,7 @@ class RedisBroker(RedisLanes):
                 self._next_sweep = now + SWEEP_S
                 for lane in self.idle_lanes():
                     self._doorbell.ring_again(lane)
+                self._doorbell.keep_standing()
         except RedisError as error:
             emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
 

@@ -123,6 +123,15 @@ class RedisLanes(LaneReader):
         with translated():
             self._doorbell.ring(lane)
 
+    def keep_standing(self) -> None:
+        """Make sure that a standing doorbell is there: RQ's own maintenance rings it.
+
+        Raises:
+            BrokerUnavailable: the server does not answer.
+        """
+        with translated():
+            self._doorbell.keep_standing()
+
 
 def _range(key: bytes, first: int, count: int) -> tuple[bytes, ...]:
     return b"LRANGE", key, b"%d" % first, b"%d" % (first + count - 1)

@@ -62,6 +62,18 @@ class LaneReader:
         lengths, leased = found[::2], found[1::2]
         return [n for n in range(self._lanes) if 0 < lengths[n] <= (most or lengths[n]) and not leased[n]]
 
+    def busy_lanes(self) -> list[int]:
+        """Lanes that have work, leased or not.
+
+        Raises:
+            BrokerUnavailable: the server does not answer.
+        """
+        with translated():
+            pipe = self.control.pipeline(transaction=False)
+            for number in range(self._lanes):
+                pipe.llen(self.keys.lane(number, "pending"))
+            return [number for number, length in enumerate(pipe.execute()) if length]
+
     def stats(self) -> list[LaneStats]:
         """The state of every lane.
 
