@@ -47,6 +47,9 @@ class ProvenanceWriteQueue:
     An embedded process that is killed with -9 loses the entries that are in memory only. With
     ``IAI_MCP_JOURNAL`` set to ``write`` or ``fsync`` every entry is in a file before ``enqueue`` returns.
 
+    Attributes:
+        spill_left: number of entries that the last :meth:`stop` left in the spill.
+
     Args:
         store: entries go there through ``store.append_provenance_batch``.
         coalesce_ms: the linger: how long the oldest entry of a lane waits for company, in milliseconds.
@@ -95,6 +98,7 @@ class ProvenanceWriteQueue:
         self._living = LiveProducer(store.layout.locks, self.producer)
         self._life = threading.Lock()
         self._running = self._stopped = False
+        self.spill_left = 0
 
     def _make_background(self, policy: DrainPolicy) -> Background:
         driver: Driver
@@ -242,7 +246,7 @@ class ProvenanceWriteQueue:
         elif not self._spill.unread and (self._broker.in_process or self._broker.is_durable(self._broker.mark())):
             self._spill.commit()  # all of it is applied, or durable elsewhere
         self._overflow.note_refused()
-        self._overflow.tell_left()
+        self.spill_left = self._overflow.tell_left()
         self._background.close()
 
     # -- state

@@ -12,6 +12,7 @@ workers in other processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -103,6 +104,10 @@ class DrainBroker(Protocol):
 
     def lease(self, lane: int, floor: int = 0) -> Lease | None:
         """Take the lane under a token above ``floor``; None while another lease lives."""
+        ...
+
+    def keep(self, lease: Lease) -> AbstractContextManager[None]:
+        """Keep the lease alive while the block runs: a batch may take longer to write than a lease lives."""
         ...
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:

@@ -75,11 +75,12 @@ class Overflow:
             raise
         self._counts.spilled += entries
 
-    def tell_left(self) -> None:
-        """Log how many entries stay in the files, and who will take them. Nothing is logged where none stay."""
+    def tell_left(self) -> int:
+        """The number of entries that stay in the files. If any do, the log says so, and who will take them."""
         if entries := self.spill.entries_left():
             folder = overflow_dir(self._store.settings)
             emit("spill_left", level=logging.WARNING, entries=entries, folder=str(folder), taken_by=TAKEN_BY)
+        return entries
 
     def prepare(self) -> None:
         """Have a file ready where entries may have to be spilled at any time."""

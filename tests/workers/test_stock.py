@@ -395,19 +395,10 @@ class AsItWas(StockWorkers):
 class NoStanding(StockWorkers):
     """Without standing doorbells."""
 
-    @contextmanager
-    def _patched(self, *args: Any, **further: Any) -> Iterator[None]:
-        with super()._patched(*args, **further), pytest.MonkeyPatch.context() as patched:
-            patched.setattr(RedisBroker, "keep_standing", lambda _: None)
-            yield
-
-    def producer_looks_around(self) -> None:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("iai_mcp.broker.redis.doorbell.Doorbell.keep_standing", lambda _: False)
-            super().producer_looks_around()
-
 
 @pytest.mark.parametrize("broken", [AsItWas, NoStanding])
-def test_the_model_sees_what_is_missing(broken: type[StockWorkers]) -> None:
+def test_the_model_sees_what_is_missing(broken: type[StockWorkers], monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken is NoStanding:
+        monkeypatch.setattr("iai_mcp.broker.redis.doorbell.Doorbell.keep_standing", lambda _: False)
     with pytest.raises(AssertionError, match="work is left"):
         run_state_machine_as_test(broken, settings=settings(CALM, max_examples=300, report_multiple_bugs=False))
