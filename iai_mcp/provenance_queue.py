@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProvenanceWriteQueue", "QueueCounts"]
 
+CLOSE_S = 0.2  # for the last doorbells, once the budget of a stop is spent
+
 
 class ProvenanceWriteQueue:
     """Background writer of one store's provenance.
@@ -46,6 +48,9 @@ class ProvenanceWriteQueue:
 
     An embedded process that is killed with -9 loses the entries that are in memory only. With
     ``IAI_MCP_JOURNAL`` set to ``write`` or ``fsync`` every entry is in a file before ``enqueue`` returns.
+
+    Attributes:
+        spill_left: number of entries that the last :meth:`stop` left in the spill.
 
     Args:
         store: entries go there through ``store.append_provenance_batch``.
@@ -103,6 +108,7 @@ class ProvenanceWriteQueue:
         )
         self._life = threading.Lock()
         self._running = self._stopped = False
+        self.spill_left = 0
 
     def _make_background(self, policy: DrainPolicy) -> Background:
         driver: Driver
@@ -258,9 +264,10 @@ class ProvenanceWriteQueue:
     def stop(self) -> None:
         """Drain for at most the budget (``IAI_MCP_STOP_BUDGET``), then spill what is left.
 
-        With Redis there is nothing to wait for: all entries are in Redis or in the spill. Does nothing where the
-        queue is not running. Entries that are enqueued from now on go to the spill, and the next client of this
-        store applies them.
+        With Redis, what was spilled is replayed to it within the same budget, over a new connection if the old one
+        was lost. The log says how many entries stay in the spill (``spill_left``). Does nothing where the queue is
+        not running. Entries that are enqueued from now on go to the spill, and the next client of this store
+        applies them.
         """
         with self._life:
             if not self._running:
@@ -269,13 +276,14 @@ class ProvenanceWriteQueue:
             if self._broker.in_process:
                 self.flush(self._settings.stop_budget)
             self._background.stop(max(0.05, deadline - time.monotonic()))
+            self._background.replay_own(deadline)
             with self._order, self._priority_lock.step():
                 self._stopped = True
                 self._running = False
                 self._give_back()
             self._living.stop(stored=self._all_stored())
             if not self._broker.in_process:
-                self._broker.close()
+                self._broker.close(max(CLOSE_S, deadline - time.monotonic()))
             atexit.unregister(self.stop)
 
     def _give_back(self) -> None:
@@ -286,12 +294,13 @@ class ProvenanceWriteQueue:
         elif not self._spill.unread and (self._broker.in_process or self._broker.is_durable(self._broker.mark())):
             self._spill.commit()  # all of it is applied, or durable elsewhere
         self._overflow.note_refused()
+        self.spill_left = self._overflow.tell_left()
         self._background.close()
         self._overflow.erase_forgotten()
 
     def _all_stored(self) -> bool:
         """Whether every entry is known to be in the store: of a queue that has stopped."""
-        if self._spill.unread:
+        if self.spill_left:
             return False
         return self._broker.in_process or self._broker.retained == 0
 

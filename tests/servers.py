@@ -184,7 +184,10 @@ def worker_commands(url: str) -> dict[str, list[str]]:
         "ours": [sys.executable, "-m", "workers"],
         "rq": [*rq, "worker", "-w", WORKER_CLASS, "-u", url, "provenance"],
         "pool": [*rq, "worker-pool", "-n", "2", "-w", WORKER_CLASS, "-u", url, "provenance"],
-        "stock": [*rq, "worker", "-S", "json", "-u", url, "provenance"],
+        "stock": [
+            *[*rq, "worker", "-S", "json", "--maintenance-interval", "30", "--worker-ttl", "45"],
+            *["-u", url, "provenance"],
+        ],
     }
 
 

@@ -74,9 +74,20 @@ class LaneRunner:
                 self.store.lane(lane)
 
     def turn(self, lane: int) -> DrainReport:
-        """Drain one lane for at most ``TURN_S``, and small lanes beside it; the report of ``lane``.
+        """As :meth:`turns`, and ring for each lane that has more to drain at the end; the report of ``lane``.
 
-        A lane that has more to drain at the end gets another doorbell.
+        Raises:
+            StoreError: the store has no such lane.
+            BrokerUnavailable: Redis does not answer.
+        """
+        reports = self.turns(lane)
+        for report in reports:
+            if report.outcome is Outcome.TIME:
+                self.broker.ring(report.lane)
+        return reports[0]
+
+    def turns(self, lane: int) -> list[DrainReport]:
+        """Drain one lane for at most ``TURN_S``, and small lanes beside it; the report of ``lane`` comes first.
 
         Raises:
             StoreError: the store has no such lane.
@@ -86,12 +97,10 @@ class LaneRunner:
             self._start_small_lanes(lane, deadline)
             reports = [self.drain(lane, deadline=deadline), *self._finished_small_lanes()]
         for report in reports:
-            if report.outcome is Outcome.TIME:
-                self.broker.ring(report.lane)
             if report.batches or report.dead:
                 found = {"applied": report.applied, "unknown": report.unknown, "dead": report.dead}
                 emit("drained", lane=report.lane, **found)
-        return reports[0]
+        return reports
 
     def drain(self, lane: int, *, deadline: float | None = None) -> DrainReport:
         """Drain one lane, unless the store has just been unavailable.
@@ -102,10 +111,14 @@ class LaneRunner:
         Raises:
             StoreError: the store has no such lane.
         """
-        self.store.lane(lane)  # refuses a number that is out of range
-        if time.monotonic() < self._not_before[lane]:
-            return DrainReport(lane, Outcome.STORE_UNAVAILABLE)
-        report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
+        try:
+            self.store.lane(lane)  # refuses a number that is out of range
+        except OSError as away:
+            report = DrainReport(lane, Outcome.STORE_UNAVAILABLE, error=away)
+        else:
+            if time.monotonic() < self._not_before[lane]:
+                return DrainReport(lane, Outcome.STORE_UNAVAILABLE)
+            report = drain(self.store, self.broker, lane, self._caches[lane], self._policy, deadline=deadline)
         if report.outcome is Outcome.STORE_UNAVAILABLE:
             self._not_before[lane] = time.monotonic() + STORE_PAUSE_S
             error = safe_message(report.error) if report.error else ""

@@ -20,6 +20,7 @@ from rq.worker.base import WorkerStatus
 from iai_mcp.broker.redis.client import failure
 from iai_mcp.broker.redis.doorbell import FUNCTION, JOB_TIMEOUT_S
 from iai_mcp.errors import IaiMcpError
+from workers.jobs import SWEEPS
 from workers.runner import LaneRunner, configured_store, runner_for
 
 if TYPE_CHECKING:
@@ -68,10 +69,13 @@ class ProvenanceWorker(SimpleWorker):
             job.delete()
             return
         job.timeout, job.result_ttl, job.failure_ttl = JOB_TIMEOUT_S, 0, 0  # never the sender's
+        sweeps = SWEEPS.set(True)
         try:
             super().execute_job(job, queue)
         except OutOfMemoryError:
             self._relieve()
+        finally:
+            SWEEPS.reset(sweeps)
 
     # -- the sweep
 
@@ -167,7 +171,6 @@ def is_doorbell(job: Job) -> bool:
         job._stopped_callback_name,
         job.webhooks,
         job.repeats_left,
-        job.retries_left,
         job._dependency_ids,
     )
     return bool(known and not any(extras) and isinstance(store_id, str) and type(lane) is int)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -113,6 +114,9 @@ class MemoryBroker:
             self._leases += 1
             self._lanes[lane].lease = self._leases
             return Lease(lane, None, str(self._leases))
+
+    def keep(self, lease: Lease) -> AbstractContextManager[None]:
+        return nullcontext()  # it lives until it is given back
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
         with self._change:

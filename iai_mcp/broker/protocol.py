@@ -12,6 +12,7 @@ workers in other processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -104,6 +105,10 @@ class DrainBroker(Protocol):
 
     def lease(self, lane: int, floor: int = 0) -> Lease | None:
         """Take the lane under a token above ``floor``; None while another lease lives."""
+        ...
+
+    def keep(self, lease: Lease) -> AbstractContextManager[None]:
+        """Keep the lease alive while the block runs: a batch may take longer to write than a lease lives."""
         ...
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
@@ -226,8 +231,12 @@ class RemoteBroker(WriteBroker, Protocol):
         """Connect, within a second or so; a failure is no error, :meth:`run_once` tries again."""
         ...
 
-    def close(self) -> None:
-        """Close the connections; :meth:`open` works again afterwards."""
+    def reconnect(self, seconds: float) -> bool:
+        """Try once to connect where the connection was lost, for at most ``seconds``; whether there is one now."""
+        ...
+
+    def close(self, seconds: float) -> None:
+        """Ring for what still waits, for at most ``seconds``, and disconnect; :meth:`open` works again."""
         ...
 
     def run_once(self, timeout: float) -> None:

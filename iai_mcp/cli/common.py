@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from iai_mcp.config import Settings
+    from iai_mcp.provenance_queue import ProvenanceWriteQueue
     from iai_mcp.store import Filters, MemoryStore
 
 __all__ = [
@@ -143,15 +144,18 @@ def opened(path: str | None, *, make: bool = False) -> Iterator[MemoryStore]:
 
 
 @contextmanager
-def traced(store: MemoryStore) -> Iterator[None]:
-    """Use the queue for the block if Redis is configured: at the end the trace is in Redis or in the spill."""
+def traced(store: MemoryStore) -> Iterator[ProvenanceWriteQueue | None]:
+    """Use the queue for the block if Redis is configured: at the end the trace is in Redis or in the spill.
+
+    The queue connects before the block begins. Without Redis there is no queue, and entries go to the store.
+    """
     if not store.settings.redis_url:
-        yield
+        yield None
         return
     store.enable_provenance_queue()
     try:
         store.check_place()
-        yield
+        yield store.provenance_queue
     finally:
         store.disable_provenance_queue()
 

@@ -33,6 +33,7 @@ from iai_mcp.errors import BadParams, RecordNotFound, UsageError
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from iai_mcp.provenance_queue import ProvenanceWriteQueue
     from iai_mcp.store import MemoryStore
 
 __all__ = ["CLIENT", "register"]
@@ -109,8 +110,11 @@ def recall(
         "until": moment("--until", until),
         "record_provenance": not no_trace,
     }
-    with opened(store) as memories, nullcontext() if no_trace else traced(memories):
-        result = dispatch(memories, "memory_recall", {**params, "client": memories.settings.client or CLIENT})
+    with opened(store) as memories:
+        with nullcontext() if no_trace else traced(memories) as queue:
+            result = dispatch(memories, "memory_recall", {**params, "client": memories.settings.client or CLIENT})
+        entries = 0 if no_trace else len(result["hits"]) - memories.provenance_failures
+        result["provenance"] = {"entries": entries, "at": _place(queue) if entries else None}
     if as_json:
         print_json(result)
     elif result["hits"]:
@@ -119,6 +123,13 @@ def recall(
         screen().print(hits(result["hits"]))
     else:
         note("no memory matches; add some with `iai-mcp import PATH` or `iai-mcp capture TEXT`")
+
+
+def _place(queue: ProvenanceWriteQueue | None) -> str:
+    """Where the entries of a stopped queue are: in the store, which readers see, or on their way to it."""
+    if queue is None:
+        return "store"
+    return "spill" if queue.spill_left else "redis"
 
 
 def list_(

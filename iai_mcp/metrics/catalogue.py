@@ -29,6 +29,7 @@ EVENTS = (
     "spill_adopted",
     "spill_drained",
     "spill_failed",
+    "spill_left",
     "spill_set_aside",
     "spill_started",
     "store_not_ready",

@@ -27,6 +27,9 @@ SCAN_S = 1.0  # between looks for orphaned spill files
 TURN_S = 0.2  # a lane is drained for so long before the next one
 BACKOFF_S = (0.1, 5.0)  # shortest and longest wait while the storage is unavailable
 ERROR_PAUSE_S = 0.5
+PATIENCE_S = 3.0  # a stopping queue waits so long for progress of its replay: a server may sync every second
+LOST_PATIENCE_S = 1.0  # the same without a connection
+PAUSE_S = 0.02
 
 
 class Driver(Protocol):
@@ -122,7 +125,37 @@ class Background:
         self._broker.wake()
         if self._thread is not None:
             self._thread.join(timeout)
-            self._thread = None
+            if not self._thread.is_alive():
+                self._thread = None
+
+    def replay_own(self, deadline: float) -> None:
+        """Push the queue's own spill to a remote broker once more, after :meth:`stop`.
+
+        Connects again where the connection was lost. Gives up at ``deadline`` (``time.monotonic()``), or where
+        nothing has moved for a while.
+        """
+        if self._broker.in_process or self._thread is not None:  # a thread that does not end has the files
+            return
+        moved, since = -1, 0.0
+        while not self._own_is_safe():
+            now = time.monotonic()
+            if self._own.chain.moved != moved:
+                moved, since = self._own.chain.moved, now
+            end = min(deadline, since + (LOST_PATIENCE_S if self._broker.trouble else PATIENCE_S))
+            if now >= end:
+                return
+            self._replay_lost()
+            with self._priority_lock.step():
+                more = self._broker.reconnect(end - now) and self._own.replay(self._broker, self._store.lanes)
+            if not more:
+                time.sleep(PAUSE_S)
+
+    def _own_is_safe(self) -> bool:
+        """Whether every entry of the own spill is durable in the broker; removes the files that are."""
+        chain = self._own.chain
+        if self._own.mark is not None and self._broker.is_durable(self._own.mark):
+            chain.commit()
+        return chain.empty
 
     def close(self) -> None:
         """Give up the spill files that this process holds; they stay for the next client."""

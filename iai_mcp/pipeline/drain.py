@@ -129,11 +129,12 @@ def _drain_batch(store: ProvenanceStore, broker: DrainBroker, lease: Lease, writ
         return not broker.release(lease, if_empty=True)
     watched.claimed(claimed)
     _note_takeover(writer.report, lease, claimed)
-    writer.write(claimed)
-    watched.written()
-    broker.ack(lease, len(claimed))
-    watched.acknowledged()
-    store.lane(lease.lane).maintain()
+    with broker.keep(lease):
+        writer.write(claimed)
+        watched.written()
+        broker.ack(lease, len(claimed))
+        watched.acknowledged()
+        store.lane(lease.lane).maintain()
     return True
 
 

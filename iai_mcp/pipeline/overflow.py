@@ -24,6 +24,7 @@ from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["Overflow"]
 
+TAKEN_BY = "the next client of this store on this machine, a worker here, or `iai-mcp spill replay`"
 JOURNAL_IDLE_S = 1.0  # a journal file with nothing to replay is removed after this
 
 
@@ -113,6 +114,13 @@ class Overflow:
         if deleted := Tombstones(store.layout.tombstones).hex():
             with suppress(OSError):  # the next client leaves them out all the same
                 forget_all(overflow_dir(store.settings), store.store_id, deleted, store.exclusions)
+
+    def tell_left(self) -> int:
+        """The number of entries that stay in the files. If any do, the log says so, and who will take them."""
+        if entries := self.spill.entries_left():
+            folder = overflow_dir(self._store.settings)
+            emit("spill_left", level=logging.WARNING, entries=entries, folder=str(folder), taken_by=TAKEN_BY)
+        return entries
 
     def prepare(self) -> None:
         """Have a file ready where entries may have to be spilled at any time."""

@@ -7,13 +7,14 @@ consumers can never overtake each other.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from iai_mcp.common.files import write_all
 from iai_mcp.entries.parcel import Parcel
-from iai_mcp.entries.wire import decode
+from iai_mcp.entries.wire import decode, outline
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.spill.names import set_aside_path
 from iai_mcp.storage.locked_file import LockedFile
@@ -112,6 +113,22 @@ class Segment(LockedFile):
             new.close()
         else:
             os.unlink(self.path)
+
+    def entries_left(self, until: float) -> int:
+        """Number of entries that have not been read and settled, as far as they can be counted ``until`` then.
+
+        Args:
+            until: when to stop counting, in seconds of ``time.monotonic()``.
+        """
+        found = 0
+        with suppress(OSError), open(self._fd, "rb", closefd=False) as file:
+            file.seek(self.settled)
+            for line in file:
+                parcel = outline(line)
+                found += len(parcel.seqs) if parcel is not None else 0
+                if time.monotonic() >= until:
+                    break
+        return found
 
     @property
     def exhausted(self) -> bool:

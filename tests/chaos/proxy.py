@@ -20,6 +20,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.mode = "pass"
+        self.warm_up_s = 0.0  # a new connection answers nothing for so long
         self._target = port
         self._links: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -64,6 +65,7 @@ class Proxy:
             near_out.transport.abort()
             return
         self._links.add(near_out)
+        await asyncio.sleep(self.warm_up_s)
         try:
             far_in, far_out = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:

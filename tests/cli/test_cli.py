@@ -212,7 +212,7 @@ def test_capture_then_recall_then_look_at_the_trace(document: Callable[..., dict
     assert document("capture", "Ada prefers tabs", "--session", "s1", "--role", "user")["created"] is False
 
     found = document("recall", "what does Ada prefer?", "--session", "asker")
-    assert set(found) == {"recall_id", "cue", "hits", "timings_ms"}
+    assert set(found) == {"recall_id", "cue", "hits", "timings_ms", "provenance"}
     (hit,) = found["hits"]
     assert (hit["record_id"], hit["text"], hit["tags"]) == (kept["record_id"], "Ada prefers tabs", ["style"])
     assert hit["score"] > 0

@@ -22,6 +22,7 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
+from iai_mcp.broker.redis.bells import Bells
 from iai_mcp.broker.redis.client import Deadline, control_client, failure, push_client
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
@@ -43,7 +44,6 @@ UNANSWERED = Refused("Redis has not answered in time")
 FORGOTTEN = "Redis has lost entries that it held"
 RETAINED = "workers are behind: as many entries wait in Redis as this client may push again (IAI_MCP_RETAIN)"
 PROBE_S = 0.5  # between attempts to connect to a server that failed
-SWEEP_S = 2.5  # between looks for lanes that have work and no lease
 FULL_S = 0.2  # after a full lane has refused a push, no replay for so long
 CONNECT_S = 2.0
 SETTLE_S = 0.25  # between looks at how much of the retained is in the store
@@ -68,16 +68,18 @@ class RedisBroker(RedisLanes):
     ) -> None:
         self.options = options or RedisOptions()
         keys = Keys(self.options.namespace, store_id)
-        super().__init__(control_client(connection), keys, lanes, self.options.lease_s)
+        deadline = Deadline()
+        control = control_client(connection, deadline=deadline)
+        super().__init__(control, keys, lanes, self.options.lease_s)
         self._given = connection
         self._deadline = Deadline()
         self._push: redis.Redis | None = None  # set while the breaker is closed
         self._marks = [0] * lanes
-        self._due: set[int] = set()
+        self._bells = Bells(self, self._doorbell, deadline)
         self._wake = threading.Event()
         self._full_until = 0.0
         self._next_probe = 0.0
-        self._next_sweep = self._next_settle = 0.0
+        self._next_settle = 0.0
         self._said: set[str] = set()
         self.trouble: str | None = None  # why the breaker is open
         self.place: Place | None = None  # of the store's folder; None: not checked
@@ -140,7 +142,7 @@ class RedisBroker(RedisLanes):
             self._marks[lane] = end
             self._sender.pushed(lane, end)
             if pending == 1:
-                self._due.add(lane)
+                self._bells.due.add(lane)
                 self._wake.set()
         if self._ring is not None and not self._ring.keep(epoch, parts, ends):
             return Refused(FORGOTTEN)  # meanwhile the background thread has found that out
@@ -168,15 +170,18 @@ class RedisBroker(RedisLanes):
 
     def open(self) -> None:
         """Connect, so that the first recall finds Redis ready."""
-        self._doorbell.get_ready()
+        self._bells.get_ready()
         if self._push is None:
             self.try_connect()
 
-    def close(self) -> None:
-        """Ring what is due, then close the connections."""
-        with suppress(RedisError):
-            if self._push is not None:
-                self._ring_due()
+    def reconnect(self, seconds: float) -> bool:
+        """Try once to connect where the breaker is open, for at most ``seconds``; whether it is closed now."""
+        return self._push is not None or self.try_connect(min(CONNECT_S, seconds))
+
+    def close(self, seconds: float = CONNECT_S) -> None:
+        """Ring what is due, for at most ``seconds``, then close the connections."""
+        if self._push is not None:
+            self._bells.last(seconds)
         client = self._push
         self._hang_up()
         self.trouble = None
@@ -256,9 +261,9 @@ class RedisBroker(RedisLanes):
         self._note(FORGOTTEN, loud=False)
         self._wake.set()
 
-    def try_connect(self) -> bool:
-        """Connect to the server, on a thread that may wait for it; whether that worked."""
-        self._deadline.within(CONNECT_S)
+    def try_connect(self, seconds: float = CONNECT_S) -> bool:
+        """Connect to the server, on a thread that may wait so long for it; whether that worked."""
+        self._deadline.within(seconds)
         try:
             client = push_client(self._given, self._deadline)
             identity = self.check_server(client)
@@ -266,6 +271,7 @@ class RedisBroker(RedisLanes):
             for script in self._scripts.values():
                 script.load(client)
             self._meet(client, identity)
+            self._bells.keep_standing(seconds)
             if not self._fit(client):
                 return self._push is not None
         except EpochChanged:
@@ -300,7 +306,7 @@ class RedisBroker(RedisLanes):
             self._marks = counts
             if self._ring is not None:
                 self._push_again(client, self._ring)
-            self._next_sweep = 0.0  # its doorbells may be gone, too
+            self._bells.sweep_soon()
             self._intact = True
         if self._ring is not None:
             self._ring.begin(self._sender.epoch)
@@ -320,7 +326,7 @@ class RedisBroker(RedisLanes):
             if parts:
                 self._marks[parts[0][0]] = ends[-1][-1]
                 self._sender.pushed(parts[0][0], ends[-1][-1])
-                self._due.add(parts[0][0])
+                self._bells.due.add(parts[0][0])
         ring.pushed_again(self._sender.epoch, ends)
         if entries := ring.entries:
             emit("pushed_again", level=logging.WARNING, entries=entries)
@@ -352,28 +358,12 @@ class RedisBroker(RedisLanes):
         if self._push is None:
             return
         try:
-            self._ring_due()
+            self._bells.ring()
             if self._ring is not None and not self._ring.empty and now >= self._next_settle:
                 self._settle(self._ring)
                 self._next_settle = now + (FULL_SETTLE_S if self._ring.full else SETTLE_S)
-            if now >= self._next_sweep:
-                self._next_sweep = now + SWEEP_S
-                for lane in self.idle_lanes():
-                    self._doorbell.ring_again(lane)
         except RedisError as error:
             emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
-
-    def _ring_due(self) -> None:
-        """Ring for lanes that had been empty, but not for leased ones: their drain looks again before it ends."""
-        due: list[int] = []
-        while self._due:
-            due.append(self._due.pop())
-        pipe = self.control.pipeline(transaction=False)
-        for lane in due:
-            pipe.exists(self.keys.lane(lane, "lease"))
-        for lane, leased in zip(due, pipe.execute() if due else (), strict=True):
-            if not leased:
-                self._doorbell.ring(lane)
 
 
 def _chunk(parts: Sequence[Part]) -> list[Part]:

@@ -6,6 +6,7 @@ redis-py's timeouts count from byte to byte, so a server that drips its reply ca
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from typing import Any, cast
@@ -47,6 +48,10 @@ class Deadline:
     def within(self, seconds: float) -> None:
         """Give everything from now on ``seconds``."""
         self.at = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then, a moment at least; infinite without a limit."""
+        return math.inf if self.at is None else max(0.01, self.at - time.monotonic())
 
 
 class _Socket:
@@ -229,11 +234,18 @@ def _bounded(kind: type[AbstractConnection], deadline: Deadline) -> type[Abstrac
     return cast("type[AbstractConnection]", type(f"Bounded{kind.__name__}", (kind,), members))
 
 
-def control_client(connection: redis.Redis, timeout: float = CONTROL_TIMEOUT_S) -> redis.Redis:
-    """A client of our own to the same server: RQ changes the timeouts of a pool that it shares."""
+def control_client(
+    connection: redis.Redis, timeout: float = CONTROL_TIMEOUT_S, deadline: Deadline | None = None
+) -> redis.Redis:
+    """A client of our own to the same server: RQ changes the timeouts of a pool that it shares.
+
+    Args:
+        timeout: seconds for each operation on a socket.
+        deadline: bounds whole calls; default: nothing does.
+    """
     kind, kept = _settings(connection)
     if not is_fake(connection):
-        kind = _bounded(kind, Deadline())
+        kind = _bounded(kind, deadline or Deadline())
         kept.update(
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
@@ -255,7 +267,7 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
 
     kept.update(
         socket_timeout=CONTROL_TIMEOUT_S,
-        socket_connect_timeout=1.0,
+        socket_connect_timeout=min(1.0, deadline.left()),
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
         protocol=2,

@@ -2,6 +2,10 @@
 
 The lanes are the truth. A doorbell that is lost, doubled or late changes nothing: a sweep rings again for
 every lane that has work and no live lease.
+
+Clients and :class:`workers.ProvenanceWorker` sweep. Where all clients are gone and only RQ's stock workers run,
+RQ itself does it: a *standing doorbell* lies among the jobs that RQ's maintenance puts on the queue, at each start
+of a worker and then every ``--maintenance-interval`` seconds. Each of its jobs leaves the next one.
 """
 
 from __future__ import annotations
@@ -13,11 +17,15 @@ from iai_mcp.broker.redis.keys import Keys
 
 if TYPE_CHECKING:
     import redis
+    from rq import Queue
 
 __all__ = ["FUNCTION", "Doorbell"]
 
 FUNCTION = "workers.jobs.drain_lane"  # by name only: this package never imports the workers
 JOB_TIMEOUT_S = 300
+RETRIES = 3  # by RQ itself, where the process that runs the job is killed
+STANDING_RETRIES = 100  # the same; each is a worker that was killed before the job left the next one
+STANDING = "standing"
 
 
 class Doorbell:
@@ -59,11 +67,9 @@ class Doorbell:
         return False
 
     def _enqueue(self, lane: int, ring: str, *, unique: bool) -> None:
-        from rq import Queue
-        from rq.serializers import JSONSerializer
+        from rq import Retry
 
-        queue = Queue(self._keys.queue, connection=self._connection, serializer=JSONSerializer)
-        queue.enqueue_call(
+        self._queue().enqueue_call(
             FUNCTION,
             args=(self._keys.store_id, lane),
             job_id=self._keys.job(lane, ring),
@@ -71,5 +77,41 @@ class Doorbell:
             result_ttl=0,
             failure_ttl=0,
             description=f"provenance lane {lane}",
+            retry=Retry(max=RETRIES),
             unique=unique,
         )
+
+    def keep_standing(self) -> bool:
+        """Leave a standing doorbell unless there is one; whether one was left."""
+        from rq import Retry
+        from rq.job import JobStatus
+        from rq.registry import ReadyJobRegistry
+
+        queue = self._queue()
+        ready = ReadyJobRegistry(queue=queue)
+        head = self._keys.job(0, STANDING)
+        if any(job_id.startswith(head) for job_id in ready.get_job_ids(cleanup=False)):
+            return False
+        job = queue.create_job(
+            FUNCTION,
+            args=(self._keys.store_id, 0),
+            job_id=self._keys.job(0, f"{STANDING}-{secrets.token_hex(4)}"),
+            timeout=JOB_TIMEOUT_S,
+            result_ttl=0,
+            failure_ttl=0,
+            description="provenance, standing doorbell",
+            retry=Retry(max=STANDING_RETRIES),
+            status=JobStatus.READY_TO_ENQUEUE,
+        )
+        with self._connection.pipeline() as pipe:
+            job.save(pipeline=pipe)
+            job.set_status(JobStatus.READY_TO_ENQUEUE, pipeline=pipe)
+            ready.add(job, pipeline=pipe)
+            pipe.execute()
+        return True
+
+    def _queue(self) -> Queue:
+        from rq import Queue
+        from rq.serializers import JSONSerializer
+
+        return Queue(self._keys.queue, connection=self._connection, serializer=JSONSerializer)

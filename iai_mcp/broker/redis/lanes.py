@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import time
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from iai_mcp.broker.redis.client import fetch
 from iai_mcp.broker.redis.doorbell import Doorbell
 from iai_mcp.broker.redis.items import entries_in, from_items
 from iai_mcp.broker.redis.keys import Count, Keys
+from iai_mcp.broker.redis.lease_keeper import LeaseKeeper
 from iai_mcp.broker.redis.reader import LaneReader
 from iai_mcp.broker.redis.scripts import Script, translated
 from iai_mcp.errors import LeaseLost
@@ -43,10 +45,13 @@ class RedisLanes(LaneReader):
 
     def __init__(self, control: redis.Redis, keys: Keys, lanes: int, lease_s: float) -> None:
         super().__init__(control, keys, lanes, lease_s)
-        self._scripts = {name: Script(name) for name in ("meet", "push", "lease", "claim", "ack", "release")}
+        self._scripts = {
+            name: Script(name) for name in ("meet", "push", "lease", "renew", "claim", "ack", "release")
+        }
         self._looks = [LOOK[0]] * lanes  # for each lane, how many items to read at once
         self._claims: list[list[int]] = [[] for _ in range(lanes)]  # number of entries in each claimed item
         self._doorbell = Doorbell(control, keys)
+        self._keeper = LeaseKeeper(self._renew, lease_s / 3)
 
     # -- the drain
 
@@ -59,6 +64,14 @@ class RedisLanes(LaneReader):
         before, items = left
         ours = before.decode().rpartition(":")[0] == _holder()
         return Lease(lane, int(token), f"{token}:{holder}", inherited=0 if ours else int(items))
+
+    def keep(self, lease: Lease) -> AbstractContextManager[None]:
+        """Renew the lease while the block runs."""
+        return self._keeper.keep(lease)
+
+    def _renew(self, lease: Lease) -> bool:
+        keys = [self.keys.lane(lease.lane, "lease")]
+        return bool(self._run("renew", keys, [lease.holder, self._lease_ms]) == 1)
 
     def claim(self, lease: Lease, max_entries: int, linger: float) -> list[Claimed]:
         with translated():
@@ -122,6 +135,15 @@ class RedisLanes(LaneReader):
         """
         with translated():
             self._doorbell.ring(lane)
+
+    def keep_standing(self) -> None:
+        """Make sure that a standing doorbell is there: RQ's own maintenance rings it.
+
+        Raises:
+            BrokerUnavailable: the server does not answer.
+        """
+        with translated():
+            self._doorbell.keep_standing()
 
 
 def _range(key: bytes, first: int, count: int) -> tuple[bytes, ...]:

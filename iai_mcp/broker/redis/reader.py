@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -61,6 +62,29 @@ class LaneReader:
         found = pipe.execute()
         lengths, leased = found[::2], found[1::2]
         return [n for n in range(self._lanes) if 0 < lengths[n] <= (most or lengths[n]) and not leased[n]]
+
+    def busy_lanes(self) -> list[int]:
+        """Lanes that have work, leased or not.
+
+        Raises:
+            BrokerUnavailable: the server does not answer.
+        """
+        with translated():
+            pipe = self.control.pipeline(transaction=False)
+            for number in range(self._lanes):
+                pipe.llen(self.keys.lane(number, "pending"))
+            return [number for number, length in enumerate(pipe.execute()) if length]
+
+    def leased(self, lanes: Sequence[int]) -> list[bool]:
+        """Whether each of ``lanes`` has a live lease.
+
+        Raises:
+            RedisError: the server does not answer.
+        """
+        pipe = self.control.pipeline(transaction=False)
+        for lane in lanes:
+            pipe.exists(self.keys.lane(lane, "lease"))
+        return [bool(found) for found in pipe.execute()] if lanes else []
 
     def stats(self) -> list[LaneStats]:
         """The state of every lane.

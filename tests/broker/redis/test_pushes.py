@@ -124,7 +124,7 @@ def test_both_forms_leave_the_same_behind(server: Server, make: Make, monkeypatc
         monkeypatch.setattr("iai_mcp.broker.redis.sender.transacts", lambda client, there=transacts: there)
         broker = make()
         assert [broker.push(each) for each in parcels] == [Pushed()] * 3
-        left.append((state(server), broker.mark(), sorted(broker._due)))
+        left.append((state(server), broker.mark(), sorted(broker._bells.due)))
     assert left[0] == left[1]
 
 
