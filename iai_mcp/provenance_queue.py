@@ -11,14 +11,14 @@ import atexit
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from iai_mcp.broker.factory import queue_broker
 from iai_mcp.broker.protocol import Mark, Pushed
-from iai_mcp.entries.admission import admit, number
+from iai_mcp.entries.admission import admit, shift
 from iai_mcp.entries.parcel import Pair, Parcel
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.background import Background, Driver, LaneDrainer
@@ -141,26 +141,28 @@ class ProvenanceWriteQueue:
         """
         if not (given := _as_sequence(pairs)):
             return
-        self._store.check_lanes()
+        store = self._store
+        store.check_lanes()
         with observer.now.enqueuing(len(given)) as watched:
-            admitted = admit(
-                self._store.store_id,
+            parcels = admit(
+                store.store_id,
                 self.producer,
+                self._next_seq,  # most likely
                 given,
-                self._store.lanes,
+                store.lanes,
                 time.time(),
                 self._settings.max_entry_bytes,
                 self._store.reuses,
             )
-            call = self._groups.hand_over(watched.carrying(admitted))
+            call = self._groups.hand_over(watched.carrying(parcels), len(given))
             if call.error is not None:
                 raise type(call.error)(str(call.error)) from call.error
             if call.spilled:
                 watched.spilled(journal=self._overflow.journal)
 
-    def _number(self, parcels: list[Parcel]) -> None:
-        entries = sum([len(parcel.seqs) for parcel in parcels])
-        number(parcels, self._next_seq)
+    def _number(self, parcels: list[Parcel], entries: int) -> None:
+        if (ahead := self._next_seq - parcels[0].seqs[0]) != 0:
+            shift(parcels, ahead)  # another thread was quicker
         self._next_seq += entries
         self.counts.enqueued += entries
 
@@ -349,7 +351,10 @@ class ProvenanceWriteQueue:
         return None if self._broker.in_process else self._broker.control
 
 
-def _as_sequence(pairs: object) -> Sequence[Pair]:
-    if not isinstance(pairs, Iterable):
-        raise BadParams(f"enqueue takes pairs of a UUID and a mapping, not {type(pairs).__name__}")
-    return cast("list[Pair]", [*pairs])
+def _as_sequence(pairs: Iterable[object]) -> list[Pair]:
+    try:
+        return cast("list[Pair]", [*pairs])
+    except TypeError:
+        if isinstance(pairs, Iterable):
+            raise
+        raise BadParams(f"enqueue takes pairs of a UUID and a mapping, not {type(pairs).__name__}") from None

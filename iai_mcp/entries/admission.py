@@ -26,12 +26,13 @@ from iai_mcp.entries.routing import route
 from iai_mcp.entries.wire import encode, too_deep
 from iai_mcp.errors import BadParams
 
-__all__ = ["DEPTH_MAX", "admit", "check_depth", "number", "plain_pair", "plain_pairs"]
+__all__ = ["DEPTH_MAX", "admit", "check_depth", "plain_pair", "plain_pairs", "shift"]
 
 DEPTH_MAX = 64  # encoders and decoders allow some 900, less the frames of their caller; schema tools about 250
 PARCEL_BYTES = 2**20  # a parcel of several entries is no larger: a push has only milliseconds
 
 _NUMBERS = frozenset({int, float, bool})
+_TEXTS = frozenset({str})
 _SCALARS = _NUMBERS | {str, type(None)}
 _NUMBER_BYTES = 330  # more than any number below 2**1024 takes as JSON
 _CHARACTER_BYTES = 6  # the most that a character takes as JSON
@@ -40,13 +41,14 @@ _CHARACTER_BYTES = 6  # the most that a character takes as JSON
 def admit(
     store: str,
     producer: str,
+    first_seq: int,
     pairs: Sequence[Pair],
     lanes: int,
     pushed: float,
     max_bytes: int,
     reuses: int = 0,
 ) -> list[Parcel]:
-    """Route ``pairs`` as :func:`iai_mcp.entries.routing.route` does, numbered from 0.
+    """Route ``pairs`` as :func:`iai_mcp.entries.routing.route` does, and check every entry.
 
     A parcel of several entries is small enough for one push; a lane may therefore get several.
 
@@ -59,16 +61,20 @@ def admit(
     """
     sure = min(max_bytes, PARCEL_BYTES)
     try:
-        if (parcels := _alike(store, producer, pairs, lanes, pushed, sure, reuses)) is not None:
+        if (parcels := _alike(store, producer, first_seq, pairs, lanes, pushed, sure, reuses)) is not None:
             return parcels
         if {type(entry) for _, entry in pairs} == {dict}:
-            parcels = route(store, producer, 0, pairs, lanes, pushed, reuses)
+            parcels = route(store, producer, first_seq, pairs, lanes, pushed, reuses)
             if _are_plain(parcels, sure):
                 return parcels
     except Exception:  # noqa: BLE001, S110  whatever a caller's objects raise: the careful way finds out what is wrong
         pass
     plain = plain_pairs(pairs, max_bytes)
-    return [part for parcel in route(store, producer, 0, plain, lanes, pushed, reuses) for part in _small(parcel)]
+    return [
+        part
+        for parcel in route(store, producer, first_seq, plain, lanes, pushed, reuses)
+        for part in _small(parcel)
+    ]
 
 
 def _small(parcel: Parcel) -> Iterator[Parcel]:
@@ -84,7 +90,14 @@ def _small(parcel: Parcel) -> Iterator[Parcel]:
 
 
 def _alike(
-    store: str, producer: str, pairs: Sequence[Pair], lanes: int, pushed: float, max_bytes: int, reuses: int
+    store: str,
+    producer: str,
+    first_seq: int,
+    pairs: Sequence[Pair],
+    lanes: int,
+    pushed: float,
+    max_bytes: int,
+    reuses: int,
 ) -> list[Parcel] | None:
     """Route the entries of one recall: the same texts, and several numbers each; None for any other entries.
 
@@ -95,27 +108,33 @@ def _alike(
         return None
     shared, names, rows = found
     by_lane: dict[int, tuple[list[str], list[int], list[tuple[Any, ...]]]] = {}
-    at = 0
+    seq = first_seq
     for (record_id, _), row in zip(pairs, rows):  # noqa: B905  likewise
         raw = record_id.int.to_bytes(16, "big")
         lane = crc32(raw) % lanes
         if lane in by_lane:
             ids, seqs, mine = by_lane[lane]
             ids.append(raw.hex())
-            seqs.append(at)
+            seqs.append(seq)
             mine.append(row)
         else:
-            by_lane[lane] = [raw.hex()], [at], [row]
-        at += 1  # noqa: SIM113  enumerate would make a tuple each time
+            by_lane[lane] = [raw.hex()], [seq], [row]
+        seq += 1
     told: int | msgspec.UnsetType = reuses or msgspec.UNSET
     return [
-        Parcel(store, lane, producer, pushed, ids, seqs, _own(names, mine), shared=shared, reuses=told)
+        Parcel(
+            store,
+            lane,
+            producer,
+            pushed,
+            ids,
+            seqs,
+            dict(zip(names, map(list, zip(*mine)))),  # noqa: B905  asking for it costs more than the rest
+            shared=shared,
+            reuses=told,
+        )
         for lane, (ids, seqs, mine) in by_lane.items()
     ]
-
-
-def _own(names: list[str], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    return dict(zip(names, map(list, zip(*rows))))  # noqa: B905  asking for it costs more than the rest
 
 
 def _columns(
@@ -143,7 +162,7 @@ def _columns(
         if len(entry) != count or texts(entry) != common:
             return None
     rows = [*map(itemgetter(*names), entries)]
-    if not {*map(type, chain.from_iterable(rows))} <= _NUMBERS or {*map(type, [*shared, *names])} != {str}:
+    if not {*map(type, chain.from_iterable(rows))} <= _NUMBERS or {*map(type, [*shared, *names])} != _TEXTS:
         return None
     together = "".join([*shared, *names, *shared.values()])
     if not (together.isascii() and isfinite(fsum(chain.from_iterable(rows)))):
@@ -370,7 +389,7 @@ def _fields(kind: type[Any], value: Any) -> Iterator[tuple[str, Any]] | None:
     return None
 
 
-def number(parcels: Iterable[Parcel], first_seq: int) -> None:
-    """Let the numbers of freshly admitted ``parcels`` begin at ``first_seq``."""
+def shift(parcels: Iterable[Parcel], by: int) -> None:
+    """Add ``by`` to the numbers of freshly admitted ``parcels``."""
     for parcel in parcels:
-        parcel.seqs[:] = map(first_seq.__add__, parcel.seqs)
+        parcel.seqs[:] = map(by.__add__, parcel.seqs)

@@ -8,39 +8,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from iai_mcp.entries.parcel import Parcel
 
 __all__ = ["Call", "PushGroups"]
 
 
-class Call:
+class Call(Struct):
     """One call of ``enqueue`` on its way.
 
     Attributes:
         parcels: what it hands over.
         spilled: whether the parcels went to the spill.
         error: why they were not taken; None where they were.
+        done: whether its push is over.
     """
 
-    __slots__ = ("done", "error", "parcels", "spilled")
-
-    def __init__(self, parcels: list[Parcel]) -> None:
-        self.parcels = parcels
-        self.spilled = False
-        self.error: Exception | None = None
-        self.done = False
+    parcels: list[Parcel]
+    spilled: bool = False
+    error: Exception | None = None
+    done: bool = False
 
 
 class PushGroups:
     """Gives each call its numbers and its place in one step, and pushes one group of calls at a time.
 
     Args:
-        number: numbers the parcels of a call.
+        number: numbers the parcels of a call, which hold so many entries.
         push: pushes or spills the calls of a group, in order, and notes in each what became of it. It raises
             only what concerns the thread that runs it, such as an interrupt.
     """
 
-    def __init__(self, number: Callable[[list[Parcel]], None], push: Callable[[list[Call]], None]) -> None:
+    def __init__(self, number: Callable[[list[Parcel], int], None], push: Callable[[list[Call]], None]) -> None:
         self._number = number
         self._push = push
         self._lock = threading.Lock()  # held for a moment, never during a push
@@ -48,14 +48,14 @@ class PushGroups:
         self._waiting: list[Call] = []
         self._pushing = False
 
-    def hand_over(self, parcels: list[Parcel]) -> Call:
-        """Number and push ``parcels``; the call, once it is done.
+    def hand_over(self, parcels: list[Parcel], entries: int) -> Call:
+        """Number and push ``parcels``, which hold so many ``entries``; the call, once it is done.
 
         An interrupt is raised only after the turn: the parcels have their numbers.
         """
         call = Call(parcels)
         with self._lock:
-            self._number(parcels)
+            self._number(parcels, entries)
             self._waiting.append(call)
             group = self._next_group()
         if group is None:

@@ -35,6 +35,8 @@ class Chain:
     @property
     def unread(self) -> bool:
         """Whether a line is unread, or read and not settled."""
+        if not self._segments:  # each recall asks, and this is the usual answer
+            return False
         with self._mutex:
             return any(not segment.exhausted for segment in self._segments)
 

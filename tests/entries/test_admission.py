@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from iai_mcp.entries.admission import DEPTH_MAX, admit, number, plain_pairs
+from iai_mcp.entries.admission import DEPTH_MAX, admit, plain_pairs, shift
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import route
 from iai_mcp.entries.wire import decode, encode
@@ -32,7 +32,7 @@ ONE = UUID(int=1)
 
 def admitted(*entries: Any, limit: int = LIMIT, lanes: int = 4) -> list[dict[str, Any]]:
     """What arrives of the entries, in their order, once they have gone over the wire."""
-    parcels = admit("s", "p", [(uuid4(), one) for one in entries], lanes, 1.0, limit)
+    parcels = admit("s", "p", 0, [(uuid4(), one) for one in entries], lanes, 1.0, limit)
     found = [item for parcel in parcels for item in decode(encode(parcel)).handed_out()]
     assert found == [item for parcel in parcels for item in parcel.handed_out()]  # nothing is left to encoders
     return [said for _, _, said in sorted(found, key=lambda item: item[1])]
@@ -207,13 +207,13 @@ def test_an_entry_is_a_mapping_that_can_be_read(bad: Any) -> None:
 @pytest.mark.parametrize("key", ["no uuid", 7, None, b"x" * 16, str(ONE), Raising()])
 def test_an_id_is_a_uuid(key: Any) -> None:
     with pytest.raises(BadParams, match=r"pair 1 is refused: a value of type .* is no UUID"):
-        admit("s", "p", [(uuid4(), entry("a")), (key, entry("b"))], 4, 1.0, LIMIT)
+        admit("s", "p", 0, [(uuid4(), entry("a")), (key, entry("b"))], 4, 1.0, LIMIT)
 
 
 @pytest.mark.parametrize("pair", [7, None, (), (uuid4(),), (uuid4(), {}, 1), Raising()])
 def test_a_pair_has_two_parts(pair: Any) -> None:
     with pytest.raises(BadParams, match="pair 1 is refused: it is not a UUID and a mapping"):
-        admit("s", "p", [(uuid4(), entry("a")), pair], 4, 1.0, LIMIT)
+        admit("s", "p", 0, [(uuid4(), entry("a")), pair], 4, 1.0, LIMIT)
 
 
 NOON = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
@@ -290,15 +290,15 @@ def test_a_size_is_what_the_entry_takes_as_json() -> None:
 
 def test_large_entries_of_one_call_are_parcels_of_their_own() -> None:
     large = [(ONE, entry(str(at) * 300_000)) for at in range(8)]
-    parcels = admit("s", "p", large, 1, 1.0, 2**20)
+    parcels = admit("s", "p", 0, large, 1, 1.0, 2**20)
     assert [seq for parcel in parcels for seq in parcel.seqs] == [*range(8)]
     assert max(len(encode(parcel)) for parcel in parcels) <= 2**20
     assert [item[2] for parcel in parcels for item in parcel.handed_out()] == [said for _, said in large]
 
 
-def test_numbers_begin_where_they_are_told_to() -> None:
-    parcels = admit("s", "p", [(uuid4(), entry("a", rank=n, score=0.5)) for n in range(9)], 4, 1.0, LIMIT)
-    number(parcels, 41)
+def test_numbers_can_be_shifted() -> None:
+    parcels = admit("s", "p", 0, [(uuid4(), entry("a", rank=n, score=0.5)) for n in range(9)], 4, 1.0, LIMIT)
+    shift(parcels, 41)
     assert sorted(seq for parcel in parcels for seq in parcel.seqs) == [*range(41, 50)]
 
 
@@ -321,7 +321,7 @@ def test_ordinary_entries_are_routed_as_ever(entries: list[dict[str, Any]]) -> N
     def alike(parcels: list[Parcel]) -> Any:
         return [item for parcel in sorted(parcels, key=lambda one: one.lane) for item in parcel.handed_out()]
 
-    assert alike(admit("s", "p", given, 4, 1.0, LIMIT)) == alike(route("s", "p", 0, given, 4, 1.0))
+    assert alike(admit("s", "p", 0, given, 4, 1.0, LIMIT)) == alike(route("s", "p", 0, given, 4, 1.0))
 
 
 def test_decoders_take_what_was_admitted_wherever_they_are_called() -> None:
