@@ -197,6 +197,9 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
         f"entries: {entries.applied:,} added, {entries.duplicate:,} already there"
         + (f", {entries.unknown:,} of unknown memories skipped" if entries.unknown else "")
     )
+    if entries.conflict:
+        kept = many(entries.conflict, "entry that differs", "entries that differ")
+        note(f"{kept} from the entry here with the same key: see `iai-mcp dead list`")
     if done.embedded:
         typer.echo(f"{done.embedded:,} embedded again")
     if done.manifest.not_included:

@@ -23,6 +23,7 @@ from iai_mcp.config import Settings
 from iai_mcp.errors import WrongPlace
 from iai_mcp.pipeline.drain import DrainPolicy, drain
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.server.calls import Calls
 from iai_mcp.storage.place import store_place
 from iai_mcp.store import MemoryStore, RecordsCache
 from tests.servers import Server, serving, worker
@@ -189,6 +190,18 @@ def test_a_command_that_recalls_in_the_copy_ends_with_2(
     run("place", "--new-id", "--store", tmp_path / "copy")
     run("recall", "harbour", "--store", tmp_path / "copy")
     run("recall", "harbour", "--store", made)
+
+
+def test_a_server_of_the_copy_answers_every_call_with_what_to_do(
+    store: MemoryStore, server: Server, tmp_path: Path
+) -> None:
+    assert trouble(store, server) is None
+    copy = copied(store, tmp_path / "copy")
+    calls = Calls(Settings(redis_url=server.url_of("producer"), embedder="none"), copy.path)
+    for _ in range(2):
+        with pytest.raises(WrongPlace, match="--new-id"):
+            calls.store()
+    assert calls.opened is None
 
 
 def test_people_confirm_a_move_to_another_host(
