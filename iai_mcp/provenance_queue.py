@@ -7,17 +7,17 @@ that, and drains embedded lanes.
 
 from __future__ import annotations
 
-import atexit
 import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from iai_mcp.broker.factory import queue_broker
 from iai_mcp.broker.protocol import Mark, Pushed
+from iai_mcp.common import forks
 from iai_mcp.entries.parcel import Pair, Parcel
 from iai_mcp.entries.routing import route
 from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
@@ -29,11 +29,14 @@ from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.storage.live_producers import LiveProducer
 from iai_mcp.telemetry import observer
+from iai_mcp.telemetry.events import log
 
 if TYPE_CHECKING:
     import redis
 
 __all__ = ["ProvenanceWriteQueue", "QueueCounts"]
+
+CONNECT_IN_CHILD_S = 0.1  # the longest time that a forked child's first entry waits for Redis
 
 
 class ProvenanceWriteQueue:
@@ -44,6 +47,9 @@ class ProvenanceWriteQueue:
 
     An embedded process that is killed with -9 loses the entries that are in memory only. With
     ``IAI_MCP_JOURNAL`` set to ``write`` or ``fsync`` every entry is in a file before ``enqueue`` returns.
+
+    A forked child is a producer of its own from its first use of the queue on. What the parent held stays the
+    parent's. Without Redis a child hands its entries over in files, which another process of the store applies.
 
     Args:
         store: entries go there through ``store.append_provenance_batch``.
@@ -75,24 +81,48 @@ class ProvenanceWriteQueue:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
         self._store = store
         self._settings = store.settings
+        self._capacity, self._given = max_queue_size, connection
+        self._policy = DrainPolicy(max_batch_pairs, coalesce_ms / 1000)
+        self._exit = forks.AtExit(self.stop)
+        self._running = self._stopped = False
+        self._begin()
+        self._make()
+        forks.in_children(self._begin)
+
+    def _begin(self) -> None:
+        """Be a new producer, at first and in a forked child, which makes the rest when it is used."""
         self.producer = secrets.token_hex(8)
         self.counts = QueueCounts()
         self._next_seq = 1
+        self._order = threading.Lock()  # numbers and pushes in one order
+        self._life = threading.Lock()
+        self._inherited = True  # what _make makes is the parent's
+
+    def _make(self) -> None:
+        """Make what no two processes may share: threads, locks, connections and files."""
+        store = self._store
         self._broker = queue_broker(
-            store.settings, store.store_id, store.lanes, capacity=max_queue_size, connection=connection
+            store.settings, store.store_id, store.lanes, capacity=self._capacity, connection=self._given
         )
         self._overflow = Overflow(store, self.producer, self.counts, remote=not self._broker.in_process)
         self._spill = self._overflow.spill
-        self._order = threading.Lock()  # numbers and pushes in one order
         half = self._settings.push_budget_ms / 2000  # the other half is for the push
         self._priority_lock = PriorityLock(self._order, half)
         self._halt = threading.Event()
-        self._background = self._make_background(
-            DrainPolicy(max_batch_pairs, coalesce_ms / 1000, wait=self._halt.wait)
-        )
+        self._background = self._make_background(replace(self._policy, wait=self._halt.wait))
         self._living = LiveProducer(store.layout.locks, self.producer)
-        self._life = threading.Lock()
-        self._running = self._stopped = False
+        self._inherited = False
+
+    def _own(self) -> None:
+        """In a forked child: make what is still the parent's, and start where the parent's queue runs."""
+        forks.notice()
+        if self._inherited:
+            with self._life:
+                if self._inherited:
+                    running, self._running = self._running, False
+                    self._make()
+                    if running:
+                        self._start(CONNECT_IN_CHILD_S)
 
     def _make_background(self, policy: DrainPolicy) -> Background:
         driver: Driver
@@ -117,6 +147,7 @@ class ProvenanceWriteQueue:
         """
         if not pairs:
             return
+        self._own()
         self._store.check_lanes()
         with observer.now.enqueuing(len(pairs)) as watched, self._order:
             try:
@@ -170,6 +201,9 @@ class ProvenanceWriteQueue:
         Returns False where that takes longer than ``timeout`` seconds, or where the queue is not running
         and something waits.
         """
+        forks.notice()
+        if self._inherited:
+            return True  # this process has enqueued nothing
         deadline = time.monotonic() + timeout
         tail = self._spill.tail()
         while not self._spill.passed(tail):
@@ -191,20 +225,30 @@ class ProvenanceWriteQueue:
 
     def start(self) -> None:
         """Start draining; does nothing where that is so already. Works again after :meth:`stop`."""
+        self._own()
         with self._life:
-            if self._running:
-                return
-            with self._order:
-                if self._stopped:
-                    self._spill.reopen()
-                self._stopped = False
+            if not self._running:
+                self._start()
+
+    def _start(self, connect_s: float | None = None) -> None:
+        with self._order:
+            if self._stopped:
+                self._spill.reopen()
+            self._stopped = False
+        if not self._overflow.hands_over:
             if self._broker.in_process:
                 self._living.start()
             else:
-                self._broker.open()
-            self._running = True
+                self._broker.open(connect_s)
+        self._running = True
+        if self._overflow.hands_over:
+            log.warning(
+                "this process was forked after its store was opened: it hands provenance entries over in files, "
+                "and another process of the store applies them; open the store after the fork instead"
+            )
+        else:
             self._background.start()
-            atexit.register(self.stop)
+        self._exit.arm()
 
     def stop(self) -> None:
         """Drain for at most the budget (``IAI_MCP_STOP_BUDGET``), then spill what is left.
@@ -213,11 +257,15 @@ class ProvenanceWriteQueue:
         queue is not running. Entries that are enqueued from now on go to the spill, and the next client of this
         store applies them.
         """
+        forks.notice()
         with self._life:
             if not self._running:
                 return
+            if self._inherited:  # what there is to stop is the parent's
+                self._running, self._stopped = False, True
+                return
             deadline = time.monotonic() + self._settings.stop_budget
-            if self._broker.in_process:
+            if self._broker.in_process and not self._overflow.hands_over:
                 self.flush(self._settings.stop_budget)
             self._background.stop(max(0.05, deadline - time.monotonic()))
             with self._order, self._priority_lock.step():
@@ -228,7 +276,7 @@ class ProvenanceWriteQueue:
                 self._living.stop()
             else:
                 self._broker.close()
-            atexit.unregister(self.stop)
+            self._exit.disarm()
 
     def _give_back(self) -> None:
         """Spill what would die with this process, and give up the spill files."""
@@ -243,7 +291,8 @@ class ProvenanceWriteQueue:
     # -- state
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the queue was made, and its lanes now."""
+        """Counts since the queue was made (in a forked child: since then), and its lanes now."""
+        self._own()
         return {
             "broker": self._broker.name,
             "running": self._running,
@@ -263,14 +312,17 @@ class ProvenanceWriteQueue:
     @property
     def journals(self) -> bool:
         """Whether every entry goes through the spill."""
+        self._own()
         return self._overflow.journal
 
     @property
     def trouble(self) -> str | None:
         """Why the broker takes no entries just now, so that they are spilled; None where it does."""
+        self._own()
         return None if self._broker.in_process else self._broker.trouble
 
     @property
     def connection(self) -> redis.Redis | None:
         """A client of the Redis in use; None with the embedded broker."""
+        self._own()
         return None if self._broker.in_process else self._broker.control

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from iai_mcp.broker.factory import redis_broker
+from iai_mcp.common import forks
 from iai_mcp.config import Settings
 from iai_mcp.errors import UsageError
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
@@ -169,6 +170,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 _runners: dict[str, LaneRunner] = {}
+forks.in_children(_runners.clear)  # their threads and connections are the parent's
 
 
 def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:

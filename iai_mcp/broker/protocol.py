@@ -213,8 +213,11 @@ class RemoteBroker(WriteBroker, Protocol):
         """The client for everything but pushes."""
         ...
 
-    def open(self) -> None:
-        """Connect, within a second or so; a failure is no error, :meth:`run_once` tries again."""
+    def open(self, seconds: float | None = None) -> None:
+        """Connect, within ``seconds`` (default: a second or so).
+
+        A failure is no error, :meth:`run_once` tries again.
+        """
         ...
 
     def close(self) -> None:

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from iai_mcp.common import forks
 from iai_mcp.config import overflow_dir
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
+from iai_mcp.spill.handover import HandOverSpill
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.exclusions import ExclusionReason, Key
+from iai_mcp.storage.tables.process import usable
 from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["Overflow"]
@@ -27,6 +30,7 @@ class Overflow:
     Attributes:
         spill: the files.
         journal: whether every entry goes through the spill.
+        hands_over: whether another process writes the entries to the store, since this one cannot: it was forked.
 
     Args:
         store: the store of the entries.
@@ -37,10 +41,12 @@ class Overflow:
 
     def __init__(self, store: ProvenanceStore, producer: str, counts: QueueCounts, *, remote: bool) -> None:
         settings = store.settings
-        self.journal = settings.journal != "off"
+        self.hands_over = forks.bare() or (not remote and not usable())
+        self.journal = settings.journal != "off" or self.hands_over
         fsync = settings.journal == "fsync" or (remote and settings.redis_durability == "fsync")
         level = logging.DEBUG if self.journal else logging.INFO
-        self.spill = Spill(store.store_id, producer, overflow_dir(settings), fsync=fsync, level=level)
+        kind = HandOverSpill if self.hands_over else Spill
+        self.spill = kind(store.store_id, producer, overflow_dir(settings), fsync=fsync, level=level)
         self._store = store
         self._counts = counts
         self._ahead = self.journal or remote

@@ -233,11 +233,11 @@ class RedisBroker(RedisLanes):
     def mark(self) -> Mark:
         return tuple(self._marks)
 
-    def open(self) -> None:
+    def open(self, seconds: float | None = None) -> None:
         """Connect, so that the first recall finds Redis ready."""
         self._doorbell.get_ready()
         if self._push is None:
-            self.try_connect()
+            self.try_connect(CONNECT_S if seconds is None else seconds)
 
     def close(self) -> None:
         """Ring what is due, then close the connections."""
@@ -294,9 +294,9 @@ class RedisBroker(RedisLanes):
         emit("breaker_open", level=logging.WARNING, reason=type(error).__name__)
         self._wake.set()
 
-    def try_connect(self) -> bool:
+    def try_connect(self, seconds: float = CONNECT_S) -> bool:
         """Connect to the server, on a thread that may wait for it; whether that worked."""
-        self._deadline.within(CONNECT_S)
+        self._deadline.within(seconds)
         try:
             client = push_client(self._given, self._deadline)
             self.check_server(client)

@@ -48,6 +48,10 @@ class Deadline:
         """Give everything from now on ``seconds``."""
         self.at = time.monotonic() + seconds
 
+    def left(self, most: float) -> float:
+        """Seconds that are left, up to ``most`` and above 0."""
+        return most if self.at is None else max(0.001, min(most, self.at - time.monotonic()))
+
 
 class _Socket:
     """A socket whose operations share one deadline."""
@@ -254,7 +258,7 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
 
     kept.update(
         socket_timeout=CONTROL_TIMEOUT_S,
-        socket_connect_timeout=1.0,
+        socket_connect_timeout=deadline.left(1.0),
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
         protocol=2,
