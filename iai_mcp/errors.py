@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "EmbedderUnavailable",
     "EmbeddingMismatch",
+    "ForkedProcess",
     "IaiMcpError",
     "LanesChanged",
     "LeaseLost",
@@ -86,6 +87,10 @@ class StoreTooNew(StoreError):
 
 class StoreUnavailable(StoreError, OSError):
     """The storage is unavailable: disk full, no permission, folder gone. The same call may be repeated later."""
+
+
+class ForkedProcess(StoreError):
+    """A process that this one was forked from has used the storage, which does not survive that."""
 
 
 class LanesChanged(StoreUnavailable):

@@ -7,20 +7,21 @@ that, and drains embedded lanes.
 
 from __future__ import annotations
 
-import atexit
 import secrets
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from iai_mcp.broker.factory import queue_broker
 from iai_mcp.broker.protocol import Mark, Pushed
+from iai_mcp.common import forks
 from iai_mcp.entries.admission import admit, shift
-from iai_mcp.entries.parcel import Pair, Parcel
-from iai_mcp.errors import BadParams, BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
+from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.routing import as_list
+from iai_mcp.errors import BrokerUnavailable, ConfigError, QueueStopped, SpillUnavailable
 from iai_mcp.pipeline.background import Background, Driver, LaneDrainer
 from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.drain import DrainPolicy
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["ProvenanceWriteQueue", "QueueCounts"]
 
 CLOSE_S = 0.2  # for the last doorbells, once the budget of a stop is spent
+CONNECT_IN_CHILD_S = 0.1  # the longest time that a forked child's first entry waits for Redis
 
 
 class ProvenanceWriteQueue:
@@ -48,6 +50,9 @@ class ProvenanceWriteQueue:
 
     An embedded process that is killed with -9 loses the entries that are in memory only. With
     ``IAI_MCP_JOURNAL`` set to ``write`` or ``fsync`` every entry is in a file before ``enqueue`` returns.
+
+    A forked child is a producer of its own from its first use of the queue on. What the parent held stays the
+    parent's. Without Redis a child hands its entries over in files, which another process of the store applies.
 
     Attributes:
         spill_left: number of entries that the last :meth:`stop` left in the spill.
@@ -82,33 +87,57 @@ class ProvenanceWriteQueue:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
         self._store = store
         self._settings = store.settings
+        self._capacity, self._given = max_queue_size, connection
+        self._policy = DrainPolicy(max_batch_pairs, coalesce_ms / 1000)
+        self._exit = forks.AtExit(self.stop)
+        self._running = self._stopped = False
+        self._begin()
+        self._make()
+        forks.in_children(self._begin)
+
+    def _begin(self) -> None:
+        """Be a new producer, at first and in a forked child, which makes the rest when it is used."""
         self.producer = secrets.token_hex(8)
         self.counts = QueueCounts()
         self._next_seq = 1
+        self.spill_left = 0
+        self._order = threading.Lock()  # held around each push
+        self._groups = PushGroups(self._number, self._push_calls)
+        self._life = threading.Lock()
+        self._inherited = True  # what _make makes is the parent's
+
+    def _make(self) -> None:
+        """Make what no two processes may share: threads, locks, connections and files."""
+        store = self._store
         self._broker = queue_broker(
             store.settings,
             store.store_id,
             store.lanes,
-            capacity=max_queue_size,
-            connection=connection,
+            capacity=self._capacity,
+            connection=self._given,
             place=store_place(store.layout),
         )
         self._overflow = Overflow(store, self.producer, self.counts, remote=not self._broker.in_process)
         self._spill = self._overflow.spill
-        self._order = threading.Lock()  # held around each push
-        self._groups = PushGroups(self._number, self._push_calls)
         half = self._settings.push_budget_ms / 2000  # the other half is for the push
         self._priority_lock = PriorityLock(self._order, half)
         self._halt = threading.Event()
         self._living = LiveProducer(
             store.layout, self.producer, lambda: self._next_seq - 1, embedded=self._broker.in_process
         )
-        self._background = self._make_background(
-            DrainPolicy(max_batch_pairs, coalesce_ms / 1000, wait=self._halt.wait)
-        )
-        self._life = threading.Lock()
-        self._running = self._stopped = False
-        self.spill_left = 0
+        self._background = self._make_background(replace(self._policy, wait=self._halt.wait))
+        self._inherited = False
+
+    def _own(self) -> None:
+        """In a forked child: make what is still the parent's, and start where the parent's queue runs."""
+        forks.notice()
+        if self._inherited:
+            with self._life:
+                if self._inherited:
+                    running, self._running = self._running, False
+                    self._make()
+                    if running:
+                        self._start(CONNECT_IN_CHILD_S)
 
     def _make_background(self, policy: DrainPolicy) -> Background:
         driver: Driver
@@ -139,8 +168,9 @@ class ProvenanceWriteQueue:
             QueueStopped: the queue is stopped and the spill cannot be written; nothing was taken.
             LanesChanged: the store has another number of lanes now; nothing was taken.
         """
-        if not (given := _as_sequence(pairs)):
+        if not (given := as_list(pairs)):
             return
+        self._own()
         store = self._store
         store.check_lanes()
         with observer.now.enqueuing(len(given)) as watched:
@@ -228,6 +258,9 @@ class ProvenanceWriteQueue:
         Returns False where that takes longer than ``timeout`` seconds, or where the queue is not running
         and something waits.
         """
+        forks.notice()
+        if self._inherited:
+            return True  # this process has enqueued nothing
         deadline = time.monotonic() + timeout
         tail = self._spill.tail()
         while not self._spill.passed(tail):
@@ -249,19 +282,24 @@ class ProvenanceWriteQueue:
 
     def start(self) -> None:
         """Start draining; does nothing where that is so already. Works again after :meth:`stop`."""
+        self._own()
         with self._life:
-            if self._running:
-                return
-            with self._order:
-                if self._stopped:
-                    self._spill.reopen()
-                self._stopped = False
+            if not self._running:
+                self._start()
+
+    def _start(self, connect_s: float | None = None) -> None:
+        with self._order:
+            if self._stopped:
+                self._spill.reopen()
+            self._stopped = False
+        if not self._overflow.hands_over:
             self._living.start()
             if not self._broker.in_process:
-                self._broker.open()
-            self._running = True
+                self._broker.open(connect_s)
+        self._running = True
+        if not self._overflow.hands_over:
             self._background.start()
-            atexit.register(self.stop)
+        self._exit.arm()
 
     def stop(self) -> None:
         """Drain for at most the budget (``IAI_MCP_STOP_BUDGET``), then spill what is left.
@@ -271,14 +309,19 @@ class ProvenanceWriteQueue:
         not running. Entries that are enqueued from now on go to the spill, and the next client of this store
         applies them.
         """
+        forks.notice()
         with self._life:
             if not self._running:
                 return
+            if self._inherited:  # what there is to stop is the parent's
+                self._running, self._stopped = False, True
+                return
             deadline = time.monotonic() + self._settings.stop_budget
-            if self._broker.in_process:
+            if self._broker.in_process and not self._overflow.hands_over:
                 self.flush(self._settings.stop_budget)
             self._background.stop(max(0.05, deadline - time.monotonic()))
-            self._background.replay_own(deadline)
+            if not self._overflow.hands_over:
+                self._background.replay_own(deadline)
             with self._order, self._priority_lock.step():
                 self._stopped = True
                 self._running = False
@@ -286,7 +329,7 @@ class ProvenanceWriteQueue:
             self._living.stop(stored=self._all_stored())
             if not self._broker.in_process:
                 self._broker.close(max(CLOSE_S, deadline - time.monotonic()))
-            atexit.unregister(self.stop)
+            self._exit.disarm()
 
     def _give_back(self) -> None:
         """Spill what would die with this process, and give up the spill files."""
@@ -309,7 +352,8 @@ class ProvenanceWriteQueue:
     # -- state
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the queue was made, and its lanes now."""
+        """Counts since the queue was made (in a forked child: since then), and its lanes now."""
+        self._own()
         return {
             "broker": self._broker.name,
             "running": self._running,
@@ -329,11 +373,13 @@ class ProvenanceWriteQueue:
     @property
     def journals(self) -> bool:
         """Whether every entry goes through the spill."""
+        self._own()
         return self._overflow.journal
 
     @property
     def trouble(self) -> str | None:
         """Why the broker takes no entries just now, so that they are spilled; None where it does."""
+        self._own()
         return None if self._broker.in_process else self._broker.trouble
 
     def check_place(self) -> None:
@@ -348,13 +394,5 @@ class ProvenanceWriteQueue:
     @property
     def connection(self) -> redis.Redis | None:
         """A client of the Redis in use; None with the embedded broker."""
+        self._own()
         return None if self._broker.in_process else self._broker.control
-
-
-def _as_sequence(pairs: Iterable[object]) -> list[Pair]:
-    try:
-        return cast("list[Pair]", [*pairs])
-    except TypeError:
-        if isinstance(pairs, Iterable):
-            raise
-        raise BadParams(f"enqueue takes pairs of a UUID and a mapping, not {type(pairs).__name__}") from None

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
+from iai_mcp.common import forks
 from iai_mcp.config import Settings
 from iai_mcp.embedders.base import Embedder
 from iai_mcp.entries.batch import EntryBatch
@@ -35,6 +36,7 @@ from iai_mcp.storage.tables.catalog import Tables
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.storage.tables.lanes import Lanes
+from iai_mcp.storage.tables.process import refuse, usable
 from iai_mcp.storage.tables.records import Filters, Hit
 from iai_mcp.storage.tables.reports import AppendReport, MergeReport
 from iai_mcp.storage.tables.write_right import WriteRight
@@ -75,6 +77,7 @@ class MemoryStore:
 
     Raises:
         StoreTooNew: a later version of this package wrote the store.
+        ForkedProcess: this process was forked from one that had opened a store; inherited stores raise it too.
         StoreError: the folder holds something else.
         StoreUnavailable: the folder cannot be created, read or written, or its number of lanes is being changed.
         ConfigError: ``lanes`` is out of range, or is not the store's number of lanes.
@@ -104,6 +107,12 @@ class MemoryStore:
         self._provenance_queue: ProvenanceWriteQueue | None = None
         self.provenance_failures = 0
         self._register()
+        forks.in_children(self._in_child)
+
+    def _in_child(self) -> None:
+        """In a forked child only the queue goes on: its parent's tables and locks may be in any state there."""
+        self._mutex = threading.RLock()
+        refuse(self, "tables", "_records", "vectors", "_lanes", "_direct", "_forgetting")
 
     # -- what the store is
 
@@ -241,11 +250,12 @@ class MemoryStore:
     def tidy(self) -> None:
         """Run due maintenance, and remove forgotten text from the disk once no reader can have it open.
 
-        Direct writes, running queues and workers call this; mostly nothing is due.
+        Direct writes, running queues and workers call this; mostly nothing is due. A forked process does nothing.
         """
-        self._records.maintain(force=False)
-        self._lanes.maintain()
-        sweep(self.layout)
+        if usable():
+            self._records.maintain(force=False)
+            self._lanes.maintain()
+            sweep(self.layout)
 
     def count(self, filters: Filters | None = None) -> int:
         """Number of memories that ``filters`` selects."""
@@ -379,11 +389,6 @@ class MemoryStore:
                 queue.start()
                 self._provenance_queue = queue
                 self._register()
-
-    def check_place(self) -> None:
-        """Raise WrongPlace where Redis refuses the queue: it has entries of another folder with the same id."""
-        if self._provenance_queue is not None:
-            self._provenance_queue.check_place()
 
     def disable_provenance_queue(self) -> None:
         """Drain the queue, and write on the caller's thread from now on. Harmless when repeated."""

@@ -39,6 +39,8 @@ def main() -> int:
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):  # until RQ installs its own handlers
         signal.signal(number, _leave)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     if options.parent_pid is not None:
         threading.Thread(target=_end_with, args=(options.parent_pid,), daemon=True).start()
     try:

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from iai_mcp.broker.factory import redis_broker
 from iai_mcp.broker.redis.place import claim_place
+from iai_mcp.common import forks
 from iai_mcp.config import Settings
 from iai_mcp.errors import UsageError
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, Outcome, drain
@@ -187,6 +188,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 _runners: dict[str, LaneRunner] = {}
+forks.in_children(_runners.clear)  # their threads and connections are the parent's
 
 
 def runner_for(store_id: str, connection: redis.Redis) -> LaneRunner:

@@ -227,8 +227,11 @@ class RemoteBroker(WriteBroker, Protocol):
         """Number of pushed entries that are not known to be in the store; None where that is not tracked."""
         ...
 
-    def open(self) -> None:
-        """Connect, within a second or so; a failure is no error, :meth:`run_once` tries again."""
+    def open(self, seconds: float | None = None) -> None:
+        """Connect, within ``seconds`` (default: a second or so).
+
+        A failure is no error, :meth:`run_once` tries again.
+        """
         ...
 
     def reconnect(self, seconds: float) -> bool:

@@ -154,8 +154,9 @@ def traced(store: MemoryStore) -> Iterator[ProvenanceWriteQueue | None]:
         return
     store.enable_provenance_queue()
     try:
-        store.check_place()
-        yield store.provenance_queue
+        if (queue := store.provenance_queue) is not None:
+            queue.check_place()
+        yield queue
     finally:
         store.disable_provenance_queue()
 

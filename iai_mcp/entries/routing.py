@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 
 from iai_mcp.entries.parcel import Pair, Parcel, common_keys, common_texts, select_columns
+from iai_mcp.errors import BadParams
 
-__all__ = ["lane_of", "lane_of_hex", "route"]
+__all__ = ["as_list", "lane_of", "lane_of_hex", "route"]
 
 
 def lane_of(record_id: UUID, lanes: int) -> int:
@@ -63,3 +64,17 @@ def route(
         )
         for lane, (ids, seqs, contents) in by_lane.items()
     ]
+
+
+def as_list(pairs: Iterable[object]) -> list[Pair]:
+    """The pairs that ``enqueue`` was given, as a list.
+
+    Raises:
+        BadParams: they cannot be iterated over.
+    """
+    try:
+        return cast("list[Pair]", [*pairs])
+    except TypeError:
+        if isinstance(pairs, Iterable):
+            raise
+        raise BadParams(f"enqueue takes pairs of a UUID and a mapping, not {type(pairs).__name__}") from None

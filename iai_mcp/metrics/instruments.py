@@ -23,6 +23,7 @@ __all__ = ["ClientMetrics", "WorkerMetrics"]
 class WorkerMetrics(observer.Observer):
     """Counters and histograms of a process that drains."""
 
+    in_children = False  # nobody reads a child's counters, and another thread may have held their locks
     roles: tuple[str, ...] = ("both",)
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+from iai_mcp.common import forks
 from iai_mcp.config import overflow_dir
 from iai_mcp.entries.admission import check_depth
 from iai_mcp.entries.identity import entry_id
@@ -16,15 +17,21 @@ from iai_mcp.errors import SpillUnavailable
 from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.spill.erase import forget_all
+from iai_mcp.spill.handover import HandOverSpill
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Key
+from iai_mcp.storage.tables.process import usable
 from iai_mcp.storage.tombstones import Tombstones
-from iai_mcp.telemetry.events import emit, safe_message
+from iai_mcp.telemetry.events import emit, log, safe_message
 
 __all__ = ["Overflow"]
 
 TAKEN_BY = "the next client of this store on this machine, a worker here, or `iai-mcp spill replay`"
+FORKED = (
+    "this process was forked after its store was opened: it hands provenance entries over in files, and another "
+    "process of the store applies them; open the store after the fork instead"
+)
 JOURNAL_IDLE_S = 1.0  # a journal file with nothing to replay is removed after this
 
 
@@ -34,6 +41,7 @@ class Overflow:
     Attributes:
         spill: the files.
         journal: whether every entry goes through the spill.
+        hands_over: whether another process writes the entries to the store, since this one cannot: it was forked.
 
     Args:
         store: the store of the entries.
@@ -44,10 +52,14 @@ class Overflow:
 
     def __init__(self, store: ProvenanceStore, producer: str, counts: QueueCounts, *, remote: bool) -> None:
         settings = store.settings
-        self.journal = settings.journal != "off"
+        self.hands_over = forks.bare() or (not remote and not usable())
+        self.journal = settings.journal != "off" or self.hands_over
+        if self.hands_over:
+            log.warning(FORKED)
         fsync = settings.journal == "fsync" or (remote and settings.redis_durability == "fsync")
         level = logging.DEBUG if self.journal else logging.INFO
-        self.spill = Spill(store.store_id, producer, overflow_dir(settings), fsync=fsync, level=level)
+        kind = HandOverSpill if self.hands_over else Spill
+        self.spill = kind(store.store_id, producer, overflow_dir(settings), fsync=fsync, level=level)
         self._store = store
         self._counts = counts
         self._ahead = self.journal or remote

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from iai_mcp.common import forks
 from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.config import Settings
 from iai_mcp.errors import BadParams, IaiMcpError, QueueStopped, WrongPlace
@@ -60,8 +61,13 @@ class Calls:
         self._settings = settings
         self._path = path
         self._store: MemoryStore | None = None
-        self._opening = threading.Lock()
         self._closed = False
+        self._begin()
+        forks.in_children(self._begin)
+
+    def _begin(self) -> None:
+        """Make the threads and the lock: at first, and in a forked child, which has no thread of its parent."""
+        self._opening = threading.Lock()
         self._warming: threading.Thread | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="iai-mcp-call")
 
@@ -83,7 +89,8 @@ class Calls:
                 store = MemoryStore(self._path, settings=self._settings)
                 store.enable_provenance_queue()
                 try:
-                    store.check_place()
+                    if (queue := store.provenance_queue) is not None:
+                        queue.check_place()
                 except WrongPlace:
                     store.close()
                     raise

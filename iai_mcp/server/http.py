@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from iai_mcp.errors import ConfigError, IaiMcpError
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls
 from iai_mcp.server.health import Health
-from iai_mcp.server.lifetime import GRACE_S, watchdog
+from iai_mcp.server.lifetime import GRACE_S, hangup_stops, watchdog
 
 __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
 
@@ -168,8 +169,10 @@ class _Server(uvicorn.Server):
         self._url = url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if hangup_stops():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.handle_exit, signal.SIGTERM, None)
         await super().startup(sockets)
-        print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  SIGTERM is handled by now
+        print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  the signals are handled by now
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.should_exit:  # a second Ctrl-C would only turn the end into a traceback

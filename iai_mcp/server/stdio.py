@@ -1,6 +1,6 @@
 """Carries MCP over this process's stdin and stdout: one JSON message per line, and nothing else on stdout.
 
-It ends at the end of stdin or on SIGTERM:
+It ends at the end of stdin, on SIGTERM or on SIGHUP:
 
 1. it answers the requests in flight, for a bounded time;
 2. the queue drains within its budget and spills the rest;
@@ -38,7 +38,7 @@ from iai_mcp.common.files import write_all
 from iai_mcp.config import Settings
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls
-from iai_mcp.server.lifetime import EOF_GRACE_S, GRACE_S, watchdog
+from iai_mcp.server.lifetime import EOF_GRACE_S, GRACE_S, hangup_stops, watchdog
 
 __all__ = ["MESSAGE_LIMIT", "serve"]
 
@@ -74,7 +74,7 @@ def _claim_stdout() -> int:
 async def _serve(calls: Calls, settings: Settings, wire: int) -> None:
     link = _Link(wire, settings)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup_stops() else ())):
         loop.add_signal_handler(number, link.end)
     server = build(calls)
     async with anyio.create_task_group() as tasks:

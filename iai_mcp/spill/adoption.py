@@ -12,7 +12,7 @@ from iai_mcp.entries.wire import decode
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.spill.chain import Chain
 from iai_mcp.spill.names import files_in, is_spare, set_aside_path
-from iai_mcp.spill.segment import Segment, take_all
+from iai_mcp.spill.segment import Segment, take_leading
 from iai_mcp.storage.locked_file import is_held
 from iai_mcp.telemetry.events import emit
 
@@ -51,7 +51,7 @@ def orphans(folder: Path, store_id: str) -> Iterator[list[Segment]]:
         return
     for _, group in groupby(files, lambda file: file[1].chain):
         paths = [path for path, _ in group]
-        if _owner(paths[0]) in (store_id, None) and (segments := take_all(paths)):
+        if _owner(paths[0]) in (store_id, None) and (segments := take_leading(paths)):
             if _owner(paths[0]) in (store_id, None):  # a second look, under the lock
                 yield segments
             else:

@@ -20,7 +20,7 @@ from iai_mcp.spill.names import set_aside_path
 from iai_mcp.storage.locked_file import LockedFile
 from iai_mcp.telemetry.events import emit
 
-__all__ = ["Segment", "take_all"]
+__all__ = ["Segment", "take_all", "take_leading"]
 
 
 class Segment(LockedFile):
@@ -162,6 +162,23 @@ def take_all(paths: Sequence[Path]) -> list[Segment] | None:
         for path in paths:
             if (segment := Segment.take(path)) is None:
                 return None
+            taken.callback(segment.close)
+            segments.append(segment)
+        taken.pop_all()
+    return segments
+
+
+def take_leading(paths: Sequence[Path]) -> list[Segment]:
+    """The segments at the head of one chain, lowest first, up to one that another process holds.
+
+    Raises:
+        OSError: a file cannot be opened.
+    """
+    with ExitStack() as taken:
+        segments = []
+        for path in paths:
+            if (segment := Segment.take(path)) is None:
+                break
             taken.callback(segment.close)
             segments.append(segment)
         taken.pop_all()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from iai_mcp.common import forks
 from iai_mcp.common.files import write_all
 
 __all__ = ["LockedFile", "is_held", "lock_shared", "try_lock"]
@@ -58,6 +60,7 @@ class LockedFile:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
+        _open.add(self)
 
     @classmethod
     def create(cls, path: Path, data: bytes = b"", *, append: bool = True) -> Self:
@@ -136,6 +139,41 @@ class LockedFile:
 
     def close(self) -> None:
         """Release the lock; the file stays, and another process may take it. Harmless when repeated."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # first: a thread that forks now must not find a number that is free again
+        if fd >= 0:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a forked process may have the file open too
+            os.close(fd)
+
+    def unlock(self) -> None:
+        """Release the lock and keep the file open.
+
+        Raises:
+            OSError: the file system has no locks.
+        """
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def lock(self) -> bool:
+        """Lock the file again after :meth:`unlock`; False where another process holds it, or has replaced it."""
+        with suppress(FileNotFoundError):
+            return try_lock(self._fd) and os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        return False
+
+    def _abandon(self) -> None:
+        """Close a file that was inherited by a fork: the lock is the parent's, and stays with it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)
+
+
+_open: weakref.WeakSet[LockedFile] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for file in [*_open]:
+        file._abandon()
+    _open.clear()
+
+
+forks.in_children(_in_child)

@@ -6,10 +6,12 @@ The operating system frees the lock of a process that dies, so it never grows st
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from iai_mcp.common import forks
 from iai_mcp.errors import StoreInUse, StoreUnavailable
 from iai_mcp.storage.locked_file import lock_shared, try_lock
 
@@ -31,6 +33,7 @@ class StoreLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
+        forks.in_children(self._in_child)
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -66,9 +69,27 @@ class StoreLock:
 
     def close(self) -> None:
         """Release the lock. Harmless when repeated."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a forked process may have the file open too
+            os.close(fd)
+
+    def _in_child(self) -> None:
+        """A forked child takes a lock of its own: the inherited one is the parent's, and ends with it.
+
+        Where it cannot have one, a change of lanes is under way; every ``enqueue`` finds that out.
+        """
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        with suppress(OSError):
+            os.close(fd)
+            own = os.open(self._path, os.O_RDWR)
+            if try_lock(own, shared=True):
+                self._fd = own
+            else:
+                os.close(own)
 
     def __del__(self) -> None:
         self.close()

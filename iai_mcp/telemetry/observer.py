@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
+from iai_mcp.common import forks
 from iai_mcp.telemetry import events
 
 if TYPE_CHECKING:
@@ -68,7 +69,13 @@ class Batch:
 
 
 class Observer:
-    """Base class of observers. Its methods do nothing. The pipeline's threads call them: return quickly."""
+    """Base class of observers. Its methods do nothing. The pipeline's threads call them: return quickly.
+
+    Attributes:
+        in_children: whether the observer stays registered in a forked child. Its locks must survive that.
+    """
+
+    in_children = True
 
     def recalling(self) -> Recalled:
         """A recall begins."""
@@ -116,6 +123,12 @@ def _set(observers: tuple[Observer, ...]) -> None:
     now = _IDLE if not observers else observers[0] if len(observers) == 1 else _Several(observers)
     events.listeners = tuple(one.event for one in observers)
 
+
+def _in_child() -> None:
+    _set(tuple(one for one in _registered if one.in_children))
+
+
+forks.in_children(_in_child)
 
 # -- several observers at once
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from iai_mcp.common import forks
 from iai_mcp.config import Settings
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import ConfigError
@@ -47,6 +48,14 @@ def start(settings: Settings) -> None:
         if _started is None:
             _started = Tracing(_tracer())
             observer.watch(_started)
+
+
+def _in_child() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+forks.in_children(_in_child)
 
 
 def _tracer() -> Tracer:

@@ -124,9 +124,9 @@ class Http:
             async with Client(transport, read_timeout_seconds=30, **options) as client:
                 yield client
 
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal; the exit code."""
+        self.process.send_signal(number)
         return self.process.wait(15)
 
 
@@ -509,7 +509,21 @@ def test_who_sent_too_much_gets_its_own_answer(tmp_path: Path, id: int | str | N
     assert (told["id"], "longer than" in told["error"]["message"]) == (id, True)
 
 
-def test_sigterm_ends_stdio_with_its_answers_given_and_its_trace_kept(tmp_path: Path) -> None:
+def test_nohup_keeps_the_server(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with http(tmp_path) as server:
+            server.process.send_signal(signal.SIGHUP)
+            assert server.post().status_code == 200
+            assert server.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # SIGHUP: the terminal is closed
+def test_a_signal_ends_stdio_with_its_answers_given_and_its_trace_kept(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with process(tmp_path) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -519,7 +533,7 @@ def test_sigterm_ends_stdio_with_its_answers_given_and_its_trace_kept(tmp_path: 
         child.stdin.write("".join(call_line(n, "memory_recall", cue=f"cue {n}") for n in range(2, 12)))
         child.stdin.flush()
         assert json.loads(child.stdout.readline())["id"] >= 2
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
         assert child.wait(10) == 0
         later = [json.loads(line) for line in child.stdout.read().splitlines()]
         assert child.stderr is not None
@@ -638,14 +652,17 @@ def test_sigterm_ends_http_cleanly_while_the_embedder_is_still_loading(tmp_path:
         assert server.stop() == 0
 
 
-def test_sigterm_ends_http_while_clients_listen_and_keeps_the_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_http_while_clients_listen_and_keeps_the_trace(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     async def work(server: Http) -> int:
         async with Client(server.url, mode="legacy", client_info=ME, read_timeout_seconds=20) as client:
             await used(client, "memory_capture", text="Ada prefers tabs")
             await used(client, "memory_recall", cue="before")
             flying = [asyncio.create_task(client.call_tool("memory_recall", {"cue": "flying"})) for _ in range(5)]
             await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-            assert await asyncio.to_thread(server.stop) == 0
+            assert await asyncio.to_thread(server.stop, number) == 0
             ended = await asyncio.gather(*flying, return_exceptions=True)
             return sum(not isinstance(one, BaseException) and not one.is_error for one in ended)
 

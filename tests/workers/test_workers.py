@@ -27,7 +27,7 @@ from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep
 from iai_mcp.errors import ConfigError
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
-from tests.servers import Server, free_port, serving
+from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, wait_until
 
 PATIENCE = 60
@@ -163,6 +163,17 @@ def test_workers_do_not_outlive_a_killed_supervisor(
         supervisor.kill()
         wait_until(lambda: gone(worker), PATIENCE)
     assert status()["redis"]["workers"] == []  # it took its leave
+
+
+def test_a_worker_whose_terminal_is_closed_ends_as_on_sigterm(
+    home_store: MemoryStore, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url)
+    with worker(server.url, home_store.path, log=tmp_path / "log") as process:
+        wait_until(lambda: status()["redis"]["workers"], PATIENCE)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
+    assert status()["redis"]["workers"] == []
 
 
 def test_burst_ends_when_every_lane_is_empty(

@@ -168,11 +168,11 @@ class RedisBroker(RedisLanes):
         """Number of entries that Redis may still lose and that would be pushed again; None where it is off."""
         return self._ring.entries if self._ring is not None else None
 
-    def open(self) -> None:
+    def open(self, seconds: float | None = None) -> None:
         """Connect, so that the first recall finds Redis ready."""
         self._bells.get_ready()
         if self._push is None:
-            self.try_connect()
+            self.try_connect(CONNECT_S if seconds is None else seconds)
 
     def reconnect(self, seconds: float) -> bool:
         """Try once to connect where the breaker is open, for at most ``seconds``; whether it is closed now."""

@@ -6,7 +6,6 @@ redis-py's timeouts count from byte to byte, so a server that drips its reply ca
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from typing import Any, cast
@@ -49,9 +48,9 @@ class Deadline:
         """Give everything from now on ``seconds``."""
         self.at = time.monotonic() + seconds
 
-    def left(self) -> float:
-        """Seconds until then, a moment at least; infinite without a limit."""
-        return math.inf if self.at is None else max(0.01, self.at - time.monotonic())
+    def left(self, most: float) -> float:
+        """Seconds that are left, up to ``most`` and above 0."""
+        return most if self.at is None else max(0.001, min(most, self.at - time.monotonic()))
 
 
 class _Socket:
@@ -267,7 +266,7 @@ def push_client(connection: redis.Redis, deadline: Deadline) -> redis.Redis:
 
     kept.update(
         socket_timeout=CONTROL_TIMEOUT_S,
-        socket_connect_timeout=min(1.0, deadline.left()),
+        socket_connect_timeout=deadline.left(1.0),
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
         protocol=2,

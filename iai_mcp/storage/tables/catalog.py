@@ -26,6 +26,7 @@ from iai_mcp.storage.meta import StoreMeta
 from iai_mcp.storage.scratch import scratch
 from iai_mcp.storage.tables.lance import Table, translated
 from iai_mcp.storage.tables.lane import INDEXED, LaneContext, LaneTable
+from iai_mcp.storage.tables.process import claim
 from iai_mcp.storage.tables.record_rows import record_schema
 from iai_mcp.storage.tables.records import RecordTable
 from iai_mcp.storage.tables.rows import TABLE_SCHEMA
@@ -51,7 +52,7 @@ class Tables:
         self, layout: Layout, settings: Settings, meta: StoreMeta, tombstones: Tombstones, exclusions: Exclusions
     ) -> None:
         self._layout = layout
-        self._db = lancedb.connect(layout.root, read_consistency_interval=timedelta(0))
+        self._db = _connect(layout.root, read_consistency_interval=timedelta(0))
         self._schema_lock = WriterLock(layout.schema_lock, settings.lock_timeout)
         schema = record_schema(meta.embedder.dims, meta.vector_column)
         with translated():
@@ -107,7 +108,7 @@ class Tables:
         """
         place = self._layout.table(name)
         with scratch(self._layout) as folder:
-            _index(lancedb.connect(folder).create_table(name, schema=schema), keys, text)
+            _index(_connect(folder).create_table(name, schema=schema), keys, text)
             sync_tree(folder)
             try:
                 os.rename(folder / place.name, place)  # fails if there is a folder with anything in it
@@ -117,9 +118,14 @@ class Tables:
             sync_path(self._layout.root)
 
 
+def _connect(folder: Path, **options: Any) -> Any:
+    claim()
+    return lancedb.connect(folder, **options)
+
+
 def table_of(root: Path, name: str) -> Table:
     """Open a table as it is: nothing is created or repaired."""
-    return lancedb.connect(root).open_table(name)
+    return _connect(root).open_table(name)
 
 
 def scan(root: Path, name: str, *, skip_vectors: bool = False) -> Iterator[Any]:

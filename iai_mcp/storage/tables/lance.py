@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from iai_mcp.common.times import as_utc
 from iai_mcp.errors import StoreUnavailable
+from iai_mcp.storage.tables.process import check
 
 __all__ = ["Table", "matches", "quoted", "quoted_list", "retry_vanished", "sql_time", "translated", "upkeep"]
 
@@ -36,7 +37,12 @@ _RUST_SOURCE = re.compile(r", \S+\.rs:\d+")  # Lance appends where in its source
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise :class:`StoreUnavailable` for errors of the storage: disk, permissions, a missing folder."""
+    """Raise :class:`StoreUnavailable` for errors of the storage: disk, permissions, a missing folder.
+
+    Raises:
+        ForkedProcess: this process cannot use the storage at all.
+    """
+    check()
     try:
         yield
     except StoreUnavailable:
