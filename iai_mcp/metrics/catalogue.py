@@ -25,6 +25,7 @@ EVENTS = (
     "key_conflict",
     "lease_lost",
     "lock_timeout",
+    "pushed_again",
     "queue_error",
     "spill_adopted",
     "spill_drained",

@@ -110,11 +110,7 @@ def worker_paused(rig: Rig, chance: random.Random) -> None:
 
 def no_workers(rig: Rig, chance: random.Random) -> None:
     """Every worker is killed; they come back later."""
-    for victim in rig.workers:
-        victim.kill()
-        victim.wait()
-    count = len(rig.workers)
-    rig.workers.clear()
+    count = stop_workers(rig)
     time.sleep(FAULT_S)
     for _ in range(count):
         rig.start_worker()
@@ -128,6 +124,76 @@ def producer_killed(rig: Rig, chance: random.Random) -> None:
     victim.wait()
     producers.remove(victim)
     producers.append(start_producer(rig))
+
+
+def producer_stops(rig: Rig, chance: random.Random) -> None:
+    """A client ends right after its line has failed for a moment; another is started."""
+    assert rig.proxy is not None
+    time.sleep(chance.uniform(0.0, FAULT_S / 2))
+    victim = producers.pop(chance.randrange(len(producers)))
+    rig.proxy.set("down")
+    time.sleep(0.1)
+    (rig.folder / f"stop-{victim.name}").touch()
+    rig.proxy.set("pass")
+    victim.wait(30)
+    producers.append(start_producer(rig))
+    time.sleep(FAULT_S / 2)
+
+
+def producers_fork(rig: Rig, chance: random.Random) -> None:
+    """Every client forks children that recall, too."""
+    (rig.folder / "fork").touch()
+    time.sleep(2 * FAULT_S)
+    (rig.folder / "fork").unlink()
+    rig.find_histories()
+
+
+def bad_entries(rig: Rig, chance: random.Random) -> None:
+    """Clients hand over entries that contain themselves, beside good ones in the same call."""
+    (rig.folder / "bad").touch()
+    time.sleep(FAULT_S)
+    (rig.folder / "bad").unlink()
+
+
+def redis_wiped(rig: Rig, chance: random.Random) -> None:
+    """FLUSHALL, twice."""
+    for _ in range(2):
+        time.sleep(chance.uniform(0.2, FAULT_S / 2))
+        rig.server.client().flushall()
+    time.sleep(0.5)
+
+
+def redis_cut_back(rig: Rig, chance: random.Random) -> None:
+    """kill -9, and a restart on an AOF that lacks the last second."""
+    log = max((rig.server.folder / "appendonlydir").glob("*.incr.aof"))
+    kept = log.stat().st_size
+    time.sleep(1.0)
+    rig.server.kill()
+    with open(log, "r+b") as file:
+        file.truncate(kept)
+    rig.server.start()
+    time.sleep(0.5)
+
+
+def stock_workers(rig: Rig, chance: random.Random) -> None:
+    """Plain rq workers alone; ours come back later."""
+    count = stop_workers(rig)
+    for _ in range(count):
+        rig.start_stock_worker()
+    time.sleep(4 * FAULT_S)  # a job's process takes two seconds to import what it needs
+    stop_workers(rig)
+    for _ in range(count):
+        rig.start_worker()
+
+
+def stop_workers(rig: Rig) -> int:
+    """kill -9 of every worker; how many there were."""
+    count = len(rig.workers)
+    for victim in rig.workers:
+        victim.kill()
+        victim.wait()
+    rig.workers.clear()
+    return count
 
 
 def doorbells_lost(rig: Rig, chance: random.Random) -> None:
@@ -160,17 +226,42 @@ FAULTS: dict[str, Callable[[Rig, random.Random], None]] = {
     "worker paused": worker_paused,
     "no workers": no_workers,
     "producer killed": producer_killed,
+    "producer stops": producer_stops,
+    "producers fork": producers_fork,
+    "bad entries": bad_entries,
+    "redis wiped": redis_wiped,
+    "redis cut back": redis_cut_back,
+    "stock workers": stock_workers,
     "doorbells lost": doorbells_lost,
     "compaction": compacting,
 }
 
-producers: list[subprocess.Popen[bytes]] = []
+
+@dataclass
+class Producer:
+    """A client process, and its name in the history."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> None:
+        self.process.wait(timeout)
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+
+producers: list[Producer] = []
 _started = iter(range(1, 1_000_000))
 _pause = 0.005
 
 
-def start_producer(rig: Rig) -> subprocess.Popen[bytes]:
-    return rig.start_producer(f"p{next(_started)}", seconds=1e9, pause=_pause)
+def start_producer(rig: Rig) -> Producer:
+    name = f"p{next(_started)}"
+    return Producer(name, rig.start_producer(name, seconds=1e9, pause=_pause))
 
 
 def start_control(rig: Rig) -> subprocess.Popen[bytes]:
@@ -320,9 +411,11 @@ def run(options: argparse.Namespace, folder: Path, chance: random.Random, rows: 
             return False
         finally:
             (rig.folder / "stop").touch()
-            for producer in (*producers, control):
+            for producer in producers:
                 producer.kill()
                 producer.wait()
+            control.kill()
+            control.wait()
     return True
 
 

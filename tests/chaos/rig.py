@@ -23,7 +23,7 @@ from iai_mcp.store import MemoryStore
 from tests.chaos.checker import Verdict, check
 from tests.chaos.history import Recorder, read
 from tests.chaos.proxy import Proxy
-from tests.servers import Server
+from tests.servers import Server, worker_commands
 from tests.support import ROOT, wait_until
 
 RECORDS = 8
@@ -106,6 +106,14 @@ class Rig:
             "IAI_MCP_EMBEDDER": "none",
         }
 
+    def start_stock_worker(self) -> subprocess.Popen[bytes]:
+        """A plain ``rq worker``, which forks for each job and never sweeps."""
+        command = worker_commands(f"redis://127.0.0.1:{self.server.port}/0")["stock"]
+        with open(self.folder / "workers.log", "ab") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+        self.workers.append(process)
+        return process
+
     def start_worker(self, before: str = "") -> subprocess.Popen[bytes]:
         """A worker process, started again when it ends on an error, as under a supervisor.
 
@@ -182,6 +190,10 @@ class Rig:
             except MalformedParcel:
                 continue
         return found
+
+    def find_histories(self) -> None:
+        """Add the histories of forked clients."""
+        self.histories += sorted({*self.folder.glob("*.history")} - {*self.histories})
 
     def drained(self) -> bool:
         """Whether nothing waits anywhere."""

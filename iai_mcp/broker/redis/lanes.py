@@ -106,7 +106,8 @@ class RedisLanes(LaneReader):
 
     def ack(self, lease: Lease, count: int) -> None:
         lane, claims = lease.lane, self._claims[lease.lane]
-        keys = [self.keys.lane(lane, "lease"), self.keys.lane(lane, "pending"), self.keys.counts]
+        pending = self.keys.lane(lane, "pending")
+        keys = [self.keys.lane(lane, "lease"), pending, self.keys.counts, self.keys.epoch]
         args = [lease.holder, self._lease_ms, count, sum(claims[:count])]
         fields = [one.of(lane) for one in (Count.PUSHED, Count.DRAINED, Count.CLAIMED, Count.CLAIMED_ENTRIES)]
         if self._run("ack", keys, [*args, *fields]) == -1:

@@ -12,8 +12,10 @@ import fakeredis
 import pytest
 import redis
 
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.retained import Part, Ring
 from iai_mcp.config import Settings
+from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
@@ -89,6 +91,23 @@ def test_what_redis_loses_is_pushed_again_in_front_of_everything_new(
     drain(store, server.client("worker"), queue)
     assert seen(store, record_id) == [str(turn) for turn in range(40 if busy else 20)]
     assert broker_of(queue).retained == 0
+
+
+def test_a_lane_that_redis_evicts_is_pushed_again(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+) -> None:
+    """Row 48. Eviction takes a whole key; the next drain finds that more entries were counted than came."""
+    queue = start(server.client("producer"), patient(store))
+    for cue in "abc":
+        queue.enqueue(pairs(record_id, cue))
+    lane = Keys("", store.store_id).lane(lane_of(record_id, store.lanes), "pending")
+    assert server.client().delete(lane) == 1
+    queue.enqueue(pairs(record_id, "d"))
+    drain(store, server.client("worker"), queue)
+    assert sorted(seen(store, record_id)) == [*"abcd"]
 
 
 def test_without_retention_it_is_lost(
