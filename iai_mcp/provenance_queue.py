@@ -333,7 +333,7 @@ class ProvenanceWriteQueue:
 
     def _give_back(self) -> None:
         """Spill what would die with this process, and give up the spill files."""
-        left = self._broker.drain_remaining() if self._broker.in_process else []
+        left = self._broker.drain_remaining() if self._broker.in_process else self._broker.endangered()
         if left:
             self._overflow.give_back(left)
         elif not self._spill.unread and (self._broker.in_process or self._broker.is_durable(self._broker.mark())):

@@ -227,6 +227,14 @@ class RemoteBroker(WriteBroker, Protocol):
         """Number of pushed entries that are not known to be in the store; None where that is not tracked."""
         ...
 
+    def recheck(self, seconds: float) -> None:
+        """Look once more whether the server has lost entries, and push them again, for at most ``seconds``."""
+        ...
+
+    def endangered(self) -> list[Parcel]:
+        """While the server does not answer: the pushed parcels that it may have lost, in order."""
+        ...
+
     def open(self, seconds: float | None = None) -> None:
         """Connect, within ``seconds`` (default: a second or so).
 

@@ -136,6 +136,7 @@ class Background:
         """
         if self._broker.in_process or self._thread is not None:  # a thread that does not end has the files
             return
+        self._broker.recheck(min(LOST_PATIENCE_S, max(0.05, deadline - time.monotonic())))
         moved, since = -1, 0.0
         while not self._own_is_safe():
             now = time.monotonic()

@@ -33,7 +33,7 @@ from iai_mcp.broker.redis.sender import FULL, EpochChanged, Sender, Sent
 from iai_mcp.broker.redis.server import check_server
 from iai_mcp.common.place import Place
 from iai_mcp.entries.parcel import Parcel
-from iai_mcp.entries.wire import encode
+from iai_mcp.entries.wire import decode, encode
 from iai_mcp.errors import ConfigError, WrongPlace
 from iai_mcp.telemetry.events import emit, log
 
@@ -48,6 +48,7 @@ FULL_S = 0.2  # after a full lane has refused a push, no replay for so long
 CONNECT_S = 2.0
 SETTLE_S = 0.25  # between looks at how much of the retained is in the store
 FULL_SETTLE_S = 0.02  # the same while nothing more may be retained
+REPLAY_BYTES_S = 2**20  # a replayed push may take so much longer: a slow line, in bytes a second
 AGAIN_BYTES = 2**18  # about the most bytes to push again at a time
 
 
@@ -68,14 +69,14 @@ class RedisBroker(RedisLanes):
     ) -> None:
         self.options = options or RedisOptions()
         keys = Keys(self.options.namespace, store_id)
-        deadline = Deadline()
-        control = control_client(connection, deadline=deadline)
+        self._control_deadline = Deadline()
+        control = control_client(connection, deadline=self._control_deadline)
         super().__init__(control, keys, lanes, self.options.lease_s)
         self._given = connection
         self._deadline = Deadline()
         self._push: redis.Redis | None = None  # set while the breaker is closed
         self._marks = [0] * lanes
-        self._bells = Bells(self, self._doorbell, deadline)
+        self._bells = Bells(self, self._doorbell, self._control_deadline)
         self._wake = threading.Event()
         self._full_until = 0.0
         self._next_probe = 0.0
@@ -102,7 +103,10 @@ class RedisBroker(RedisLanes):
             return Refused(RETAINED)
         parts: list[Part] = [(parcel.lane, len(parcel.seqs), encode(parcel)) for parcel in parcels]
         epoch = self._sender.epoch
-        self._deadline.within(self.options.push_s - waited)
+        budget = self.options.push_s - waited
+        if replay:  # no recall waits for it, and a large item takes a while over a slow line
+            budget += sum([len(item) for _, _, item in parts]) / REPLAY_BYTES_S
+        self._deadline.within(budget)
         try:
             sent = self._send(client, parts, replay)
         except EpochChanged:
@@ -167,6 +171,24 @@ class RedisBroker(RedisLanes):
     def retained(self) -> int | None:
         """Number of entries that Redis may still lose and that would be pushed again; None where it is off."""
         return self._ring.entries if self._ring is not None else None
+
+    def recheck(self, seconds: float) -> None:
+        if self._ring is None or self._ring.empty:
+            return
+        self._control_deadline.within(seconds)
+        try:
+            self._settle(self._ring)
+        except (RedisError, OSError) as error:
+            self._open_breaker(error)
+        finally:
+            self._control_deadline.at = None
+        if self._push is None and not self._ring.empty:
+            self.try_connect(min(CONNECT_S, seconds))
+
+    def endangered(self) -> list[Parcel]:
+        if self._ring is None or self._push is not None:
+            return []
+        return [decode(item) for parts in self._ring.lost() for _, _, item in parts]
 
     def open(self, seconds: float | None = None) -> None:
         """Connect, so that the first recall finds Redis ready."""

@@ -259,6 +259,47 @@ def test_wiped_again_and_again_while_threads_push(
             assert [cue for cue in trail if cue[0] == name] == [f"{name}{turn:03}" for turn in range(150)]
 
 
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda how: how.__name__)
+def test_a_client_that_stops_before_it_has_noticed_pushes_again(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    lose: Callable[[Server], None],
+) -> None:
+    monkeypatch.setattr("iai_mcp.broker.redis.broker.SETTLE_S", 60.0)
+    queue = start(server.client("producer"), patient(store))
+    for turn in range(20):
+        queue.enqueue(pairs(record_id, [turn]))
+    lose(server)
+    queue.stop()
+    runner_for(store.store_id, server.client("worker")).drain_all()
+    assert seen(store, record_id) == [str(turn) for turn in range(20)]
+
+
+def test_a_client_that_stops_while_redis_is_away_spills_what_redis_may_have_lost(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+    home: Path,
+) -> None:
+    queue = start(server.client("producer"), patient(store, stop_budget=0.5))
+    for turn in range(5):
+        queue.enqueue(pairs(record_id, [turn]))
+    server.kill()
+    queue.enqueue(pairs(record_id, [5]))
+    queue.stop()
+    assert spill_files(home)
+    shutil.rmtree(server.folder / "appendonlydir")
+    server.start()
+    heir = start(server.client("producer"), patient(store))
+    wait_until(lambda: not spill_files(home), 20)
+    drain(store, server.client("worker"), heir)
+    assert seen(store, record_id) == [str(turn) for turn in range(6)]
+
+
 # -- the ring
 
 
