@@ -42,9 +42,10 @@ def version(server: Server) -> str:
 
 
 def settings(folder: Path, url: str, **further: Any) -> Settings:
-    """Default settings over Redis, but for a push that may take long and a lane that may hold much."""
+    """Default settings over Redis, but for a push that may take long, and a lane and a ring that may hold much."""
     plain = harness.settings(folder)
-    return replace(plain, redis_url=url, push_budget_ms=PATIENT_MS, lane_ceiling=ROOMY, **further)
+    roomy = {"push_budget_ms": PATIENT_MS, "lane_ceiling": ROOMY, "retain_mb": 1024.0}
+    return replace(plain, redis_url=url, **{**roomy, **further})
 
 
 def store(folder: Path, url: str, memories: int) -> tuple[MemoryStore, list[uuid.UUID]]:

@@ -7,7 +7,8 @@ connection that ``enqueue`` has. ``rq.Queue.enqueue`` makes one job out of the s
 in a new order each time, and each is handed copies made right before, since a recall has just made its entries
 too. They do so twice: fifty calls at a turn, which the targets are for, and one call at a turn, where each finds
 the processor's caches, here and in the server, full of what the others (RQ above all) have left. Round trips are
-counted in the broker and, as transactions and script calls, by the server.
+counted in the broker and, as transactions and script calls, by the server. A second queue with
+``IAI_MCP_RETAIN=off`` shows what it costs to keep every entry until it is in the store.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gc
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import harness
@@ -59,14 +61,18 @@ def main() -> None:
         store, ids = common.store(folder, server.url, 1_000)
         queue = ProvenanceWriteQueue(store)
         queue.start()
+        forgetful = MemoryStore(settings=replace(store.settings, retain_mb=0.0))
+        off = ProvenanceWriteQueue(forgetful)
+        off.start()
         work = Work(store, list(common.recalls(ids, 1_000)))
-        sides = _sides(server.client, queue, work)
+        sides = _sides(server.client, queue, off, work)
         shuffled(sides, WARM, 1, work.next)
         times = shuffled(sides, calls // AT_A_TURN, AT_A_TURN, work.next)
         cold = shuffled(sides, calls // 2, 1, work.next)
         trips = min(_round_trips(queue, work, server.client()) for _ in range(3))
         assert queue.counts.spilled == 0, queue.counts
         queue.stop()
+        off.stop()
         print(f"redis_enqueue: {harness.machine()}, Redis {common.version(server)}")
     _print(times, cold, trips)
 
@@ -89,12 +95,13 @@ def shuffled(
 
 
 def _sides(
-    client: Callable[..., redis.Redis], queue: ProvenanceWriteQueue, work: Work
+    client: Callable[..., redis.Redis], queue: ProvenanceWriteQueue, off: ProvenanceWriteQueue, work: Work
 ) -> dict[str, Callable[[], object]]:
     single, pooled = client(single_connection_client=True), client()
     jobs = Queue("beside", connection=client(), serializer=JSONSerializer)
     return {
         "enqueue": lambda: queue.enqueue(work.pairs),
+        "enqueue, nothing retained": lambda: off.enqueue(work.pairs),
         "RPUSH, one connection": lambda: single.rpush("beside", work.item),
         "RPUSH, default pool": lambda: pooled.rpush("beside", work.item),
         "rq.Queue.enqueue": lambda: jobs.enqueue("workers.jobs.drain_lane", work.texts),
@@ -143,6 +150,8 @@ def _verdict(name: str, ours: float, theirs: float) -> list[str]:
     ratio = ours / theirs
     if name == "enqueue":
         return ["-", "-"]
+    if name == "enqueue, nothing retained":
+        return [f"{ratio:.2f} x", harness.at_most(ratio, 1.05)]
     if name.startswith("rq"):
         return [f"1/{1 / ratio:.2f} of it", harness.at_least(1 / ratio, 3)]
     return [f"{ratio:.2f} x", harness.at_most(ratio, 1.4)]

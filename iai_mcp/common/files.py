@@ -11,12 +11,16 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["append_lines", "replace_file", "sync_path", "sync_tree", "write_all"]
+import msgspec
 
+__all__ = ["append_lines", "read_lines", "replace_file", "sync_path", "sync_tree", "write_all"]
+
+_T = TypeVar("_T")
 _SLACK_S = 2.0  # file systems keep times to a second or two
 
 
@@ -92,6 +96,23 @@ def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def read_lines(path: Path, kind: type[_T]) -> Iterator[_T]:
+    """The JSON lines of an append-only log as ``kind``, none where there is no file.
+
+    A line that is none, torn by a power cut, is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        with suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(line, type=kind)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from iai_mcp.common.files import append_lines
+from iai_mcp.common.files import append_lines, read_lines
 
 __all__ = ["ExclusionReason", "Exclusions", "Key", "Span", "ranges", "uncovered"]
 
@@ -84,15 +84,7 @@ class Exclusions:
         Raises:
             OSError: the file cannot be read.
         """
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        for raw in lines:
-            try:
-                line = msgspec.json.decode(raw, type=_Line)
-            except msgspec.DecodeError:
-                continue  # torn by a power cut; the entry will be met, and noted, again
+        for line in read_lines(self._path, _Line):  # an entry whose line was torn will be met, and noted, again
             for first, last in line.seqs:
                 yield Span(line.why, line.producer, first, last)
 

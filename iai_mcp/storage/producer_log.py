@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from iai_mcp.common.files import append_lines
+from iai_mcp.common.files import append_lines, read_lines
 
 __all__ = ["EndedProducer", "ProducerLog"]
 
@@ -49,12 +49,4 @@ class ProducerLog:
         Raises:
             OSError: the file cannot be read.
         """
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            try:
-                yield msgspec.json.decode(line, type=EndedProducer)
-            except msgspec.DecodeError:
-                continue  # torn by a power cut
+        return read_lines(self._path, EndedProducer)
