@@ -141,13 +141,14 @@ class RedisBroker(RedisLanes):
         if reply[0] == FULL:
             self._full_until = time.monotonic() + FULL_S
             return Refused("full")
-        ends = reply[::2]
-        for (lane, _, _), end, pending in zip(parts, ends, reply[1::2], strict=True):
-            self._marks[lane] = end
-            self._sender.pushed(lane, end)
-            if pending == 1:
+        ends, marks, at = reply[::2], self._marks, 1
+        for (lane, _, _), end in zip(parts, ends, strict=True):
+            marks[lane] = end
+            if reply[at] == 1:  # it had been empty
                 self._bells.due.add(lane)
                 self._wake.set()
+            at += 2
+        self._sender.pushed(parts, ends)
         if self._ring is not None and not self._ring.keep(epoch, parts, ends):
             return Refused(FORGOTTEN)  # meanwhile the background thread has found that out
         return PUSHED
@@ -347,7 +348,7 @@ class RedisBroker(RedisLanes):
                 ends[-1] += self._sender.send_again(client, chunk)
             if parts:
                 self._marks[parts[0][0]] = ends[-1][-1]
-                self._sender.pushed(parts[0][0], ends[-1][-1])
+                self._sender.pushed(parts, ends[-1])
                 self._bells.due.add(parts[0][0])
         ring.pushed_again(self._sender.epoch, ends)
         if entries := ring.entries:

@@ -16,11 +16,12 @@ from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from iai_mcp.broker.redis.resp import Reply, Unusual, answers, packed, replies
+from iai_mcp.broker.redis.resp import Reply, Unusual, answers, packed, replies, usual
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
 __all__ = [
     "Deadline",
+    "Rest",
     "ask",
     "connect",
     "control_client",
@@ -36,6 +37,9 @@ REPLY_BYTES = 4096
 READ_BYTES = 2**18
 MOST_BYTES = 16 * READ_BYTES  # of replies that are taken apart as a whole: each look starts from their beginning
 SLACK = 0.1  # of the time that is left: a socket that is armed for about as long stays so
+
+Rest = tuple[bytes, list[Reply]]
+NO_REST: Rest = (b"", [])
 
 
 class Deadline:
@@ -88,7 +92,7 @@ class _Socket:
         self._arm()
         self._sock.sendall(data)
 
-    def ask(self, commands: bytes, head: bytes, wanted: int) -> list[Reply]:
+    def ask(self, commands: bytes, head: bytes, wanted: int, rest: Rest) -> list[Reply]:
         """Send packed commands and read the answers after ``head``, as :func:`ask`.
 
         redis-py's own way takes longer than the server does, nearly all of it for cases that are not this one.
@@ -106,6 +110,8 @@ class _Socket:
             if not more:
                 raise ConnectionError("Redis closed the connection")
             data += more
+            if rest[0] and (numbers := usual(data, head, rest[0])) is not None:
+                return [numbers, *rest[1]]
             try:
                 found = answers(data, head)
             except ValueError:
@@ -136,20 +142,21 @@ class _Socket:
         return getattr(self._sock, name)
 
 
-def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1) -> list[Reply]:
+def ask(client: redis.Redis, commands: bytes, head: bytes, wanted: int = 1, rest: Rest = NO_REST) -> list[Reply]:
     """Send packed commands over the connection of a :func:`push_client` that :func:`transacts`.
 
     Args:
         commands: all of them, to be sent in one write.
         head: what precedes the answers.
         wanted: how many answers follow it.
+        rest: what all answers but the first one mostly are: in bytes, and as they are returned.
 
     Returns:
         The answers; one that is :data:`iai_mcp.broker.redis.resp.OTHER` may be an error: ask again through
         ``client``, which knows what to raise. Only the first ones where a later one did not come in time; then
         this connection is of no more use.
     """
-    found: list[Reply] = client.connection.bounded.ask(commands, head, wanted)  # type: ignore[union-attr]
+    found: list[Reply] = client.connection.bounded.ask(commands, head, wanted, rest)  # type: ignore[union-attr]
     return found
 
 

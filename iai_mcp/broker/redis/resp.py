@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-__all__ = ["OTHER", "Reply", "Unusual", "answers", "integers", "packed", "replies"]
+__all__ = ["OTHER", "Reply", "Unusual", "answers", "integers", "packed", "replies", "usual"]
 
 
 class Other(Enum):
@@ -60,6 +60,18 @@ def answers(data: bytes, head: bytes) -> list[Reply]:
     if data.startswith(head):
         return _whole(data[len(head) :])[0]
     return _whole(data)[0][head.count(b"\n") :]
+
+
+def usual(data: bytes, head: bytes, tail: bytes) -> list[int] | None:
+    """The list of integers between ``head`` and ``tail`` where ``data`` is just that: the quick way to read it."""
+    if not (data.startswith(head) and data.endswith(tail)):
+        return None
+    count, _, rest = data[len(head) : -len(tail)].partition(b"\r\n:")
+    try:
+        found = [*map(int, rest.split(b"\r\n:"))]
+    except ValueError:
+        return None
+    return found if count == b"*%d" % len(found) else None
 
 
 def integers(reply: Any) -> list[int] | None:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import NoPermissionError
 
-from iai_mcp.broker.redis.client import ask, transacts
+from iai_mcp.broker.redis.client import Rest, ask, transacts
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.push_transaction import Transactions
-from iai_mcp.broker.redis.resp import Reply, integers
+from iai_mcp.broker.redis.resp import OTHER, Reply, integers
 from iai_mcp.broker.redis.retained import Part
 from iai_mcp.broker.redis.scripts import Script
 
@@ -65,6 +65,7 @@ class Sender:
 
     def __init__(self, keys: Keys, lanes: int, ceiling: int, scripts: Mapping[str, Script]) -> None:
         self.epoch = b""
+        self._rest: Rest = (b"", [])  # the replies to WATCH and GET, where all is well
         self.drained = [0] * lanes
         self.round_trips = 0
         self._keys = keys
@@ -88,6 +89,7 @@ class Sender:
         anew = f"{identity}.{secrets.token_hex(4)}"
         met = self._scripts["meet"](client, [self._keys.epoch], [identity, anew])
         self.epoch = met if isinstance(met, bytes) else str(met).encode()
+        self._rest = b"\r\n+OK\r\n$%d\r\n%b\r\n" % (len(self.epoch), self.epoch), [OTHER, self.epoch]
         self._transacts = transacts(client)
         self.watch(client)
         return self.look(client)
@@ -145,10 +147,9 @@ class Sender:
 
     def _transact(self, client: redis.Redis, parts: Sequence[Part], further: bytes) -> Sent | None:
         """Push in one transaction; None where it failed, so that the script has to be run."""
-        wanted = 4 if further else 3
         self.round_trips += 1
-        commands = self._transactions.commands(parts) + further
-        found = ask(client, commands, self._transactions.head(len(parts)), wanted)
+        commands, head = self._transactions.commands(parts) + further, self._transactions.head(len(parts))
+        found = ask(client, commands, head, 4) if further else ask(client, commands, head, 3, self._rest)
         if found[0] is None:
             raise EpochChanged
         if (reply := integers(found[0])) is None:
@@ -182,9 +183,10 @@ class Sender:
             raise EpochChanged
         return reply
 
-    def pushed(self, lane: int, end: int) -> None:
-        """Note how many entries a lane has ever been pushed."""
-        self._free[lane] = self.drained[lane] + self._ceiling - end
+    def pushed(self, parts: Sequence[Part], ends: Sequence[int]) -> None:
+        """Note how many entries each part's lane had ever been pushed after it."""
+        for (lane, _, _), end in zip(parts, ends, strict=True):
+            self._free[lane] = self.drained[lane] + self._ceiling - end
 
 
 def _at(found: Sequence[Reply], place: int) -> Reply:

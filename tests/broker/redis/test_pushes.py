@@ -18,7 +18,7 @@ from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.broker.redis.push_transaction import Transactions
-from iai_mcp.broker.redis.resp import OTHER, Reply, answers
+from iai_mcp.broker.redis.resp import OTHER, Reply, answers, usual
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import Start, lanes_now, patient, record_id, seen, spill_files, start  # noqa: F401
@@ -336,6 +336,23 @@ def test_a_reply_is_read_whole_wherever_it_is_cut(reply: bytes, aof: bytes, mean
     cuts = [len(answers(whole[:cut], head)) for cut in range(len(whole))]
     rest = [1] * len(b"+OK\r\n") + [2] * (len(EPOCH) - len(b"+OK\r\n")) + [3] * len(aof)
     assert cuts == [0] * len(reply) + rest
+
+
+@pytest.mark.parametrize(
+    ("between", "means"),
+    [
+        (b"*4\r\n:12\r\n:1\r\n:7\r\n:3", [12, 1, 7, 3]),
+        (b"*4\r\n:12\r\n:1\r\n:7\r\n-WRONGTYPE", None),
+        (b"*5\r\n:12\r\n:1\r\n:7\r\n:3", None),
+        (b"*-1", None),
+        (b"", None),
+    ],
+)
+def test_the_usual_reply_is_read_at_once_and_no_other(between: bytes, means: list[int] | None) -> None:
+    head, tail = Transactions.head(2), b"\r\n" + EPOCH
+    assert usual(head + between + tail, head, tail) == means
+    assert usual((head + between + tail)[:-1], head, tail) is None
+    assert usual((head + between + tail)[1:], head, tail) is None
 
 
 def test_a_reply_that_drips_is_waited_for_and_leaves_nothing_unread(server: Server, make: Make) -> None:
