@@ -146,7 +146,10 @@ def _recalls(ids: Sequence[uuid.UUID], count: int) -> Iterator[list[Pair]]:
     rng = random.Random(5)
     for number in range(count):
         found = rng.sample(ids, PAIRS)
-        yield [(record_id, harness.entry(rng, rank, number)) for rank, record_id in enumerate(found, 1)]
+        said = harness.entry(rng, 0, number)  # by all the hits of one recall
+        yield [
+            (record_id, {**said, "rank": rank, "score": rng.random()}) for rank, record_id in enumerate(found, 1)
+        ]
 
 
 # -- memory

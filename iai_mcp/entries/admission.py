@@ -173,13 +173,19 @@ def _columns(
 
 def _are_plain(parcels: Sequence[Parcel], max_bytes: int) -> bool:
     """Whether all entries are plain beyond doubt. The parcels are copies: no other thread can change them."""
-    rows = [*chain.from_iterable([parcel.rows() for parcel in parcels]), parcels[0].shared]
-    values = [*chain.from_iterable([row.values() for row in rows])]
+    texts: list[Any] = [*parcels[0].shared]
+    values: list[Any] = [*parcels[0].shared.values()]
+    for own in [parcel.own for parcel in parcels]:
+        if isinstance(own, dict):
+            texts += own
+            values += chain.from_iterable(own.values())
+        else:
+            texts += chain.from_iterable(own)
+            values += chain.from_iterable([row.values() for row in own])
     if not {*map(type, values)} <= _SCALARS:
         return False
-    texts = [*chain.from_iterable(rows), *(value for value in values if type(value) is str)]
-    numbers = [value for value in values if type(value) in _NUMBERS]
-    return _are_plain_scalars(texts, numbers, max_bytes)
+    texts += [value for value in values if type(value) is str]
+    return _are_plain_scalars(texts, [value for value in values if type(value) in _NUMBERS], max_bytes)
 
 
 def _are_plain_scalars(texts: list[Any], numbers: list[Any], max_bytes: int) -> bool:
