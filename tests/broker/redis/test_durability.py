@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import fakeredis
 import pytest
 
 from iai_mcp.broker.factory import redis_broker
+from iai_mcp.broker.protocol import Pushed, Refused
 from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.broker.redis.client import Deadline, push_client
 from iai_mcp.broker.redis.durable import DurableRedisBroker
@@ -20,12 +22,13 @@ from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.broker.redis.waitaof import Pace, on_disk, pace
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.errors import ConfigError
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import Start, broker_of, lanes_now, record_id, seen, spill_files, start  # noqa: F401
 from tests.servers import Server, serving
-from tests.support import pairs, wait_until
+from tests.support import entry, pairs, wait_until
 from workers.runner import runner_for
 
 DURABLE = Settings(redis_durability="fsync", push_budget_ms=2000)
@@ -207,3 +210,17 @@ def test_the_embedded_broker_does_not_mind(store: MemoryStore, record_id: UUID) 
     dispatch(durable, "memory_recall", {"cue": "x", "session_id": "s", "cue_embedding": [1.0] * 384})
     durable.disable_provenance_queue()
     assert seen(store, record_id) == ["x"]
+
+
+def test_a_wipe_before_the_confirmation_means_that_the_files_are_replayed_anew(server: Server) -> None:
+    broker = DurableRedisBroker(server.client("producer"), "ab" * 16, 4, OPTIONS)
+    broker.open()
+    parcel = Parcel.of("ab" * 16, 0, "p", time.time(), [(uuid4(), 1, entry("a"))])
+    assert isinstance(broker.push([parcel], replay=True), Pushed)
+    server.client().flushall()
+    assert not broker.is_durable(broker.mark())
+    assert isinstance(broker.push([parcel]), Refused)  # nothing goes past what is replayed anew
+    assert broker.needs_replay()
+    assert broker.try_connect()
+    assert isinstance(broker.push([parcel], replay=True), Pushed)
+    assert broker.is_durable(broker.mark())
