@@ -330,6 +330,7 @@ class ProvenanceWriteQueue:
             if not self._broker.in_process:
                 self._broker.close(max(CLOSE_S, deadline - time.monotonic()))
             self._exit.disarm()
+            self._overflow.erase_forgotten()
 
     def _give_back(self) -> None:
         """Spill what would die with this process, and give up the spill files."""
@@ -341,7 +342,6 @@ class ProvenanceWriteQueue:
         self._overflow.note_refused()
         self.spill_left = self._overflow.tell_left()
         self._background.close()
-        self._overflow.erase_forgotten()
 
     def _all_stored(self) -> bool:
         """Whether every entry is known to be in the store: of a queue that has stopped."""

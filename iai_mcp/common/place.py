@@ -55,7 +55,10 @@ def is_gone(place: Place) -> bool:
     """Whether this host can tell that its folder is not there any more, or is another one by now."""
     if place.host != socket.gethostname():
         return False
-    found = _read(Path(place.folder, place.note))
+    try:
+        found = _read(Path(place.folder, place.note))
+    except OSError:  # another user's
+        return False
     return found is None or found.id != place.id
 
 

@@ -173,8 +173,7 @@ def _columns(
 
 def _are_plain(parcels: Sequence[Parcel], max_bytes: int) -> bool:
     """Whether all entries are plain beyond doubt. The parcels are copies: no other thread can change them."""
-    texts: list[Any] = [*parcels[0].shared]
-    values: list[Any] = [*parcels[0].shared.values()]
+    texts, values = [*parcels[0].shared], [*parcels[0].shared.values()]
     for own in [parcel.own for parcel in parcels]:
         if isinstance(own, dict):
             texts += own

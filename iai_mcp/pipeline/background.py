@@ -146,6 +146,8 @@ class Background:
             if now >= end:
                 return
             self._replay_lost()
+            if not self._broker.room:  # the ring is full: see what has been drained
+                self._broker.recheck(min(0.1, end - now))
             with self._priority_lock.step():
                 more = self._broker.reconnect(end - now) and self._own.replay(self._broker, self._store.lanes)
             if not more:

@@ -33,8 +33,10 @@ class PriorityLock:
             return 0.0
         began = time.monotonic()
         self._wanted = True
-        taken = self._lock.acquire(timeout=self._patience)
-        self._wanted = False
+        try:
+            taken = self._lock.acquire(timeout=self._patience)
+        finally:  # also after an interrupt: a step would wait for this caller for ever
+            self._wanted = False
         return time.monotonic() - began if taken else None
 
     def leave(self) -> None:

@@ -54,14 +54,25 @@ class PushGroups:
         An interrupt is raised only after the turn: the parcels have their numbers.
         """
         call = Call(parcels)
-        with self._lock:
-            self._number(parcels, entries)
-            self._waiting.append(call)
-            group = self._next_group()
-        if group is None:
-            self._wait(call)
-        else:
-            self._lead(group)
+        group: list[Call] | None = None
+        joined = False
+        try:
+            with self._lock:
+                self._number(parcels, entries)
+                self._waiting.append(call)
+                joined = True
+                group = self._next_group()
+            if group is None:
+                self._wait(call)
+            else:
+                self._lead(group)
+        except BaseException:
+            if joined and not call.done:  # interrupted before its turn began
+                if group is None:
+                    self._wait(call)
+                else:
+                    self._lead(group)
+            raise
         return call
 
     def _next_group(self) -> list[Call] | None:
@@ -87,12 +98,13 @@ class PushGroups:
         """Wait until another thread has pushed ``call``, or push its group where it is the next one's turn."""
         interrupt: BaseException | None = None
         group: list[Call] | None = None
-        with self._lock:
-            while not call.done and (group := self._next_group()) is None:
-                try:
-                    self._change.wait()
-                except BaseException as error:  # noqa: BLE001  it is raised below
-                    interrupt = interrupt or error
+        while not call.done and group is None:
+            try:
+                with self._lock:
+                    while not call.done and (group := self._next_group()) is None:
+                        self._change.wait()
+            except BaseException as error:  # noqa: BLE001  it is raised below
+                interrupt = interrupt or error
         if group is not None:
             self._lead(group)
         if interrupt is not None:

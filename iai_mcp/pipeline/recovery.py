@@ -67,6 +67,7 @@ def push(store: ProvenanceStore, broker: RemoteBroker) -> Moved:
     files = pushed = stayed = 0
     for chain in adopt(overflow_dir(store.settings), store.store_id):
         broker.open()
+        broker.needs_replay()  # a doubt about an earlier chain: its files are still there
         before, cursor = chain.length, ReplayCursor(chain)
         while cursor.replay(broker, store.lanes) or (cursor.mark is not None and not chain.unread):
             if cursor.mark is None or not _becomes_durable(broker, cursor.mark):

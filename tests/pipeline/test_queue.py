@@ -18,6 +18,7 @@ import pytest
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.errors import BadParams, ConfigError, QueueStopped, SpillUnavailable
+from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.store import MemoryStore
@@ -531,3 +532,28 @@ def test_the_counts_add_up(store: MemoryStore, gate: Gate, make_queue: Any, reco
     wait_until(lambda: counts.applied + counts.unknown + counts.dead == counts.enqueued)
     assert (counts.enqueued, counts.applied, counts.unknown, counts.dead) == (6, 4, 1, 1)
     assert len(trail(store, TrailFilters())) == 4
+
+
+def test_an_interrupt_in_the_wait_for_a_replay_step_blocks_no_later_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if blocking:
+                raise KeyboardInterrupt
+            return False
+
+        def release(self) -> None: ...
+
+    callers = threading.Lock()
+    lock = PriorityLock(callers, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_lock", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            lock.take()
+    done = threading.Event()
+
+    def step() -> None:
+        with callers, lock.step():  # as a stop does
+            done.set()
+
+    threading.Thread(target=step, daemon=True).start()
+    assert done.wait(5)

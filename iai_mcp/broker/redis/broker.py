@@ -78,9 +78,7 @@ class RedisBroker(RedisLanes):
         self._marks = [0] * lanes
         self._bells = Bells(self, self._doorbell, self._control_deadline)
         self._wake = threading.Event()
-        self._full_until = 0.0
-        self._next_probe = 0.0
-        self._next_settle = 0.0
+        self._full_until = self._next_probe = self._next_settle = 0.0
         self._said: set[str] = set()
         self.trouble: str | None = None  # why the breaker is open
         self.place: Place | None = None  # of the store's folder; None: not checked
@@ -88,6 +86,7 @@ class RedisBroker(RedisLanes):
         self._settled_at = [0] * lanes  # the marks that were seen to be drained
         self._sender = Sender(keys, lanes, self.options.ceiling, self._scripts)
         self._ring = Ring(lanes, self.options.retain_bytes) if self.options.retain_bytes else None
+        self._met = b""  # the last epoch that was met to the end
         self._intact = True  # False: what is retained has to be pushed again
 
     # -- producers
@@ -280,6 +279,7 @@ class RedisBroker(RedisLanes):
     def _forgotten(self) -> None:
         """Redis has lost entries: push nothing before what is retained has been pushed again."""
         self._hang_up()
+        self._intact = False
         self._next_probe = 0.0
         self._note(FORGOTTEN, loud=False)
         self._wake.set()
@@ -319,10 +319,9 @@ class RedisBroker(RedisLanes):
 
     def _meet(self, client: redis.Redis, identity: str) -> None:
         """Look at the data behind a new connection, and push again what may be missing there."""
-        known = self._sender.epoch
         counts = self._sender.meet(client, identity)
         went_back = any(count < mark for count, mark in zip(counts, self._marks, strict=True))
-        if known not in (b"", self._sender.epoch) or went_back:
+        if self._met not in (b"", self._sender.epoch) or went_back:
             self._intact = False
         if not self._intact:
             self._settled_at = [0] * self._lanes
@@ -333,6 +332,7 @@ class RedisBroker(RedisLanes):
             self._intact = True
         if self._ring is not None:
             self._ring.begin(self._sender.epoch)
+        self._met = self._sender.epoch  # only now: an attempt that is cut off begins anew
 
     def _push_again(self, client: redis.Redis, ring: Ring) -> None:
         """Push everything that is retained, in its order; what is there already counts once, by its key.

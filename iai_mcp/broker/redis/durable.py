@@ -81,7 +81,7 @@ class DurableRedisBroker(RedisBroker):
                 self._forgotten()
             except (RedisError, OSError) as error:
                 self._open_breaker(error)
-        return not self._unconfirmed
+        return not (self._unconfirmed or self._doubt)
 
     def needs_replay(self) -> bool:
         doubt, self._doubt = self._doubt, False

@@ -77,7 +77,7 @@ class Ring:
         Counts of another epoch than the present one say nothing.
         """
         with self._mutex:
-            if epoch != self._epoch:
+            if not epoch or epoch != self._epoch:
                 return
             for lane, (items, done) in enumerate(zip(self._items, drained, strict=True)):
                 while items and items[0][0] <= done:

@@ -14,6 +14,7 @@ import redis
 
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.retained import Part, Ring
+from iai_mcp.broker.redis.sender import Sender
 from iai_mcp.config import Settings
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
@@ -259,6 +260,33 @@ def test_wiped_again_and_again_while_threads_push(
             assert [cue for cue in trail if cue[0] == name] == [f"{name}{turn:03}" for turn in range(150)]
 
 
+def test_a_connection_that_fails_while_the_new_epoch_is_met_forgets_nothing(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, other = (start(server.client("producer"), patient(store)) for _ in range(2))
+    queue.enqueue(pairs(record_id, "abc"))
+    sound, failing = Sender.look, [broker_of(queue)._sender]
+
+    def look(self: Sender, client: redis.Redis) -> list[int]:
+        if failing and self is failing[0]:
+            raise redis.TimeoutError("cut off")
+        return sound(self, client)
+
+    monkeypatch.setattr(Sender, "look", look)
+    wipe(server)
+    wait_until(lambda: "cut off" in (queue.trouble or ""))
+    for turn in range(5):  # so that the counts go past what this one had pushed
+        other.enqueue(pairs(record_id, [turn]))
+    drain(store, server.client("worker"), other)
+    failing.clear()
+    drain(store, server.client("worker"), queue)
+    assert sorted(seen(store, record_id)) == sorted([*"abc", *map(str, range(5))])
+
+
 @pytest.mark.parametrize("lose", LOSSES, ids=lambda how: how.__name__)
 def test_a_client_that_stops_before_it_has_noticed_pushes_again(
     store: MemoryStore,
@@ -328,6 +356,8 @@ def test_a_ring_drops_nothing_while_its_items_are_pushed_again() -> None:
     ring.keep(b"one", [part(0), part(0)], [7, 8])
     assert ring.lost() == [[part(0), part(0)]]
     ring.settle(b"one", [8])
+    ring.settle(b"", [8])  # the epoch was deleted
+    assert ring.entries == 2
     assert not ring.keep(b"one", [part(0)], [9])
     ring.pushed_again(b"two", [[1, 2]])
     ring.settle(b"two", [1])
