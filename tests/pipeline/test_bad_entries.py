@@ -361,7 +361,9 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=STEPS)
 def test_good_entries_arrive_once_and_in_order_whatever_is_among_them(steps: Any, tmp_path: Path) -> None:
     trouble = Trouble(tmp_path / uuid4().hex)
