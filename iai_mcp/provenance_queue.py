@@ -345,7 +345,7 @@ class ProvenanceWriteQueue:
 
     def _all_stored(self) -> bool:
         """Whether every entry is known to be in the store: of a queue that has stopped."""
-        if self.spill_left:
+        if self.spill_left or self.counts.refused:
             return False
         return self._broker.in_process or self._broker.retained == 0
 

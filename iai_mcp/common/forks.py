@@ -11,6 +11,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -27,7 +28,9 @@ def in_children(renew: Callable[[], None]) -> None:
     An object that a bound method belongs to may go away meanwhile. ``renew`` runs in the midst of the fork. It
     takes no lock that another thread may have held, starts no thread and raises nothing.
     """
-    _hooks[:] = [hook for hook in _hooks if hook() is not None]
+    for gone in [hook for hook in _hooks if hook() is None]:
+        with suppress(ValueError):  # another thread has removed it
+            _hooks.remove(gone)
     _hooks.append(weakref.WeakMethod(renew) if isinstance(renew, MethodType) else lambda: renew)
 
 

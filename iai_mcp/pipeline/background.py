@@ -112,11 +112,15 @@ class Background:
         self._adopted: list[ReplayCursor] = []
         self._last_scan = -SCAN_S
         self._thread: threading.Thread | None = None
+        self._run_number = 0
 
     def start(self) -> None:
         """Start the thread."""
         self._halt.clear()
-        self._thread = threading.Thread(target=self._run, name="iai-mcp-provenance", daemon=True)
+        self._run_number += 1  # a thread of an earlier run that has not ended yet ends now
+        self._thread = threading.Thread(
+            target=self._run, args=(self._run_number,), name="iai-mcp-provenance", daemon=True
+        )
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
@@ -166,8 +170,8 @@ class Background:
             cursor.chain.close()
         self._adopted.clear()
 
-    def _run(self) -> None:
-        while not self._halt.is_set():
+    def _run(self, number: int) -> None:
+        while not self._halt.is_set() and number == self._run_number:
             try:
                 self._overflow.prepare()
                 more = self.replay()

@@ -77,8 +77,9 @@ class Overflow:
 
     def give_back(self, parcels: Sequence[Parcel]) -> None:
         """Put parcels before everything in the spill; those that the disk does not take are counted as refused."""
-        with suppress(SpillUnavailable):
-            self._write(self._encodable(parcels), self.spill.prepend)
+        if fit := self._encodable(parcels):
+            with suppress(SpillUnavailable):
+                self._write(fit, self.spill.prepend)
 
     def _encodable(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """The parcels without entries that cannot be written to a file: these become dead letters."""

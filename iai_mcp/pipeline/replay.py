@@ -37,8 +37,8 @@ class ReplayCursor:
                 fitting = [part for parcel in parcels if parcel.seqs for part in _fitted(parcel, lanes)]
                 pushed = not fitting or isinstance(broker.push(fitting, replay=True), Pushed)
         finally:
-            if pushed:
-                self.mark = broker.mark()
+            if pushed or (not parcels and self.mark is None and not self.chain.empty):
+                self.mark = broker.mark()  # without parcels: its head holds none, and may go too
             if pushed or not parcels:  # no parcels: all lines that were read are set aside
                 self.chain.settle()
             else:

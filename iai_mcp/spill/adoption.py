@@ -60,13 +60,19 @@ def orphans(folder: Path, store_id: str) -> Iterator[list[Segment]]:
 
 
 def _set_aside(segments: list[Segment]) -> None:
-    """Set the first file, which names no store, aside; the others are examined in the next round."""
+    """Set the first file, which names no store, aside, or remove it where it is empty.
+
+    The others are examined in the next round.
+    """
     first, *others = segments
-    aside = set_aside_path(first.path)
-    with suppress(FileNotFoundError):
-        os.rename(first.path, aside)
-        emit("spill_set_aside", file=aside.name)
-    first.close()
+    if first.size:
+        aside = set_aside_path(first.path)
+        with suppress(FileNotFoundError):
+            os.rename(first.path, aside)
+            emit("spill_set_aside", file=aside.name)
+        first.close()
+    else:
+        first.remove()
     for other in others:
         other.close()
 

@@ -214,9 +214,9 @@ def test_a_commit_that_is_not_synced_loses_in_a_power_cut(tmp_path: Path, monkey
 def test_a_redis_that_forgets_goes_unnoticed(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
-    def send_anyway(self: Sender, client: Any, *args: Any) -> Any:
-        client.set(self._keys.epoch, self.epoch)
-        return sound(self, client, *args)
+    def send_anyway(self: Sender, *args: Any) -> Any:
+        self.client.set(self._keys.epoch, self.epoch)
+        return sound(self, *args)
 
     sound = Sender.send
     for broken in (False, True):
@@ -236,11 +236,11 @@ def test_a_redis_that_forgets_goes_unnoticed(
 def test_a_wiped_lane_that_is_refilled_behind_new_entries_reorders(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def push_first(self: RedisBroker, client: Any, ring: Ring) -> None:
+    def push_first(self: RedisBroker, sender: Sender, ring: Ring, until: float) -> None:
         pipeline.broker.open()
         ready.set()
         wait_until(lambda: not pipeline.queue._spill.unread)
-        sound(self, client, ring)
+        sound(self, sender, ring, until)
 
     sound, ready = RedisBroker._push_again, threading.Event()
     for broken in (False, True):

@@ -192,7 +192,7 @@ def test_13_too_many_clients(make: Make) -> None:
     rig.produce(10)
     admin = rig.server.client()
     admin.config_set("maxclients", "1")
-    push: Any = redis_broker(rig)._push
+    push: Any = redis_broker(rig)._push.client  # type: ignore[union-attr]
     push.connection.disconnect()
     rig.produce(30)
     admin.config_set("maxclients", "1000")

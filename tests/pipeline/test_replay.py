@@ -180,13 +180,14 @@ def test_a_recall_that_waited_pushes_within_what_is_left_of_its_budget(make: Any
     pipeline.slow.delay = 0.1
     pipeline.replaying()
     budgets: list[float] = []
-    within = pipeline.broker._deadline.within
+    deadline = pipeline.broker._push.deadline
+    within = deadline.within
 
     def watched(seconds: float) -> None:
         budgets.append(seconds)
         within(seconds)
 
-    pipeline.broker._deadline.within = watched
+    deadline.within = watched
     took = pipeline.enqueue("meanwhile")
     assert pipeline.queue.counts.spilled == 1  # it was pushed, after the step
     assert 0.2 <= budgets[-1] <= 0.4 - took * 0.9

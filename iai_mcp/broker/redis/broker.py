@@ -12,6 +12,7 @@ connected again. Where Redis has lost entries meanwhile, that thread first pushe
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis.bells import Bells
-from iai_mcp.broker.redis.client import Deadline, control_client, failure, push_client
+from iai_mcp.broker.redis.client import Deadline, control_client, failure
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
 from iai_mcp.broker.redis.options import RedisOptions
@@ -40,7 +41,6 @@ from iai_mcp.telemetry.events import emit, log
 __all__ = ["RedisBroker"]
 
 PUSHED = Pushed()
-UNANSWERED = Refused("Redis has not answered in time")
 FORGOTTEN = "Redis has lost entries that it held"
 RETAINED = "workers are behind: as many entries wait in Redis as this client may push again (IAI_MCP_RETAIN)"
 PROBE_S = 0.5  # between attempts to connect to a server that failed
@@ -73,9 +73,11 @@ class RedisBroker(RedisLanes):
         control = control_client(connection, deadline=self._control_deadline)
         super().__init__(control, keys, lanes, self.options.lease_s)
         self._given = connection
-        self._deadline = Deadline()
-        self._push: redis.Redis | None = None  # set while the breaker is closed
-        self._marks = [0] * lanes
+        self._push: Sender | None = None  # set while the breaker is closed
+        self._marks, self._settled_at = (
+            [0] * lanes,
+            [0] * lanes,
+        )  # pushed, and seen to be drained
         self._bells = Bells(self, self._doorbell, self._control_deadline)
         self._wake = threading.Event()
         self._full_until = self._next_probe = self._next_settle = 0.0
@@ -83,17 +85,15 @@ class RedisBroker(RedisLanes):
         self.trouble: str | None = None  # why the breaker is open
         self.place: Place | None = None  # of the store's folder; None: not checked
         self.refusal: WrongPlace | None = None  # the lanes belong to another folder
-        self._settled_at = [0] * lanes  # the marks that were seen to be drained
-        self._sender = Sender(keys, lanes, self.options.ceiling, self._scripts)
         self._ring = Ring(lanes, self.options.retain_bytes) if self.options.retain_bytes else None
-        self._met = b""  # the last epoch that was met to the end
+        self._epoch = b""  # the last one that was met to the end
         self._intact = True  # False: what is retained has to be pushed again
 
     # -- producers
 
     def push(self, parcels: Sequence[Parcel], *, replay: bool = False, waited: float = 0.0) -> Pushed | Refused:
-        client = self._push
-        if client is None:
+        sender = self._push
+        if sender is None:
             return Refused(self.trouble or "not connected yet")
         if (reason := self._held_back(replay)) is not None:
             return Refused(reason)
@@ -101,13 +101,12 @@ class RedisBroker(RedisLanes):
             self._wake.set()
             return Refused(RETAINED)
         parts: list[Part] = [(parcel.lane, len(parcel.seqs), encode(parcel)) for parcel in parcels]
-        epoch = self._sender.epoch
         budget = self.options.push_s - waited
         if replay:  # no recall waits for it, and a large item takes a while over a slow line
             budget += sum([len(item) for _, _, item in parts]) / REPLAY_BYTES_S
-        self._deadline.within(budget)
+        sender.deadline.within(budget)
         try:
-            sent = self._send(client, parts, replay)
+            sent = self._send(sender, parts, replay)
         except EpochChanged:
             self._forgotten()
             return Refused(FORGOTTEN)
@@ -117,7 +116,7 @@ class RedisBroker(RedisLanes):
         except BaseException:
             self._hang_up()  # an interrupt: the connection may still be owed an answer
             raise
-        outcome = self._concluded(self._answered(epoch, parts, sent.reply), sent, replay)
+        outcome = self._concluded(self._answered(sender, parts, sent.reply), sent, replay)
         if not sent.sound:
             self._forgotten()
         return outcome
@@ -126,30 +125,30 @@ class RedisBroker(RedisLanes):
         """Why a push must not be tried now; None where it may."""
         return None
 
-    def _send(self, client: redis.Redis, parts: Sequence[Part], replay: bool) -> Sent:
-        return self._sender.send(client, parts)
+    def _send(self, sender: Sender, parts: Sequence[Part], replay: bool) -> Sent:
+        return sender.send(parts)
 
     def _concluded(self, outcome: Pushed | Refused, sent: Sent, replay: bool) -> Pushed | Refused:
         """The outcome for the caller."""
         return outcome
 
-    def _answered(self, epoch: bytes, parts: Sequence[Part], reply: list[int] | None) -> Pushed | Refused:
+    def _answered(self, sender: Sender, parts: Sequence[Part], reply: list[int] | None) -> Pushed | Refused:
         """Read the reply to a push: keep the marks of its lanes, and which of them need a doorbell."""
         if reply is None:
-            return UNANSWERED
+            return Refused("Redis has not answered in time")
         if reply[0] == FULL:
             self._full_until = time.monotonic() + FULL_S
             return Refused("full")
         ends, marks, at = reply[::2], self._marks, 1
+        if self._ring is not None and not self._ring.keep(sender.epoch, parts, ends):
+            return Refused(FORGOTTEN)  # meanwhile the background thread has found that out
         for (lane, _, _), end in zip(parts, ends, strict=True):
             marks[lane] = end
             if reply[at] == 1:  # it had been empty
                 self._bells.due.add(lane)
                 self._wake.set()
             at += 2
-        self._sender.pushed(parts, ends)
-        if self._ring is not None and not self._ring.keep(epoch, parts, ends):
-            return Refused(FORGOTTEN)  # meanwhile the background thread has found that out
+        sender.pushed(parts, ends)
         return PUSHED
 
     @property
@@ -164,8 +163,8 @@ class RedisBroker(RedisLanes):
 
     @property
     def round_trips(self) -> int:
-        """Number of requests for pushes so far."""
-        return self._sender.round_trips
+        """Number of requests for pushes over the present connection."""
+        return self._push.round_trips if self._push is not None else 0
 
     @property
     def retained(self) -> int | None:
@@ -202,13 +201,11 @@ class RedisBroker(RedisLanes):
 
     def close(self, seconds: float = CONNECT_S) -> None:
         """Ring what is due, for at most ``seconds``, then close the connections."""
-        if self._push is not None:
+        if (sender := self._push) is not None:
             self._bells.last(seconds)
-        client = self._push
+            sender.client.close()
         self._hang_up()
         self.trouble = None
-        if client is not None:
-            client.close()
         self.control.connection_pool.disconnect()
 
     def is_durable(self, mark: Mark) -> bool:
@@ -244,7 +241,7 @@ class RedisBroker(RedisLanes):
 
         The counts and their epoch are read at one moment.
         """
-        marks, known = [*self._marks], self._sender.epoch
+        marks, sender = [*self._marks], self._push
         pipe = self.control.pipeline(transaction=True)
         pipe.get(self.keys.epoch)
         fields = [count.of(lane) for count in (Count.PUSHED, Count.DRAINED) for lane in range(self._lanes)]
@@ -253,7 +250,7 @@ class RedisBroker(RedisLanes):
         counts = [int(value or 0) for value in values]
         ring.settle(epoch or b"", counts[self._lanes :])
         went_back = any(count < mark for count, mark in zip(counts, marks, strict=False))
-        if self._push is not None and known == self._sender.epoch and (epoch != known or went_back):
+        if sender is not None and sender is self._push and (epoch != sender.epoch or went_back):
             self._forgotten()
 
     def wait_change(self, timeout: float) -> None:
@@ -286,16 +283,16 @@ class RedisBroker(RedisLanes):
 
     def try_connect(self, seconds: float = CONNECT_S) -> bool:
         """Connect to the server, on a thread that may wait so long for it; whether that worked."""
-        self._deadline.within(seconds)
+        until = time.monotonic() + seconds
         try:
-            client = push_client(self._given, self._deadline)
-            identity = self.check_server(client)
-            claim_place(client, self.keys, self.place)
+            sender = Sender(self._given, seconds, self.keys, self._lanes, self.options.ceiling, self._scripts)
+            identity = self.check_server(sender.client)
+            claim_place(sender.client, self.keys, self.place)
             for script in self._scripts.values():
-                script.load(client)
-            self._meet(client, identity)
+                script.load(sender.client)
+            self._meet(sender, identity, until if seconds < CONNECT_S else math.inf)
             self._bells.keep_standing(seconds)
-            if not self._fit(client):
+            if not self._fit(sender):
                 return self._push is not None
         except EpochChanged:
             self._note(FORGOTTEN, loud=False)
@@ -312,30 +309,33 @@ class RedisBroker(RedisLanes):
                 emit("breaker_closed", level=logging.WARNING)
             self.trouble = self.refusal = None
             self._said.clear()
-            self._push = client
+            self._push = sender
             return True
         self._next_probe = time.monotonic() + PROBE_S
         return False
 
-    def _meet(self, client: redis.Redis, identity: str) -> None:
+    def _meet(self, sender: Sender, identity: str, until: float) -> None:
         """Look at the data behind a new connection, and push again what may be missing there."""
-        counts = self._sender.meet(client, identity)
+        counts = sender.meet(identity)
         went_back = any(count < mark for count, mark in zip(counts, self._marks, strict=True))
-        if self._met not in (b"", self._sender.epoch) or went_back:
+        if self._epoch not in (b"", sender.epoch) or went_back:
             self._intact = False
         if not self._intact:
             self._settled_at = [0] * self._lanes
             self._marks = counts
             if self._ring is not None:
-                self._push_again(client, self._ring)
+                self._push_again(sender, self._ring, until)
             self._bells.sweep_soon()
             self._intact = True
         if self._ring is not None:
-            self._ring.begin(self._sender.epoch)
-        self._met = self._sender.epoch  # only now: an attempt that is cut off begins anew
+            self._ring.begin(sender.epoch)
+        self._epoch = sender.epoch  # only now: an attempt that is cut off begins anew
 
-    def _push_again(self, client: redis.Redis, ring: Ring) -> None:
+    def _push_again(self, sender: Sender, ring: Ring, until: float) -> None:
         """Push everything that is retained, in its order; what is there already counts once, by its key.
+
+        Args:
+            until: when to give up (``time.monotonic()``).
 
         Raises:
             EpochChanged, RedisError, OSError: that did not work; it has to be done again from the start.
@@ -344,18 +344,18 @@ class RedisBroker(RedisLanes):
         for parts in ring.lost():
             ends.append([])
             while chunk := _chunk(parts[len(ends[-1]) :]):
-                self._deadline.within(CONNECT_S)
-                ends[-1] += self._sender.send_again(client, chunk)
+                sender.deadline.within(min(CONNECT_S, until - time.monotonic()))
+                ends[-1] += sender.send_again(chunk)
             if parts:
                 self._marks[parts[0][0]] = ends[-1][-1]
-                self._sender.pushed(parts, ends[-1])
+                sender.pushed(parts, ends[-1])
                 self._bells.due.add(parts[0][0])
-        ring.pushed_again(self._sender.epoch, ends)
+        ring.pushed_again(sender.epoch, ends)
         if entries := ring.entries:
             emit("pushed_again", level=logging.WARNING, entries=entries)
 
-    def _fit(self, client: redis.Redis) -> bool:
-        """Whether recalls may push through this client; a subclass that refuses decides what happens instead."""
+    def _fit(self, sender: Sender) -> bool:
+        """Whether recalls may push through it; a subclass that refuses decides what happens instead."""
         return True
 
     def _note(self, trouble: str, *, loud: bool) -> None:

@@ -19,7 +19,7 @@ from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis.broker import PROBE_S, RedisBroker
 from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.broker.redis.retained import Part
-from iai_mcp.broker.redis.sender import EpochChanged, Sent
+from iai_mcp.broker.redis.sender import EpochChanged, Sender, Sent
 from iai_mcp.broker.redis.waitaof import SETTING, Pace, confirmed, on_disk, pace, waitaof
 from iai_mcp.errors import ConfigError
 from iai_mcp.telemetry.events import emit
@@ -50,12 +50,12 @@ class DurableRedisBroker(RedisBroker):
     def _held_back(self, replay: bool) -> str | None:
         return LATE if self._doubt or (self._late and not replay) else None
 
-    def _send(self, client: redis.Redis, parts: Sequence[Part], replay: bool) -> Sent:
+    def _send(self, sender: Sender, parts: Sequence[Part], replay: bool) -> Sent:
         if replay:
-            return super()._send(client, parts, replay)
-        sent = self._sender.send(client, parts, self._waitaof)
+            return super()._send(sender, parts, replay)
+        sent = sender.send(parts, self._waitaof)
         if sent.by_script:
-            sent = sent._replace(further=[int(confirmed(client, self.options.push_s))])
+            sent = sent._replace(further=[int(confirmed(sender.client, self.options.push_s))])
         if not _durable(sent):  # an answer may still be owed: this connection is of no more use
             self._disk_is_late()
         return sent
@@ -71,12 +71,12 @@ class DurableRedisBroker(RedisBroker):
 
     def is_durable(self, mark: Mark) -> bool:
         """Whether everything that was replayed is on the disk."""
-        client = self._push
-        if self._unconfirmed and client is not None:
-            self._deadline.within(self.options.push_s)
+        sender = self._push
+        if self._unconfirmed and sender is not None:
+            sender.deadline.within(self.options.push_s)
             try:
-                self._unconfirmed = not on_disk(client)
-                self._sender.watch(client)
+                self._unconfirmed = not on_disk(sender.client)
+                sender.watch()
             except EpochChanged:
                 self._forgotten()
             except (RedisError, OSError) as error:
@@ -103,9 +103,9 @@ class DurableRedisBroker(RedisBroker):
         emit("breaker_open", level=logging.WARNING, reason="FsyncLate")
         self._wake.set()
 
-    def _fit(self, client: redis.Redis) -> bool:
+    def _fit(self, sender: Sender) -> bool:
         """A disk that holds up the server itself leaves the breaker open: every push would time out."""
-        found = pace(client, self.keys.counts, self.options.push_s)
+        found = pace(sender.client, self.keys.counts, self.options.push_s)
         self._late = found is Pace.LATE
         self._next_pace = time.monotonic() + PACE_S
         if found is Pace.STUCK:
@@ -113,7 +113,7 @@ class DurableRedisBroker(RedisBroker):
             self._note(STUCK, loud=False)
         elif self._late:
             self._note(LATE, loud=True)
-            self._push = client
+            self._push = sender
         return found is Pace.QUICK
 
     # -- the queue's background thread

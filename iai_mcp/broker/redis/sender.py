@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import NoPermissionError
 
-from iai_mcp.broker.redis.client import Rest, ask, transacts
+from iai_mcp.broker.redis.client import Deadline, Rest, ask, push_client, transacts
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.push_transaction import Transactions
 from iai_mcp.broker.redis.resp import OTHER, Reply, integers
@@ -49,21 +49,38 @@ class Sent(NamedTuple):
 
 
 class Sender:
-    """What one producer knows of the server that it pushes to.
+    """One connection of a producer, and what it knows of the server behind it.
 
     Attributes:
+        client: the connection.
+        deadline: bounds what goes over it.
         epoch: the name of the data's epoch, as of :meth:`meet`.
         drained: how many entries of each lane were acknowledged, as last looked: never more than it is.
-        round_trips: number of requests so far.
+        round_trips: number of pushes and looks before them so far.
 
     Args:
+        connection: any client of the server; its settings make the connection, within ``seconds``.
         keys: the names of the store's keys.
         lanes: the number of lanes.
         ceiling: most entries in one lane.
         scripts: by name, ``push`` and ``meet`` among them.
+
+    Raises:
+        RedisError, OSError: the server cannot be reached.
     """
 
-    def __init__(self, keys: Keys, lanes: int, ceiling: int, scripts: Mapping[str, Script]) -> None:
+    def __init__(
+        self,
+        connection: redis.Redis,
+        seconds: float,
+        keys: Keys,
+        lanes: int,
+        ceiling: int,
+        scripts: Mapping[str, Script],
+    ) -> None:
+        self.deadline = Deadline()
+        self.deadline.within(seconds)
+        self.client = push_client(connection, self.deadline)
         self.epoch = b""
         self._rest: Rest = (b"", [])  # the replies to WATCH and GET, where all is well
         self.drained = [0] * lanes
@@ -76,8 +93,8 @@ class Sender:
         self._transactions = Transactions(keys, lanes)
         self._free = [0] * lanes  # how many entries would fit, as far as we know
 
-    def meet(self, client: redis.Redis, identity: str) -> list[int]:
-        """Get to know the data behind a new connection; how many entries each lane has ever been pushed.
+    def meet(self, identity: str) -> list[int]:
+        """Get to know the data behind the connection; how many entries each lane has ever been pushed.
 
         Args:
             identity: the server's, from :func:`iai_mcp.broker.redis.server.check_server`; it may be empty.
@@ -87,14 +104,14 @@ class Sender:
             EpochChanged: another epoch begins at this moment; try again.
         """
         anew = f"{identity}.{secrets.token_hex(4)}"
-        met = self._scripts["meet"](client, [self._keys.epoch], [identity, anew])
+        met = self._scripts["meet"](self.client, [self._keys.epoch], [identity, anew])
         self.epoch = met if isinstance(met, bytes) else str(met).encode()
         self._rest = b"\r\n+OK\r\n$%d\r\n%b\r\n" % (len(self.epoch), self.epoch), [OTHER, self.epoch]
-        self._transacts = transacts(client)
-        self.watch(client)
-        return self.look(client)
+        self._transacts = transacts(self.client)
+        self.watch()
+        return self.look()
 
-    def watch(self, client: redis.Redis) -> None:
+    def watch(self) -> None:
         """Watch the epoch, so that the next transaction is refused where it has changed.
 
         Raises:
@@ -102,22 +119,22 @@ class Sender:
         """
         if self._transacts:
             try:
-                client.execute_command("WATCH", self._keys.epoch)  # type: ignore[no-untyped-call]
+                self.client.execute_command("WATCH", self._keys.epoch)  # type: ignore[no-untyped-call]
             except NoPermissionError:
                 self._transacts = False
-        if client.get(self._keys.epoch) != self.epoch:
+        if self.client.get(self._keys.epoch) != self.epoch:
             raise EpochChanged
 
-    def look(self, client: redis.Redis) -> list[int]:
+    def look(self) -> list[int]:
         """Learn how far pushes and drains have come; how many entries each lane has ever been pushed."""
         fields = [count.of(lane) for count in (Count.PUSHED, Count.DRAINED) for lane in range(self._lanes)]
-        values: Any = client.hmget(self._keys.counts, fields)
+        values: Any = self.client.hmget(self._keys.counts, fields)
         counts = [int(value or 0) for value in values]
         pushed, self.drained = counts[: self._lanes], counts[self._lanes :]
         self._free = [self._ceiling + gone - come for come, gone in zip(pushed, self.drained, strict=True)]
         return pushed
 
-    def send(self, client: redis.Redis, parts: Sequence[Part], further: bytes = b"") -> Sent:
+    def send(self, parts: Sequence[Part], further: bytes = b"") -> Sent:
         """Push parts, as a transaction followed by a ``further`` command, or as a script where that did not work.
 
         An entry that is pushed twice counts once, by its key. The script comes without the ``further`` command.
@@ -126,29 +143,30 @@ class Sender:
             EpochChanged: nothing was pushed.
             RedisError, OSError: the server does not answer, or with an error.
         """
-        if self._fits(client, parts) and self._transacts:
-            sent = self._transact(client, parts, further)
+        if self._fits(parts) and self._transacts:
+            sent = self._transact(parts, further)
             if sent is not None:
                 return sent
             self._transacts = False  # not again before this connection is renewed
-        return Sent(self._run_script(client, parts, self._ceiling), by_script=True)
+        return Sent(self._run_script(parts, self._ceiling), by_script=True)
 
-    def send_again(self, client: redis.Redis, parts: Sequence[Part]) -> list[int]:
+    def send_again(self, parts: Sequence[Part]) -> list[int]:
         """Push parts that the lanes have held before, whatever their ceiling; each one's end.
 
         Raises:
             EpochChanged, RedisError, OSError: as of :meth:`send`.
         """
-        reply = self._transact(client, parts, b"") if self._transacts else None
+        reply = self._transact(parts, b"") if self._transacts else None
         if reply is not None and (reply.reply is None or not reply.sound):
             raise EpochChanged
-        ends = reply.reply if reply is not None else self._run_script(client, parts, 1 << 53)
+        ends = reply.reply if reply is not None else self._run_script(parts, 1 << 53)
         return (ends or [])[::2]
 
-    def _transact(self, client: redis.Redis, parts: Sequence[Part], further: bytes) -> Sent | None:
+    def _transact(self, parts: Sequence[Part], further: bytes) -> Sent | None:
         """Push in one transaction; None where it failed, so that the script has to be run."""
         self.round_trips += 1
         commands, head = self._transactions.commands(parts) + further, self._transactions.head(len(parts))
+        client = self.client
         found = ask(client, commands, head, 4) if further else ask(client, commands, head, 3, self._rest)
         if found[0] is None:
             raise EpochChanged
@@ -156,7 +174,7 @@ class Sender:
             return None
         return Sent(reply, integers(_at(found, 3)), sound=_at(found, 2) == self.epoch)
 
-    def _fits(self, client: redis.Redis, parts: Sequence[Part]) -> bool:
+    def _fits(self, parts: Sequence[Part]) -> bool:
         """Whether the lanes have room, as far as this producer knows; where they have none, it looks again.
 
         Other producers push too, so a lane may pass its ceiling by one push of each of them.
@@ -167,10 +185,10 @@ class Sender:
         else:
             return True
         self.round_trips += 1
-        self.look(client)
+        self.look()
         return all(entries <= self._free[lane] for lane, entries, _ in parts)
 
-    def _run_script(self, client: redis.Redis, parts: Sequence[Part], ceiling: int) -> list[int]:
+    def _run_script(self, parts: Sequence[Part], ceiling: int) -> list[int]:
         """The same push as a script, which keeps to the ceiling even when other producers push."""
         self.round_trips += 1
         keys = [self._keys.counts, self._keys.epoch, *[self._keys.lane(lane, "pending") for lane, _, _ in parts]]
@@ -178,7 +196,7 @@ class Sender:
         for lane, entries, item in parts:
             # A parcel above the ceiling fits an empty lane.
             args += (Count.PUSHED.of(lane), self.drained[lane] + max(ceiling, entries), item, entries)
-        reply: list[int] = self._scripts["push"](client, keys, args)
+        reply: list[int] = self._scripts["push"](self.client, keys, args)
         if reply[0] == OTHER_EPOCH:
             raise EpochChanged
         return reply

@@ -376,7 +376,7 @@ def test_what_is_no_answer_to_a_push_ends_the_connection(
 ) -> None:
     broker = make()
     assert broker._push is not None
-    bounded: Any = broker._push.connection.bounded  # type: ignore[union-attr]
+    bounded: Any = broker._push.client.connection.bounded  # type: ignore[union-attr]
     monkeypatch.setattr(type(bounded), "recv", lambda *_: answer)
     assert isinstance(broker.push([parcel(0, 1), parcel(1, 1)]), Refused)
     monkeypatch.undo()

@@ -437,7 +437,7 @@ def test_a_server_that_refuses_means_spill(
     assert admin.ping()
     if setting is None:
         server.lock_out("producer")
-        broker_of(queue)._push.connection.disconnect()  # type: ignore[union-attr]
+        broker_of(queue)._push.client.connection.disconnect()  # type: ignore[union-attr]
     else:
         admin.config_set(setting[0], setting[1])
     queue.enqueue(pairs(record_id, "a"))

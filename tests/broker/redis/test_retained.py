@@ -269,12 +269,12 @@ def test_a_connection_that_fails_while_the_new_epoch_is_met_forgets_nothing(
 ) -> None:
     queue, other = (start(server.client("producer"), patient(store)) for _ in range(2))
     queue.enqueue(pairs(record_id, "abc"))
-    sound, failing = Sender.look, [broker_of(queue)._sender]
+    sound, failing = Sender.look, [queue._background._thread]
 
-    def look(self: Sender, client: redis.Redis) -> list[int]:
-        if failing and self is failing[0]:
+    def look(self: Sender) -> list[int]:
+        if threading.current_thread() in failing:
             raise redis.TimeoutError("cut off")
-        return sound(self, client)
+        return sound(self)
 
     monkeypatch.setattr(Sender, "look", look)
     wipe(server)
