@@ -238,6 +238,7 @@ def test_a_wiped_lane_that_is_refilled_behind_new_entries_reorders(
 ) -> None:
     def push_first(self: RedisBroker, sender: Sender, ring: Ring, until: float) -> None:
         pipeline.broker.open()
+        wait_until(lambda: pipeline.queue._spill.unread)  # this thread may notice first that Redis was wiped
         ready.set()
         wait_until(lambda: not pipeline.queue._spill.unread)
         sound(self, sender, ring, until)
