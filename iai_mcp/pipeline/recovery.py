@@ -66,19 +66,21 @@ def push(store: ProvenanceStore, broker: RemoteBroker) -> Moved:
     """Push spill files that no living process holds into the lanes of ``broker``, as far as it takes them."""
     files = pushed = stayed = 0
     for chain in adopt(overflow_dir(store.settings), store.store_id):
-        broker.open()
-        broker.needs_replay()  # a doubt about an earlier chain: its files are still there
         before, cursor = chain.length, ReplayCursor(chain)
-        while cursor.replay(broker, store.lanes) or (cursor.mark is not None and not chain.unread):
-            if cursor.mark is None or not _becomes_durable(broker, cursor.mark):
-                break
-            chain.commit()
-            if chain.empty:
-                break
-        files += before - chain.length
-        pushed += chain.moved
-        stayed += chain.length
-        chain.close()
+        try:
+            broker.open()
+            broker.needs_replay()  # a doubt about an earlier chain: its files are still there
+            while cursor.replay(broker, store.lanes) or (cursor.mark is not None and not chain.unread):
+                if cursor.mark is None or not _becomes_durable(broker, cursor.mark):
+                    break
+                chain.commit()
+                if chain.empty:
+                    break
+            files += before - chain.length
+            pushed += chain.moved
+            stayed += chain.length
+        finally:
+            chain.close()
     return Moved(files=files, pushed=pushed, stayed=stayed)
 
 

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import fakeredis
 import pytest
 from typer.testing import CliRunner, Result
 
+from iai_mcp.broker.factory import redis_broker
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.cli.app import app
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
+from iai_mcp.pipeline import recovery
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.locked_file import is_held
 from iai_mcp.store import MemoryStore
 from tests.servers import Server, free_port, serving, worker
 from tests.support import cues, entry, python, wait_until
@@ -208,3 +213,21 @@ def test_dead_letters_of_a_redis_worker_are_in_the_store_and_can_be_retried(
     assert seen(store, record_id) == ["poison"]
     assert dead("drop", letters[1]["id"]) == {"dropped": 1}
     assert dead("list")["letters"] == []
+
+
+def test_a_push_that_fails_in_its_middle_lets_go_of_the_files(
+    store: MemoryStore, record_id: UUID, overflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(store, overflow, record_id, ["a", "b"])
+    (file,) = overflow.glob("*.jsonl")
+    broker = redis_broker(store.settings, store.store_id, store.lanes, fakeredis.FakeStrictRedis())
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisBroker, "push", fail)
+        with pytest.raises(MemoryError):
+            recovery.push(store, broker)
+    assert not is_held(file)
+    assert recovery.push(store, broker).pushed == 2
