@@ -50,8 +50,9 @@ def drain_lane(store_id: str, lane: int) -> str:
     runner = _runner(job, store_id, lane)
     if not SWEEPS.get():
         return _summary(Visit(runner).run(lane))
-    if STANDING in job.id:
+    if STANDING in job.id:  # it names no lane that has work, and this worker sweeps
         runner.broker.keep_standing()
+        return STANDING
     return _summary(runner.turn(lane))
 
 

@@ -157,6 +157,26 @@ def test_our_worker_insists_on_json_and_leaves_nothing_behind(
     assert "-standing-" in left[0]
 
 
+def test_a_standing_doorbell_takes_no_lease_on_a_lane_without_work(
+    store: MemoryStore, record_id: UUID, start: Start
+) -> None:
+    """A worker that is killed over an empty lane would leave it leased."""
+    connection = fakeredis.FakeStrictRedis()
+    queue = start(connection)
+    queue.enqueue(pairs(record_id, "ab"))
+    queue.stop()
+
+    def standing() -> list[bytes]:
+        return [key for key in connection.scan_iter() if b"-standing-" in key]
+
+    ProvenanceWorker(["provenance"], connection=connection).work(burst=True)
+    before = standing()
+    states = {key: connection.hgetall(key) for key in connection.scan_iter("*:state")}
+    ProvenanceWorker(["provenance"], connection=connection).work(burst=True)
+    assert standing() != before, "its job ran"
+    assert {key: connection.hgetall(key) for key in connection.scan_iter("*:state")} == states
+
+
 def test_one_round_trip_for_each_recall(store: MemoryStore, record_id: UUID, server: Server) -> None:
     store = patient(store)
     other = store.insert_many([_make() for _ in range(9)])
