@@ -29,7 +29,7 @@ from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
 from iai_mcp.broker.redis.options import RedisOptions
 from iai_mcp.broker.redis.place import claim_place
-from iai_mcp.broker.redis.retained import Part, Ring
+from iai_mcp.broker.redis.retained import Part, Ring, chunk
 from iai_mcp.broker.redis.sender import FULL, EpochChanged, Sender, Sent
 from iai_mcp.broker.redis.server import check_server
 from iai_mcp.common.place import Place
@@ -49,7 +49,6 @@ CONNECT_S = 2.0
 SETTLE_S = 0.25  # between looks at how much of the retained is in the store
 FULL_SETTLE_S = 0.02  # the same while nothing more may be retained
 REPLAY_BYTES_S = 2**20  # a replayed push may take so much longer: a slow line, in bytes a second
-AGAIN_BYTES = 2**18  # about the most bytes to push again at a time
 
 
 class RedisBroker(RedisLanes):
@@ -88,6 +87,7 @@ class RedisBroker(RedisLanes):
         self._ring = Ring(lanes, self.options.retain_bytes) if self.options.retain_bytes else None
         self._epoch = b""  # the last one that was met to the end
         self._intact = True  # False: what is retained has to be pushed again
+        self._again: tuple[bytes, list[list[int]]] = b"", []  # where that has begun: epoch, and ends by lane
 
     # -- producers
 
@@ -320,6 +320,8 @@ class RedisBroker(RedisLanes):
         went_back = any(count < mark for count, mark in zip(counts, self._marks, strict=True))
         if self._epoch not in (b"", sender.epoch) or went_back:
             self._intact = False
+        if went_back or self._again[0] != sender.epoch:
+            self._again = sender.epoch, [[] for _ in range(self._lanes)]
         if not self._intact:
             self._settled_at = [0] * self._lanes
             self._marks = counts
@@ -338,19 +340,19 @@ class RedisBroker(RedisLanes):
             until: when to give up (``time.monotonic()``).
 
         Raises:
-            EpochChanged, RedisError, OSError: that did not work; it has to be done again from the start.
+            EpochChanged, RedisError, OSError: the next attempt in this epoch goes on where this one ended.
         """
-        ends: list[list[int]] = []
-        for parts in ring.lost():
-            ends.append([])
-            while chunk := _chunk(parts[len(ends[-1]) :]):
+        _, ends = self._again
+        for lane, parts in enumerate(ring.lost()):
+            while part := chunk(parts[len(ends[lane]) :]):
                 sender.deadline.within(min(CONNECT_S, until - time.monotonic()))
-                ends[-1] += sender.send_again(chunk)
+                ends[lane] += sender.send_again(part)
             if parts:
-                self._marks[parts[0][0]] = ends[-1][-1]
-                sender.pushed(parts, ends[-1])
-                self._bells.due.add(parts[0][0])
+                self._marks[lane] = ends[lane][-1]
+                sender.pushed(parts, ends[lane])
+                self._bells.due.add(lane)
         ring.pushed_again(sender.epoch, ends)
+        self._again = b"", []
         if entries := ring.entries:
             emit("pushed_again", level=logging.WARNING, entries=entries)
 
@@ -387,14 +389,3 @@ class RedisBroker(RedisLanes):
                 self._next_settle = now + (FULL_SETTLE_S if self._ring.full else SETTLE_S)
         except RedisError as error:
             emit("doorbell_failed", level=logging.WARNING, reason=type(error).__name__)
-
-
-def _chunk(parts: Sequence[Part]) -> list[Part]:
-    """The first of ``parts``, about as many as are pushed at a time."""
-    size, chunk = 0, []
-    for part in parts:
-        chunk.append(part)
-        size += len(part[2])
-        if size >= AGAIN_BYTES:
-            break
-    return chunk

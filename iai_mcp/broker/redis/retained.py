@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from iai_mcp.broker.protocol import Mark
 
-__all__ = ["Part", "Ring"]
+__all__ = ["Part", "Ring", "chunk"]
 
+AGAIN_BYTES = 2**18  # about the most bytes to push again at a time
 OVERHEAD = 150  # bytes that Python takes for an item beside its text
 
 Part = tuple[int, int, bytes]
@@ -114,3 +115,14 @@ class Ring:
             for lane, (items, anew) in enumerate(zip(self._items, ends, strict=True)):
                 both = zip(items, anew, strict=True)
                 self._items[lane] = deque((end, entries, item) for (_, entries, item), end in both)
+
+
+def chunk(parts: Sequence[Part]) -> list[Part]:
+    """The first of ``parts``, about as many as are pushed again at a time."""
+    size, first = 0, []
+    for part in parts:
+        first.append(part)
+        size += len(part[2])
+        if size >= AGAIN_BYTES:
+            break
+    return first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from uuid import UUID
 
@@ -109,6 +110,32 @@ def test_a_lane_that_redis_evicts_is_pushed_again(
     queue.enqueue(pairs(record_id, "d"))
     drain(store, server.client("worker"), queue)
     assert sorted(seen(store, record_id)) == [*"abcd"]
+
+
+def test_a_push_again_that_is_refused_half_way_goes_on_from_there(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Redis at its memory limit takes some of it each time."""
+    queue = start(server.client("producer"), patient(store))
+    for turn in range(6):
+        queue.enqueue(pairs(record_id, [turn]))
+    monkeypatch.setattr("iai_mcp.broker.redis.retained.AGAIN_BYTES", 1)
+    real, calls = Sender.send_again, count()
+
+    def every_other(sender: Sender, parts: list[Part]) -> list[int]:
+        if next(calls) % 2:
+            raise redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+        return real(sender, parts)
+
+    monkeypatch.setattr(Sender, "send_again", every_other)
+    wipe(server)
+    wait_until(lambda: broker_of(queue).trouble is None and sum(lanes_now(queue)) >= 6, 30)
+    drain(store, server.client("worker"), queue)
+    assert seen(store, record_id) == [str(turn) for turn in range(6)]
 
 
 def test_without_retention_it_is_lost(
