@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from iai_mcp.common import forks
 from iai_mcp.config import overflow_dir
@@ -18,6 +19,7 @@ from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.spill.erase import forget_all
 from iai_mcp.spill.handover import HandOverSpill
+from iai_mcp.spill.names import chain_name, files_in
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Key
@@ -56,10 +58,11 @@ class Overflow:
         self.journal = settings.journal != "off" or self.hands_over
         if self.hands_over:
             log.warning(FORKED)
-        fsync = settings.journal == "fsync" or (remote and settings.redis_durability == "fsync")
+        self._fsync = settings.journal == "fsync" or (remote and settings.redis_durability == "fsync")
         level = logging.DEBUG if self.journal else logging.INFO
         kind = HandOverSpill if self.hands_over else Spill
-        self.spill = kind(store.store_id, producer, overflow_dir(settings), fsync=fsync, level=level)
+        self.spill = kind(store.store_id, producer, overflow_dir(settings), fsync=self._fsync, level=level)
+        self._producer = producer
         self._store = store
         self._counts = counts
         self._ahead = self.journal or remote
@@ -76,10 +79,29 @@ class Overflow:
         self._last_append = time.monotonic()
 
     def give_back(self, parcels: Sequence[Parcel]) -> None:
-        """Put parcels before everything in the spill; those that the disk does not take are counted as refused."""
-        if fit := self._encodable(parcels):
+        """Put parcels before everything in the spill; those that the disk does not take are counted as refused.
+
+        Those of a dead producer, whose files this queue had adopted, go before what is left of its files.
+        """
+        fit = self._encodable(parcels)
+        for producer in self._with_files({parcel.producer for parcel in fit} - {self._producer}):
+            spill = Spill(self._store.store_id, producer, self._folder(), fsync=self._fsync)
+            self._give_back([parcel for parcel in fit if parcel.producer == producer], spill)
+            spill.close()
+            fit = [parcel for parcel in fit if parcel.producer != producer]
+        self._give_back(fit, self.spill)
+
+    def _with_files(self, producers: set[str]) -> list[str]:
+        """Those of the producers that have files in the folder."""
+        with suppress(OSError):
+            chains = {name.chain for _, name in files_in(self._folder()) if not name.set_aside}
+            return [producer for producer in producers if chain_name(self._store.store_id, producer) in chains]
+        return []
+
+    def _give_back(self, parcels: Sequence[Parcel], spill: Spill) -> None:
+        if parcels:
             with suppress(SpillUnavailable):
-                self._write(fit, self.spill.prepend)
+                self._write(parcels, spill.prepend)
 
     def _encodable(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """The parcels without entries that cannot be written to a file: these become dead letters."""
@@ -107,7 +129,7 @@ class Overflow:
         emit("dead_letter", level=logging.ERROR, lane=parcel.lane, kind=type(error).__name__)
 
     def _write(self, parcels: Sequence[Parcel], write: Callable[..., None]) -> None:
-        folder = overflow_dir(self._store.settings)  # looked up anew: HOME may have changed
+        folder = self._folder()
         entries = sum(len(parcel.seqs) for parcel in parcels)
         try:
             write(parcels, folder)
@@ -121,6 +143,9 @@ class Overflow:
             raise SpillUnavailable(f"cannot spill to {folder}: {type(error).__name__}") from error
         self._counts.spilled += entries
 
+    def _folder(self) -> Path:
+        return overflow_dir(self._store.settings)  # looked up anew: HOME may have changed
+
     def erase_forgotten(self) -> None:
         """Erase entries of deleted records from the files that this queue, and others, have given up."""
         store = self._store
@@ -131,7 +156,7 @@ class Overflow:
     def tell_left(self) -> int:
         """The number of entries that stay in the files. If any do, the log says so, and who will take them."""
         if entries := self.spill.entries_left():
-            folder = overflow_dir(self._store.settings)
+            folder = self._folder()
             emit("spill_left", level=logging.WARNING, entries=entries, folder=str(folder), taken_by=TAKEN_BY)
         return entries
 

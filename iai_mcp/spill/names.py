@@ -33,7 +33,7 @@ SET_ASIDE_PATTERN = "*.failed-*"  # for people and their shells
 _SUFFIX = ".jsonl"
 _SPARE = ".spare"
 _ASIDE = ".failed-"
-_NAME = re.compile(r"(?P<chain>[0-9a-f]{8}-(?P<producer>[0-9a-f]{16}))-\d{7,}(\.failed-\d+)?\.jsonl")
+_NAME = re.compile(r"(?P<chain>[0-9a-f]{8}-(?P<producer>[0-9a-f]{16}))-(?P<number>\d{7,})(\.failed-\d+)?\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,13 @@ class SpillName:
     Attributes:
         chain: the same for all segments of a chain.
         producer: key of the producer; None in a foreign name.
+        number: the segment's place in its chain; 0 in a foreign name.
         set_aside: whether the file is out of the way for people to look at.
     """
 
     chain: str
     producer: str | None
+    number: int
     set_aside: bool
 
 
@@ -57,7 +59,9 @@ def parse(name: str) -> SpillName | None:
         return None
     found = _NAME.fullmatch(name)
     aside = _ASIDE in name
-    return SpillName(found["chain"], found["producer"], aside) if found else SpillName(name, None, aside)
+    if found is None:
+        return SpillName(name, None, 0, aside)
+    return SpillName(found["chain"], found["producer"], int(found["number"]), aside)
 
 
 def files_in(folder: Path) -> list[tuple[Path, SpillName]]:

@@ -117,10 +117,13 @@ class Spill(Chain):
     def prepend(self, parcels: Sequence[Parcel], folder: Path) -> None:
         """Add lines in front of all that wait here: a queue that stops gives back older entries.
 
+        Files of the chain that this object does not hold count too: it may be a dead producer's.
+
         Raises:
             SpillUnavailable: the disk is full or the folder not writable; nothing was added.
         """
         with self._mutex:
+            self._first = min([self._first, *self._numbers(folder)])
             later, self._segments = self._segments, []
             self._next, end = self._first - 1, self._next
             try:
@@ -163,6 +166,11 @@ class Spill(Chain):
         with suppress(OSError):
             files = files_in(self._folder)
             return [path for path, name in files if name.chain == self._name and not name.set_aside]
+        return []
+
+    def _numbers(self, folder: Path) -> list[int]:
+        with suppress(OSError):  # making the file tells what is wrong
+            return [name.number for _, name in files_in(folder) if name.chain == self._name]
         return []
 
     def _adopted_elsewhere(self) -> bool:

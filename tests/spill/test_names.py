@@ -24,7 +24,7 @@ CHAIN = chain_name(STORE, PRODUCER)
 
 
 def test_a_segment_names_its_chain_and_its_producer() -> None:
-    assert parse(segment_name(CHAIN, 1_000_000)) == SpillName(CHAIN, PRODUCER, set_aside=False)
+    assert parse(segment_name(CHAIN, 1_000_000)) == SpillName(CHAIN, PRODUCER, 1_000_000, set_aside=False)
 
 
 def test_the_segments_of_a_chain_sort_by_number() -> None:
@@ -36,13 +36,13 @@ def test_the_segments_of_a_chain_sort_by_number() -> None:
 def test_a_file_set_aside_stays_beside_its_own() -> None:
     aside = set_aside_path(Path("folder") / segment_name(CHAIN, 1_000_000))
     assert aside.parent == Path("folder")
-    assert parse(aside.name) == SpillName(CHAIN, PRODUCER, set_aside=True)
+    assert parse(aside.name) == SpillName(CHAIN, PRODUCER, 1_000_000, set_aside=True)
     assert aside.match(SET_ASIDE_PATTERN)
 
 
 def test_a_foreign_name_is_a_chain_by_itself() -> None:
-    assert parse("notes.jsonl") == SpillName("notes.jsonl", None, set_aside=False)
-    assert parse("notes.failed-1.jsonl") == SpillName("notes.failed-1.jsonl", None, set_aside=True)
+    assert parse("notes.jsonl") == SpillName("notes.jsonl", None, 0, set_aside=False)
+    assert parse("notes.failed-1.jsonl") == SpillName("notes.failed-1.jsonl", None, 0, set_aside=True)
 
 
 @pytest.mark.parametrize("name", [spare_name(CHAIN), ".hidden.jsonl", "notes.txt", f"{CHAIN}.tmp12"])

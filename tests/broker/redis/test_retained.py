@@ -7,19 +7,24 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import fakeredis
 import pytest
 import redis
 
+from iai_mcp.broker.protocol import Pushed
+from iai_mcp.broker.redis.broker import RedisBroker
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.retained import Part, Ring
 from iai_mcp.broker.redis.sender import Sender
 from iai_mcp.config import Settings
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import ConfigError
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.spill.writer import Spill
 from iai_mcp.store import MemoryStore
 from tests.broker.redis.test_redis import (
     Start,
@@ -136,6 +141,43 @@ def test_a_push_again_that_is_refused_half_way_goes_on_from_there(
     wait_until(lambda: broker_of(queue).trouble is None and sum(lanes_now(queue)) >= 6, 30)
     drain(store, server.client("worker"), queue)
     assert seen(store, record_id) == [str(turn) for turn in range(6)]
+
+
+def test_what_a_dead_client_left_stays_in_order_over_a_second_outage(
+    store: MemoryStore,
+    server: Server,
+    record_id: UUID,  # noqa: F811
+    start: Start,  # noqa: F811
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client adopts the files, pushes a part of them, and stops while Redis is down, which loses that part."""
+    overflow = home / ".iai-mcp" / ".provenance-overflow"
+    dead = "00" * 8  # its files come first by name
+    left = Spill(store.store_id, dead, overflow, max_bytes=1)  # a file for each
+    for seq, cue in enumerate("abcd", 1):
+        one = Parcel.of(store.store_id, lane_of(record_id, store.lanes), dead, 1.0, [(record_id, seq, entry(cue))])
+        left.append([one], overflow)
+    left.close()
+    real = RedisBroker.push
+
+    def once(broker: RedisBroker, parcels: list[Parcel], **options: Any) -> Any:
+        done = real(broker, parcels, **options)
+        if isinstance(done, Pushed):
+            server.kill()
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisBroker, "push", once)
+        queue = start(server.client("producer"), patient(store))
+        wait_until(lambda: broker_of(queue).trouble is not None, 20)
+        queue.stop()
+    shutil.rmtree(server.folder / "appendonlydir")
+    server.start()
+    queue = start(server.client("producer"), patient(store))
+    drain(store, server.client("worker"), queue)
+    wait_until(lambda: len(seen(store, record_id)) == 4, 20)
+    assert seen(store, record_id) == [*"abcd"]
 
 
 def test_without_retention_it_is_lost(
