@@ -181,13 +181,23 @@ def test_an_interrupt_waits_for_its_turn(slow: Any, record_id: UUID) -> None:  #
 
     def interrupt() -> None:
         waiting(queue, 1)
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(0.05)
+        signal.pthread_kill(main, signal.SIGINT)  # as a terminal's, it ends the main thread's wait
+        wait_until(lambda: interrupted)
         broker.open.set()
 
+    main, interrupted = threading.get_ident(), []
+
+    def note(*_: object) -> None:
+        interrupted.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
     crowd += in_threads(1, lambda _: interrupt())
-    with pytest.raises(KeyboardInterrupt):
-        queue.enqueue(pairs(record_id, ["mine"]))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            queue.enqueue(pairs(record_id, ["mine"]))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert broker.pushed == [[1], [2]]
     queue.enqueue(pairs(record_id, ["next"]))
     assert broker.pushed[-1] == [3]
