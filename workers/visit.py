@@ -64,7 +64,11 @@ class Visit:
 
     def _drain_some(self, lanes: list[int]) -> bool:
         """A turn for each of the lanes; whether one of them could be drained."""
-        reports = [report for lane in lanes for report in self._runner.turns(lane)]
+        reports: list[DrainReport] = []
+        for lane in lanes:
+            if time.monotonic() >= self._end:  # many busy lanes: the next visit goes on
+                break
+            reports += self._runner.turns(lane)
         return any(report.outcome in (Outcome.EMPTY, Outcome.TIME) for report in reports)
 
     def _adopt(self) -> None:

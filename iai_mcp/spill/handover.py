@@ -6,12 +6,16 @@ entries are in the store.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import encode
 from iai_mcp.errors import SpillUnavailable
+from iai_mcp.spill.chain import COUNT_S
+from iai_mcp.spill.listing import outlines
 from iai_mcp.spill.segment import Segment
 from iai_mcp.spill.writer import Spill, Tail
 
@@ -77,6 +81,19 @@ class HandOverSpill(Spill):
         """Whether every file up to ``tail`` is gone: its entries are in the store."""
         with self._mutex:
             return tail is None or all(path.name > tail[0] for path in self._waiting())
+
+    def entries_left(self, seconds: float = COUNT_S) -> int:
+        """Number of entries in the files that are still there; at least that many where counting takes longer."""
+        until = time.monotonic() + seconds
+        with self._mutex:
+            paths, left = self._waiting(), 0
+        for path in paths:
+            with suppress(OSError):  # another process has just applied it
+                for found in outlines(path):
+                    left += len(found.seqs) if found else 0
+                    if time.monotonic() >= until:
+                        return left
+        return left
 
     def reopen(self) -> None:
         """Nothing: no file was locked."""

@@ -19,6 +19,7 @@ from iai_mcp.cli.app import app
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.pipeline import recovery
+from iai_mcp.spill.handover import HandOverSpill
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.locked_file import is_held
@@ -231,3 +232,16 @@ def test_a_push_that_fails_in_its_middle_lets_go_of_the_files(
             recovery.push(store, broker)
     assert not is_held(file)
     assert recovery.push(store, broker).pushed == 2
+
+
+def test_a_hand_over_counts_the_entries_of_all_its_files(
+    store: MemoryStore, record_id: UUID, overflow: Path
+) -> None:
+    spill = HandOverSpill(store.store_id, "cd" * 8, overflow, max_bytes=1)
+    for seq, cue in enumerate("abc", 1):
+        one = (record_id, seq, entry(cue))
+        lane = lane_of(record_id, store.lanes)
+        spill.append([Parcel.of(store.store_id, lane, "cd" * 8, time.time(), [one])], overflow)
+    assert (len([*overflow.iterdir()]), spill.entries_left()) == (3, 3)
+    min(overflow.iterdir()).unlink()
+    assert spill.entries_left() == 2
