@@ -110,6 +110,7 @@ class Background:
         self._halt = halt
         self._own = ReplayCursor(overflow.spill)
         self._adopted: list[ReplayCursor] = []
+        self._adoption = threading.Lock()
         self._last_scan = -SCAN_S
         self._thread: threading.Thread | None = None
         self._run_number = 0
@@ -166,17 +167,19 @@ class Background:
 
     def close(self) -> None:
         """Give up the spill files that this process holds; they stay for the next client."""
-        for cursor in (*self._adopted, self._own):
+        with self._adoption:
+            held = [*self._adopted, self._own]
+            self._adopted.clear()
+        for cursor in held:
             cursor.chain.close()
-        self._adopted.clear()
 
     def _run(self, number: int) -> None:
-        while not self._halt.is_set() and number == self._run_number:
+        while not self._ends(number):
             try:
                 self._overflow.prepare()
                 more = self.replay()
                 self._driver.run_once(0.0 if more else SCAN_S)
-                self._scan()
+                self._scan(number)
             except Exception as error:  # noqa: BLE001  without this thread nothing would be drained any more
                 emit("queue_error", level=logging.ERROR, error=safe_message(error))
                 log.debug("the provenance thread goes on after this error", exc_info=True)
@@ -210,7 +213,10 @@ class Background:
             durable = self._broker.is_durable(cursor.mark)
         return durable and (cursor is not self._own or self._overflow.may_commit())
 
-    def _scan(self) -> None:
+    def _ends(self, number: int) -> bool:
+        return self._halt.is_set() or number != self._run_number
+
+    def _scan(self, number: int) -> None:
         if time.monotonic() - self._last_scan < SCAN_S:
             return
         self._last_scan = time.monotonic()
@@ -218,5 +224,13 @@ class Background:
         self._living.note()
         with suppress(OSError):  # a drain will say so
             self._store.tidy()
-        orphans = adopt(overflow_dir(self._store.settings), self._store.store_id)
-        self._adopted.extend(map(ReplayCursor, orphans))
+        if self._ends(number):
+            return
+        orphans = [*map(ReplayCursor, adopt(overflow_dir(self._store.settings), self._store.store_id))]
+        with self._adoption:
+            if not self._ends(number):
+                self._adopted.extend(orphans)
+                return
+        for cursor in orphans:  # the queue stopped meanwhile, and has given its files up: so do we
+            cursor.chain.close()
+        self._overflow.erase_forgotten()

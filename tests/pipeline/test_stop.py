@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +16,21 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from iai_mcp.config import Settings
+from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import StoreUnavailable
+from iai_mcp.pipeline import recovery
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.spill.adoption import adopt
+from iai_mcp.spill.chain import Chain
+from iai_mcp.spill.writer import Spill
+from iai_mcp.storage.locked_file import is_held
 from iai_mcp.store import MemoryStore
 from tests.chaos.proxy import Proxy
 from tests.pipeline.test_queue import spill_files
 from tests.pipeline.test_replay import Pipeline
 from tests.servers import Server, serving
-from tests.support import cues, finished, pairs, python
+from tests.support import cues, entry, finished, pairs, python, wait_until
 from tests.test_store import _make
 
 
@@ -206,3 +213,33 @@ def test_the_exit_hook_replays_too(store: MemoryStore, server: Server, home: Pat
     assert spill_files(home) == []
     lane = f"iai-mcp:{store.store_id}:lane:{lane_of(record_id, store.lanes)}:pending"
     assert server.client().llen(lane) == 50
+
+
+def test_a_thread_that_adopts_while_its_queue_stops_gives_the_files_up(
+    store: MemoryStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_id = store.insert(_make())
+    overflow = home / ".iai-mcp" / ".provenance-overflow"
+    left = Spill(store.store_id, "ab" * 8, overflow)
+    one = (record_id, 1, entry("a"))
+    left.append([Parcel.of(store.store_id, lane_of(record_id, store.lanes), "ab" * 8, 1.0, [one])], overflow)
+    adopting, go_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path, store_id: str) -> list[Chain]:
+        found = [*adopt(folder, store_id)]
+        if found:
+            adopting.set()
+            assert go_on.wait(20)
+        return found
+
+    late = MemoryStore(store.path, settings=Settings(stop_budget=0))
+    monkeypatch.setattr("iai_mcp.pipeline.background.adopt", slow)
+    late.enable_provenance_queue()
+    left.close()
+    (file,) = overflow.glob("*-1000000.jsonl")
+    assert adopting.wait(20)
+    late.disable_provenance_queue()
+    assert is_held(file)
+    go_on.set()
+    wait_until(lambda: not is_held(file), 20)
+    assert recovery.apply(store).applied == 1
