@@ -40,10 +40,14 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
         found, waits = write(memories, folder, _shown(show))
     if as_json:
         sizes = {"files": len(found.files), "bytes": total(found.files), "not_included": found.not_included}
-        print_json({"records": found.records, "entries": found.entries, **sizes, "pending": waits.document()})
+        rest = {**sizes, "unsound": found.unsound, "pending": waits.document()}
+        print_json({"records": found.records, "entries": found.entries, **rest})
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         typer.echo(f"{_held(found.records, found.entries)} in {folder} ({size})")
+    if found.unsound:
+        rows = many(found.unsound, "row that is no entry", "rows that are no entries")
+        note(f"left out: {rows}; `iai-mcp verify --repair` makes dead letters of them")
     _note_pending("export", waits)
 
 
@@ -199,7 +203,9 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
     )
     if entries.conflict:
         kept = many(entries.conflict, "entry that differs", "entries that differ")
-        note(f"{kept} from the entry here with the same key: see `iai-mcp dead list`")
+        note(f"{kept} from the entry here with the same number: both are kept, see `iai-mcp verify`")
+    if done.dead:
+        note(f"{many(done.dead, 'row that is no entry', 'rows that are no entries')}: see `iai-mcp dead list`")
     if done.embedded:
         typer.echo(f"{done.embedded:,} embedded again")
     if done.manifest.not_included:

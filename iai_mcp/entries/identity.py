@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["KEY_SEPARATOR", "are_ids", "dashed", "entry_id", "entry_id_bounds", "split_entry_id"]
+__all__ = [
+    "KEY_SEPARATOR",
+    "are_ids",
+    "dashed",
+    "entry_id",
+    "entry_id_bounds",
+    "is_second_id",
+    "second_id",
+    "split_entry_id",
+]
 
 KEY_SEPARATOR = "-"
 
@@ -15,6 +24,19 @@ def entry_id(producer: str, producer_seq: int) -> str:
     It orders the producer's stream, and costs no UUID.
     """
     return f"{producer}{KEY_SEPARATOR}{producer_seq}"
+
+
+def second_id(producer: str, producer_seq: int, digest: str) -> str:
+    """The key of an entry whose number an earlier entry has, which says something else.
+
+    ``digest``: of what the entry says, so that its repetition has the same key.
+    """
+    return f"{entry_id(producer, producer_seq)}{KEY_SEPARATOR}{digest}"
+
+
+def is_second_id(key: str, producer: str, producer_seq: int) -> bool:
+    """Whether the key is one that :func:`second_id` makes."""
+    return key.startswith(f"{entry_id(producer, producer_seq)}{KEY_SEPARATOR}")
 
 
 def split_entry_id(key: str) -> tuple[str, int]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
+from iai_mcp.entries.fields import all_sound, fault
 from iai_mcp.entries.identity import are_ids
 from iai_mcp.entries.parcel import WIRE_VERSION, Parcel
 from iai_mcp.errors import MalformedParcel
 
-__all__ = ["LEVELS_MAX", "Outline", "decode", "decode_all", "encode", "outline", "too_deep"]
+__all__ = ["LEVELS_MAX", "NOT_DECODABLE", "Outline", "decode", "decode_all", "encode", "outline", "too_deep"]
 
 LEVELS_MAX = 500  # of a whole parcel: the decoder takes some 900, the encoder too, less the frames of their caller
 
@@ -35,7 +36,9 @@ class _Version(msgspec.Struct, frozen=True):
     v: int = 0
 
 
-_NOT_DECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+NOT_DECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a stranger's JSON raises."""
+
 _decoder = msgspec.json.Decoder(Parcel)
 _version_decoder = msgspec.json.Decoder(_Version)
 _outline_decoder = msgspec.json.Decoder(Outline)
@@ -51,12 +54,13 @@ def decode(raw: bytes) -> Parcel:
     """The parcel in ``raw``.
 
     Raises:
-        MalformedParcel: not JSON, not a parcel, or a parcel of a later wire version.
+        MalformedParcel: not JSON, not a parcel, a parcel of a later wire version, or one with a field that no
+            producer writes (:mod:`iai_mcp.entries.fields`).
     """
     try:
         parcel = _decoder.decode(raw)
-    except _NOT_DECODABLE as error:
-        with suppress(*_NOT_DECODABLE):  # a later version may have another shape
+    except NOT_DECODABLE as error:
+        with suppress(*NOT_DECODABLE):  # a later version may have another shape
             _refuse_later(_version_decoder.decode(raw).v)
         raise MalformedParcel(f"not a provenance parcel: {error}") from None
     _refuse_later(parcel.v)
@@ -64,16 +68,19 @@ def decode(raw: bytes) -> Parcel:
         raise MalformedParcel(f"not a provenance parcel: it nests deeper than {LEVELS_MAX} levels")
     if not _consistent([parcel]):
         raise MalformedParcel("not a provenance parcel: its columns differ in length, or an id is no UUID")
+    if (wrong := fault(parcel)) is not None:
+        raise MalformedParcel(f"not a provenance parcel: {wrong}")
     return parcel
 
 
 def decode_all(raws: Sequence[bytes]) -> list[Parcel | MalformedParcel]:
     """The result of :func:`decode` for each, errors included; together they take half as long as one by one."""
-    with suppress(*_NOT_DECODABLE):
+    with suppress(*NOT_DECODABLE):
         parcels = [*map(_decoder.decode, raws)]
         if (
             all(parcel.v <= WIRE_VERSION for parcel in parcels)
             and _consistent(parcels)
+            and all_sound(parcels)
             and not any(map(_may_be_deep, raws))
         ):
             return [*parcels]
@@ -82,7 +89,7 @@ def decode_all(raws: Sequence[bytes]) -> list[Parcel | MalformedParcel]:
 
 def outline(raw: bytes) -> Outline | None:
     """The outline of the parcel in ``raw``; None where it does not decode."""
-    with suppress(*_NOT_DECODABLE):
+    with suppress(*NOT_DECODABLE):
         return _outline_decoder.decode(raw)
     return None
 

@@ -15,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +22,8 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import Ints, repeated
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings, overflow_dir
+from iai_mcp.entries.fields import key_fault
+from iai_mcp.entries.identity import is_second_id
 from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import EntryState, LedgerBuilder, ProducerLedger
@@ -37,12 +38,15 @@ from iai_mcp.storage.meta import StoreMeta, read_meta
 from iai_mcp.storage.producer_log import ProducerLog
 from iai_mcp.storage.tables.catalog import scan
 from iai_mcp.storage.tables.lance import retry_vanished
+from iai_mcp.storage.tables.row_checks import sound
 from iai_mcp.storage.tombstones import Tombstones
 
 __all__ = ["Finding", "FindingKind", "Inventory", "LaneRows", "Source", "stale_files", "take_inventory"]
 
+_ACCEPTED_MAX = 10_000_000  # numbers of one run; nobody has accepted as many, but a file may say so
 STALE_S = 60.0  # a younger temporary file may still be in use
 _KEYS = ("entry_id", "record_id", "producer", "producer_seq", "seq")
+_NO_KEYS = pa.table({key: pa.array([], pa.int64() if "seq" in key else pa.string()) for key in _KEYS})
 _STATES = {
     ExclusionReason.UNKNOWN: EntryState.UNKNOWN,
     ExclusionReason.FORGOTTEN: EntryState.FORGOTTEN,
@@ -63,6 +67,7 @@ class FindingKind(StrEnum):
     CONFLICT = "conflict"
     UNKNOWN_RECORDS = "unknown_records"
     UNREADABLE = "unreadable"
+    UNSOUND_ROWS = "unsound_rows"
     ORPHANED = "orphaned"
     SET_ASIDE = "set_aside"
     HALF_FORGOTTEN = "half_forgotten"
@@ -103,6 +108,7 @@ class LaneRows:
         records: for each row, the position of its record in ``ids``.
         ids: the distinct record ids, as texts.
         repeats: for each row, whether its ``entry_id`` came before.
+        second: for each row, whether it has the number of an earlier entry, and a key of its own.
         unreadable: number of rows that are no entries; they are in none of the columns.
     """
 
@@ -112,6 +118,7 @@ class LaneRows:
     records: Ints
     ids: pa.Array
     repeats: Any
+    second: Any
     unreadable: int = 0
 
 
@@ -122,6 +129,7 @@ class Inventory:
     Attributes:
         live: producers whose process runs and may hold entries in its memory.
         embedded: those of them whose entries wait in that memory alone.
+        conflicts: number of dead letters whose number another entry has.
         killed: number of producers that ended without a word.
         broken: lanes that cannot be read, and why.
         records: the ids of all memories; None where they cannot be read.
@@ -138,6 +146,7 @@ class Inventory:
     live: set[str] = field(default_factory=set)
     embedded: set[str] = field(default_factory=set)
     killed: int = 0
+    conflicts: int = 0
     lanes: list[LaneRows] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
     records: pa.Array | None = None
@@ -271,73 +280,63 @@ def _in_redis(found: Inventory) -> None:
 
 def _dead(found: Inventory) -> None:
     letters = DeadLetters(found.layout).all()
-    by_producer: dict[str, list[int]] = {}
+    by_producer: dict[tuple[str, bool], list[int]] = {}
     for letter in letters:
         for producer, seq in letter.keys:
-            by_producer.setdefault(producer, []).append(seq)
-    for producer, seqs in by_producer.items():
-        found.builder.add_seqs(EntryState.DEAD, producer, seqs)
-    if conflicts := sum(letter.conflict for letter in letters):
-        message = f"{many(conflicts, 'entry')} whose key another entry has: two processes had one producer id"
-        found.warn(
-            FindingKind.CONFLICT, Source.DEAD_LETTERS, message, "iai-mcp dead list, then dead retry or dead drop"
-        )
+            by_producer.setdefault((producer, letter.raw is not None), []).append(seq)
+    for (producer, raw), seqs in by_producer.items():  # anybody may have written bytes that were refused
+        found.builder.add_seqs(EntryState.DEAD, producer, seqs, hearsay=raw)
+    found.conflicts = sum(letter.conflict for letter in letters)
     if unnamed := sum(not letter.keys for letter in letters):
         found.notes.append(f"{unnamed} dead letters name no producer; lost entries may be among them")
 
 
 def _lane(found: Inventory, number: int) -> None:
-    rows, unreadable = _rows_of(found.layout.root, found.meta.lane_table(number))
+    rows, unsound = _rows_of(found.layout.root, found.meta.lane_table(number))
     rows = rows.take(pc.sort_indices(rows["seq"]))
     records = rows["record_id"].combine_chunks().dictionary_encode()
     producers = rows["producer"].combine_chunks().dictionary_encode()
     keys = found.builder.keys(producers.dictionary.to_pylist(), producers.indices, rows["producer_seq"])
     found.builder.add(EntryState.APPLIED, keys)
+    for row in unsound.to_pylist():  # its number may be sound all the same
+        if key_fault(row["producer"], row["producer_seq"]) is None:
+            found.builder.add_seqs(EntryState.APPLIED, row["producer"], [row["producer_seq"]], hearsay=True)
     codes = np.asarray(records.indices, np.int64)
     seqs = np.asarray(rows["seq"], np.int64)
-    repeats = _repeated_ids(rows)
-    found.lanes.append(LaneRows(number, keys, seqs, codes, records.dictionary, repeats, unreadable))
+    repeats, second = _chosen_ids(rows)
+    found.lanes.append(LaneRows(number, keys, seqs, codes, records.dictionary, repeats, second, len(unsound)))
 
 
 @retry_vanished
-def _rows_of(root: Path, name: str) -> tuple[pa.Table, int]:
-    """The keys of a lane's rows, and the number of rows that are no entries.
+def _rows_of(root: Path, name: str) -> tuple[pa.Table, pa.Table]:
+    """The keys of a lane's rows, and those of rows that are no entries.
 
     Every column is read, because each is a file range of its own that may be broken.
     """
-    batches, bad = [], 0
+    batches, bad = [_NO_KEYS], [_NO_KEYS]
     for batch in scan(root, name):
-        bad += _bad_rests(batch.column("rest"))
-        batches.append(batch.select([*_KEYS]))
-    if not batches:
-        return pa.table({key: pa.array([], pa.int64() if "seq" in key else pa.string()) for key in _KEYS}), 0
-    rows = pa.Table.from_batches(batches)
-    sound = pc.and_(pc.greater(rows["producer_seq"], 0), pc.less(rows["producer_seq"], 1 << 40))
-    for key in _KEYS:
-        sound = pc.and_(sound, pc.is_valid(rows[key]))
-    kept = rows.filter(sound)
-    return kept, bad + len(rows) - len(kept)
+        rows = pa.Table.from_batches([batch])
+        kept, keys = sound(rows), rows.select([*_KEYS])
+        batches.append(keys.filter(pa.array(kept)).cast(_NO_KEYS.schema))
+        bad.append(keys.filter(pa.array(~kept)).cast(_NO_KEYS.schema))
+    return pa.concat_tables(batches), pa.concat_tables(bad)
 
 
-def _bad_rests(column: pa.Array) -> int:
-    bad = 0
-    for text in column.drop_null().to_pylist() if column.null_count < len(column) else ():
-        try:
-            bad += not isinstance(msgspec.json.decode(text), dict)
-        except msgspec.DecodeError:
-            bad += 1
-    return bad
+def _chosen_ids(rows: pa.Table) -> tuple[Any, Any]:
+    """Mark rows that repeat an ``entry_id`` chosen by a caller, and those with the number of an earlier entry.
 
-
-def _repeated_ids(rows: pa.Table) -> Any:
-    """Mark rows that repeat an ``entry_id`` chosen by a caller. Other ids only spell the row's key."""
+    Other ids only spell the row's key.
+    """
     own = pc.binary_join_element_wise(rows["producer"], rows["producer_seq"].cast(pa.string()), "-")
     chosen = np.asarray(pc.not_equal(rows["entry_id"], own))
-    found = np.zeros(len(rows), bool)
+    found, second = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     if chosen.any():
-        ids = rows["entry_id"].combine_chunks().filter(pa.array(chosen)).dictionary_encode()
-        found[chosen] = repeated(np.asarray(ids.indices, np.int64))
-    return found
+        kept = rows.filter(pa.array(chosen)).select(["entry_id", "producer", "producer_seq"])
+        found[chosen] = repeated(
+            np.asarray(kept["entry_id"].combine_chunks().dictionary_encode().indices, np.int64)
+        )
+        second[chosen] = [is_second_id(*key) for key in zip(*(c.to_pylist() for c in kept.columns), strict=True)]
+    return found, second
 
 
 def _records(found: Inventory) -> None:
@@ -352,14 +351,12 @@ def _records(found: Inventory) -> None:
 
 def _exclusions(found: Inventory) -> None:
     for why, producer, first, last in Exclusions(found.layout.exclusions).read():
-        seqs = np.arange(max(1, first), last + 1)
+        if why not in (ExclusionReason.LATE, ExclusionReason.SHARED):
+            found.builder.add_span(_STATES[why], producer, first, last)
+            continue
+        seqs = np.arange(max(1, first), min(last, first + _ACCEPTED_MAX) + 1)
         keys = found.builder.keys([producer], np.zeros(len(seqs), np.int64), seqs)
-        if why is ExclusionReason.LATE:
-            found.accepted_late.append(keys)
-        elif why is ExclusionReason.SHARED:
-            found.accepted_shared.append(keys)
-        else:
-            found.builder.add(_STATES[why], keys)
+        (found.accepted_late if why is ExclusionReason.LATE else found.accepted_shared).append(keys)
 
 
 def _stale(found: Inventory) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iai_mcp.common.arrays import Ints, firsts
+from iai_mcp.entries.fields import SEQ_BITS, SEQ_MAX
 from iai_mcp.entries.identity import entry_id
 
 __all__ = ["EntryState", "LedgerBuilder", "ProducerLedger", "out_of_order"]
 
-_SEQ_BITS = 40
+_EXPANDED = 1_000_000  # a longer run of numbers is kept as its two ends
 
 
 class EntryState(IntEnum):
@@ -47,7 +48,7 @@ class ProducerLedger:
     """One producer's entries.
 
     Attributes:
-        handed_out: the highest sequence number that was found, or that it said.
+        handed_out: the highest sequence number that was found, or that it said; and those that only hearsay names.
         counts: number of entries in each state.
         gaps: numbers that were not found anywhere, as inclusive ranges.
     """
@@ -70,6 +71,8 @@ class LedgerBuilder:
         self._codes: dict[str, int] = {}
         self._keys: list[Ints] = []
         self._states: list[NDArray[np.int8]] = []
+        self._hearsay: list[NDArray[np.bool_]] = []
+        self._spans: dict[str, list[tuple[EntryState, int, int]]] = {}
         self._expected: dict[str, int] = {}
 
     def keys(self, producers: Sequence[str], index: Any, seqs: Any) -> Ints:
@@ -82,66 +85,108 @@ class LedgerBuilder:
         """
         codes = np.array([self._codes.setdefault(name, len(self._codes)) for name in producers], np.int64)
         base = codes[np.asarray(index, np.int64)] if len(codes) else np.zeros(0, np.int64)
-        return np.asarray((base << _SEQ_BITS) | np.asarray(seqs, np.int64), np.int64)
+        return np.asarray((base << SEQ_BITS) | np.asarray(seqs, np.int64), np.int64)
 
-    def add(self, state: EntryState, keys: Ints) -> None:
-        """Add entries in ``state``."""
+    def add(self, state: EntryState, keys: Ints, *, hearsay: bool = False) -> None:
+        """Add entries in ``state``.
+
+        With ``hearsay`` anybody may have written their numbers: that one was handed out says nothing of those
+        below it.
+        """
         self._keys.append(keys)
         self._states.append(np.full(len(keys), state, np.int8))
+        self._hearsay.append(np.full(len(keys), hearsay))
 
-    def add_seqs(self, state: EntryState, producer: str, seqs: Iterable[int]) -> None:
-        """Add entries of one producer; numbers out of range are ignored."""
-        numbers = np.fromiter((seq for seq in seqs if 0 < seq < 1 << _SEQ_BITS), np.int64)
-        self.add(state, self.keys([producer], np.zeros(len(numbers), np.int64), numbers))
+    def add_seqs(self, state: EntryState, producer: str, seqs: Iterable[int], *, hearsay: bool = False) -> None:
+        """Add entries of one producer, as of :meth:`add`; numbers out of range are ignored."""
+        numbers = np.fromiter((seq for seq in seqs if 0 < seq <= SEQ_MAX), np.int64)
+        self.add(state, self.keys([producer], np.zeros(len(numbers), np.int64), numbers), hearsay=hearsay)
+
+    def add_span(self, state: EntryState, producer: str, first: int, last: int) -> None:
+        """Add a run of one producer's entries, both ends included; numbers out of range are ignored."""
+        first, last = max(1, first), min(SEQ_MAX, last)
+        if last - first < _EXPANDED:
+            self.add_seqs(state, producer, range(first, last + 1))
+        else:  # its end is added, so that the producer is known to have handed out as many
+            self.add_seqs(state, producer, [last])
+            self._spans.setdefault(producer, []).append((state, first, last - 1))
 
     def expect(self, producer: str, handed_out: int) -> None:
         """Note that a producer has handed out as many entries, wherever they are."""
-        if 0 < handed_out < 1 << _SEQ_BITS:
+        if 0 < handed_out <= SEQ_MAX:
             self._codes.setdefault(producer, len(self._codes))
             self._expected[producer] = max(handed_out, self._expected.get(producer, 0))
 
     def name(self, key: int) -> str:
         """A key as text: the producer, a hyphen, the sequence number."""
-        return entry_id([*self._codes][int(key) >> _SEQ_BITS], int(key) & ((1 << _SEQ_BITS) - 1))
+        return entry_id([*self._codes][int(key) >> SEQ_BITS], int(key) & SEQ_MAX)
 
     def build(self) -> list[ProducerLedger]:
         """The ledger of each producer that handed out an entry."""
-        keys = np.concatenate(self._keys) if self._keys else np.zeros(0, np.int64)
-        states = np.concatenate(self._states) if self._states else np.zeros(0, np.int8)
-        order = np.lexsort((states, keys))
-        keys, states = keys[order], states[order]
-        first = firsts(keys)
-        keys, states = keys[first], states[first]
-        codes, seqs = keys >> _SEQ_BITS, keys & ((1 << _SEQ_BITS) - 1)
-        counts = np.bincount(codes * len(EntryState) + states, minlength=len(self._codes) * len(EntryState))
+        codes, seqs, states, hearsay = self._columns()
         highest = np.zeros(len(self._codes), np.int64)
-        np.maximum.at(highest, codes, seqs)
-        gaps = _gaps(codes, seqs)
+        np.maximum.at(highest, codes[~hearsay], seqs[~hearsay])
         for producer, handed_out in self._expected.items():
-            code = self._codes[producer]
-            if highest[code] < handed_out:
-                gaps.setdefault(code, []).append((int(highest[code]) + 1, handed_out))
-                highest[code] = handed_out
+            highest[self._codes[producer]] = max(highest[self._codes[producer]], handed_out)
+        below = seqs <= highest[codes]
+        gaps = _gaps(codes[below], seqs[below], highest)
+        counts = np.bincount(codes * len(EntryState) + states, minlength=len(self._codes) * len(EntryState))
         by_code = counts.reshape(-1, len(EntryState))
+        for producer, spans in self._spans.items():
+            code = self._codes[producer]
+            for state, first, last in spans:
+                before = _length(gaps.get(code, []))
+                gaps[code] = _without(gaps.get(code, []), first, last)
+                by_code[code, state] += before - _length(gaps[code])
+        further = np.bincount(codes[~below], minlength=len(self._codes))
         return [
             ProducerLedger(
                 name,
-                int(highest[code]),
+                int(highest[code] + further[code]),
                 {state: int(by_code[code, state]) for state in EntryState},
                 tuple(gaps.get(code, ())),
             )
             for name, code in self._codes.items()
-            if highest[code]
+            if highest[code] + further[code]
         ]
 
+    def _columns(self) -> tuple[Ints, Ints, NDArray[np.int8], NDArray[np.bool_]]:
+        """Of each key once: code, number, most advanced state, and whether only hearsay names it."""
+        keys = np.concatenate([np.zeros(0, np.int64), *self._keys])
+        states = np.concatenate([np.zeros(0, np.int8), *self._states])
+        hearsay = np.concatenate([np.zeros(0, bool), *self._hearsay])
+        order = np.lexsort((states, keys))
+        keys, states, hearsay = keys[order], states[order], hearsay[order]
+        first = firsts(keys)
+        alone = np.logical_and.reduceat(hearsay, np.flatnonzero(first)) if len(keys) else hearsay
+        keys = keys[first]
+        return keys >> SEQ_BITS, keys & SEQ_MAX, states[first], alone
 
-def _gaps(codes: Ints, seqs: Ints) -> dict[int, list[tuple[int, int]]]:
-    """For each producer, the missing numbers below its highest. Both columns are sorted."""
+
+def _length(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(last - first + 1 for first, last in ranges)
+
+
+def _without(ranges: Iterable[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
+    """The parts of ``ranges`` outside of ``first`` to ``last``."""
+    found = []
+    for low, high in ranges:
+        found += [(low, min(high, first - 1))] if low < first else []
+        found += [(max(low, last + 1), high)] if high > last else []
+    return found
+
+
+def _gaps(codes: Ints, seqs: Ints, highest: Ints) -> dict[int, list[tuple[int, int]]]:
+    """For each producer, the missing numbers up to its highest. Both columns are sorted."""
     below = np.where(codes[1:] == codes[:-1], seqs[:-1], 0)
     before = np.concatenate((np.zeros(min(1, len(seqs)), np.int64), below))
     found: dict[int, list[tuple[int, int]]] = {}
     for at in np.flatnonzero(seqs - before > 1):
         found.setdefault(int(codes[at]), []).append((int(before[at]) + 1, int(seqs[at]) - 1))
+    last = np.zeros(len(highest), np.int64)
+    np.maximum.at(last, codes, seqs)
+    for code in np.flatnonzero(last < highest).tolist():
+        found.setdefault(code, []).append((int(last[code]) + 1, int(highest[code])))
     return found
 
 
@@ -156,13 +201,13 @@ def out_of_order(records: Ints, seqs: Ints, keys: Ints) -> NDArray[np.bool_]:
     Returns:
         One boolean for each row, in the order given.
     """
-    producers, numbers = keys >> _SEQ_BITS, keys & ((1 << _SEQ_BITS) - 1)
+    producers, numbers = keys >> SEQ_BITS, keys & SEQ_MAX
     order = np.lexsort((numbers, seqs, producers, records))
     records, producers, numbers = records[order], producers[order], numbers[order]
     new = np.concatenate(
         (np.zeros(min(1, len(order)), bool), (records[1:] != records[:-1]) | (producers[1:] != producers[:-1]))
     )
-    raised = (np.cumsum(new) << _SEQ_BITS) | numbers  # groups above each other: one running maximum does
+    raised = (np.cumsum(new) << SEQ_BITS) | numbers  # groups above each other: one running maximum does
     late = np.zeros(len(order), bool)
     late[order] = raised < np.maximum.accumulate(raised) if len(order) else False
     return late

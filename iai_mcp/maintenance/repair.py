@@ -80,6 +80,9 @@ def _describe(moved: Moved) -> Iterator[str]:
 
 def _repair_lane(store: MemoryStore, lane: LaneReport) -> Iterator[str]:
     table = store.lane(lane.lane)
+    if lane.unreadable and (aside := table.set_aside_unsound()):
+        rows = many(aside, "row that is no entry", "rows that are no entries")
+        yield f"made dead letters of {rows} in lane {lane.lane}"
     if lane.misplaced:
         moved = sum(_move(store, lane.lane, record_id) for record_id in lane.misplaced_records)
         rows = f"{many(moved, 'row')} of {many(len(lane.misplaced_records), 'memory')}"
@@ -95,6 +98,9 @@ def _repair_lane(store: MemoryStore, lane: LaneReport) -> Iterator[str]:
     elif piled_up(table.stats()):
         table.maintain(force=True)
         yield f"compacted lane {lane.lane}"
+    if lane.second:
+        store.exclusions.add(ExclusionReason.SHARED, map(split_entry_id, lane.second))
+        yield f"accepted: {many(len(lane.second), 'number')} that two entries of lane {lane.lane} have"
     if lane.out_of_order:
         keys = [split_entry_id(key) for key in lane.out_of_order]
         store.exclusions.add(ExclusionReason.LATE, keys)

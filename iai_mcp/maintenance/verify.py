@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 SETTLE_S = 1.0
+_TWICE = "two processes had one producer id, or one used the numbers of the other"
 Ranges = tuple[tuple[int, int], ...]
 
 
@@ -52,6 +53,7 @@ class LaneReport:
         unknown: rows whose record does not exist.
         unreadable: rows that cannot be an entry.
         out_of_order: keys of entries that are read after a later one of their producer.
+        second: keys that two entries of the lane have, which say different things.
         misplaced_records, unknown_records: ids of the records of these rows.
     """
 
@@ -62,6 +64,7 @@ class LaneReport:
     unknown: int = 0
     unreadable: int = 0
     out_of_order: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
     misplaced_records: tuple[str, ...] = ()
     unknown_records: tuple[str, ...] = ()
     error: str | None = None
@@ -187,6 +190,7 @@ def _judged(found: Inventory, before: Inventory | None) -> Report:
         *_lost(producers, _remedy_of_loss(found)),
         *_of_lanes(lanes),
         *_of_shared(shared),
+        *_of_conflicts(found.conflicts),
     ]
     root = str(found.layout.root)
     return Report(
@@ -214,7 +218,9 @@ def _remedy_of_loss(found: Inventory) -> str:
 
 
 def _lane_report(found: Inventory, lane: LaneRows) -> LaneReport:
-    doubled = repeated(lane.keys) | lane.repeats
+    first = ~lane.second  # the second entry of a number has a key of its own
+    doubled = lane.repeats.copy()
+    doubled[first] |= repeated(lane.keys[first])
     lanes = [_lane_or_none(text, found.meta.lanes) for text in lane.ids.to_pylist()]
     misplaced = np.array([one is not None and one != lane.number for one in lanes], bool)[lane.records]
     malformed = np.array([one is None for one in lanes], bool)[lane.records]
@@ -222,10 +228,9 @@ def _lane_report(found: Inventory, lane: LaneRows) -> LaneReport:
     if found.records is not None:
         known = pc.is_in(lane.ids, value_set=found.records).to_numpy(zero_copy_only=False)
         unknown = ~known[lane.records] & ~malformed
-    accepted = np.zeros(len(lane.keys), bool)
-    if found.accepted_late:
-        accepted = np.isin(lane.keys, np.concatenate(found.accepted_late))
-    single = ~doubled & ~accepted
+    none = np.zeros(0, np.int64)
+    single = ~doubled & first & ~np.isin(lane.keys, np.concatenate([none, *found.accepted_late]))
+    second = lane.second & ~doubled & ~np.isin(lane.keys, np.concatenate([none, *found.accepted_shared]))
     late = out_of_order(lane.records[single], lane.seqs[single], lane.keys[single])
     return LaneReport(
         lane.number,
@@ -235,6 +240,7 @@ def _lane_report(found: Inventory, lane: LaneRows) -> LaneReport:
         unknown=int(unknown.sum()),
         unreadable=lane.unreadable + int(malformed.sum()),
         out_of_order=tuple(found.builder.name(key) for key in lane.keys[single][late]),
+        second=tuple(found.builder.name(key) for key in np.unique(lane.keys[second])),
         misplaced_records=_names(lane, misplaced & ~unknown),
         unknown_records=_names(lane, unknown),
     )
@@ -265,9 +271,16 @@ def _shared_keys(found: Inventory) -> tuple[str, ...]:
 def _of_shared(keys: Sequence[str]) -> Iterable[Finding]:
     if keys:
         which = f"{many(len(keys), 'key')} of entries in two lanes, such as {keys[0]}"
-        message = f"{which}: two processes had one producer id"
+        message = f"{which}: {_TWICE}"
         remedy = "both entries are kept and shown; iai-mcp verify --repair notes that you accept it"
         yield Finding(FindingKind.CONFLICT, Source.LEDGER, message, remedy)
+
+
+def _of_conflicts(letters: int) -> Iterable[Finding]:
+    if letters:
+        message = f"{many(letters, 'dead letter')} whose number another entry has: {_TWICE}"
+        remedy = "iai-mcp dead list, then dead retry or dead drop"
+        yield Finding(FindingKind.CONFLICT, Source.DEAD_LETTERS, message, remedy)
 
 
 def _lost(producers: Sequence[ProducerReport], remedy: str) -> Iterable[Finding]:
@@ -294,13 +307,16 @@ def _of_lane(lane: LaneReport) -> Iterable[tuple[FindingKind, str, str]]:
     if lane.out_of_order:
         message = f"{many(len(lane.out_of_order), 'entry')} {where}, such as {lane.out_of_order[0]}"
         yield FindingKind.OUT_OF_ORDER, message, f"{repair} notes that you accept it; please report it"
+    if lane.second:
+        message = f"{many(len(lane.second), 'number')} of two entries {where}, such as {lane.second[0]}: {_TWICE}"
+        yield FindingKind.CONFLICT, message, f"both are kept and shown; {repair} notes that you accept it"
     if lane.unknown:
         gone = many(len(lane.unknown_records), "memory that does not exist", "memories that do not exist")
         message = f"{many(lane.unknown, 'row')} {where} of {gone}"
         yield FindingKind.UNKNOWN_RECORDS, message, f"{repair} deletes them"
     if lane.unreadable:
         message = f"{many(lane.unreadable, 'row that is no entry', 'rows that are no entries')} {where}"
-        yield FindingKind.UNREADABLE, message, f"restore the table of lane {lane.lane} from a backup"
+        yield FindingKind.UNSOUND_ROWS, message, f"{repair} makes dead letters of them"
 
 
 def format_ranges(ranges: Ranges, limit: int = 8) -> str:

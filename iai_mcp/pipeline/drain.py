@@ -228,7 +228,6 @@ class EntryWriter:
         self.report.applied += getattr(result, "applied", len(part))
         self.report.duplicate += getattr(result, "duplicate", 0)
         self.report.unknown += getattr(result, "unknown", 0)
-        self.report.dead += getattr(result, "conflict", 0)
 
     def _dead_letter(self, what: Pair | bytes, reason: str) -> None:
         letters = DeadLetters(self._store.layout)

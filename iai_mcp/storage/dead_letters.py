@@ -18,8 +18,9 @@ import msgspec
 from iai_mcp.common.files import append_lines, replace_file
 from iai_mcp.common.times import utcnow
 from iai_mcp.entries.admission import plain_pairs
+from iai_mcp.entries.fields import key_fault
 from iai_mcp.entries.parcel import Pair, Parcel
-from iai_mcp.entries.wire import encode, outline
+from iai_mcp.entries.wire import NOT_DECODABLE, encode, outline
 from iai_mcp.errors import BadParams
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout
@@ -66,12 +67,17 @@ class DeadLetter(msgspec.Struct, frozen=True):
     @property
     def keys(self) -> list[Key]:
         """What it is accounted for under, as far as that can be told."""
-        if self.raw is not None:
-            found = outline(base64.b64decode(self.raw))
-            return [(found.producer, seq) for seq in found.seqs] if found else []
         entry = self.entry or {}
+        if self.raw is not None:
+            raw = base64.b64decode(self.raw)
+            if (found := outline(raw)) is not None:
+                return [(found.producer, seq) for seq in found.seqs if key_fault(found.producer, seq) is None]
+            with suppress(*NOT_DECODABLE):
+                entry = msgspec.json.decode(raw, type=dict)  # a row of a lane
         producer, seq = entry.get("producer"), entry.get("producer_seq")
-        return [(producer, seq)] if isinstance(producer, str) and isinstance(seq, int) else []
+        if isinstance(producer, str) and isinstance(seq, int) and key_fault(producer, seq) is None:
+            return [(producer, seq)]
+        return []
 
 
 @dataclass(frozen=True, slots=True)

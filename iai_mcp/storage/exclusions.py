@@ -31,7 +31,7 @@ class ExclusionReason(StrEnum):
     DROPPED = "dropped"  # people dropped its dead letter
     LOST = "lost"  # people have accepted that it is gone (`iai-mcp verify --repair`)
     LATE = "late"  # it has a row, after later ones of its producer: people retried its dead letter
-    SHARED = "shared"  # two entries of different lanes have its key, and people have accepted that
+    SHARED = "shared"  # two entries have its number, and people have accepted that
 
 
 class Span(NamedTuple):

@@ -26,6 +26,7 @@ from iai_mcp.storage.snapshot import Snapshot, snapshot
 from iai_mcp.storage.tables.catalog import scan, table_of
 from iai_mcp.storage.tables.lane_reader import in_order
 from iai_mcp.storage.tables.record_rows import record_schema
+from iai_mcp.storage.tables.row_checks import LANE_SEQ_MAX, sound
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
@@ -43,6 +44,7 @@ class _Progress:
     """What has been written so far.
 
     Attributes:
+        unsound: rows that cannot be entries; they are left out.
         half: ids of memories that are forgotten and still there, because a process died half-way.
         ended: sequence numbers by producer, of entries left out because their memory is forgotten.
     """
@@ -51,6 +53,7 @@ class _Progress:
     records: int = 0
     with_vector: int = 0
     entries: int = 0
+    unsound: int = 0
     half: set[UUID] = field(default_factory=set)
     builder: LedgerBuilder = field(default_factory=LedgerBuilder)
     ended: dict[str, list[int]] = field(default_factory=dict)
@@ -92,6 +95,7 @@ def export(
         with_vector=done.with_vector,
         entries=done.entries,
         not_included=missing,
+        unsound=done.unsound,
     )
     manifest.save(folder, found)
     return found, waits
@@ -154,7 +158,11 @@ def _records(taken: Snapshot, schema: pa.Schema, done: _Progress) -> Iterator[pa
 def _entries(taken: Snapshot, tables: list[str], done: _Progress) -> Iterator[pa.Table]:
     gone = _texts(Tombstones(taken.layout.tombstones).ids() - done.half)
     for name in tables:
-        for rows in in_order(table_of(taken.layout.root, name), STEP):
+        table = table_of(taken.layout.root, name)
+        done.unsound += table.count_rows() - table.count_rows(f"seq >= 1 AND seq <= {LANE_SEQ_MAX}")
+        for found in in_order(table, STEP):
+            rows = found.filter(pa.array(sound(found)))
+            done.unsound += len(found) - len(rows)
             ended = pc.is_in(rows["record_id"], value_set=gone)
             for key in rows.filter(ended).select(["producer", "producer_seq"]).to_pylist():
                 done.ended.setdefault(key["producer"], []).append(key["producer_seq"])
@@ -174,7 +182,7 @@ def _write_exclusions(taken: Snapshot, folder: Path, done: _Progress) -> int:
     log = Exclusions(folder / EXCLUSIONS)
     for why, producer, first, last in (spans := [*Exclusions(taken.layout.exclusions).read()]):
         if why is not ExclusionReason.LATE:
-            done.builder.add_seqs(EntryState.UNKNOWN, producer, range(first, last + 1))
+            done.builder.add_span(EntryState.UNKNOWN, producer, first, last)
     for producer, seqs in done.ended.items():
         done.builder.add_seqs(EntryState.FORGOTTEN, producer, seqs)
     ledgers = done.builder.build()

@@ -32,6 +32,7 @@ class ExportManifest(CopyManifest, frozen=True, kw_only=True):
         records, entries: number of memories and of provenance entries.
         with_vector: how many of the ``records`` have a vector.
         not_included: entries that were in no table when the export was made: on their way, or dead letters.
+        unsound: rows that were left out, since they cannot be entries.
     """
 
     embedder: EmbedderMeta
@@ -40,6 +41,7 @@ class ExportManifest(CopyManifest, frozen=True, kw_only=True):
     with_vector: int
     entries: int
     not_included: int
+    unsound: int = 0
 
 
 class BackupManifest(CopyManifest, frozen=True, kw_only=True):

@@ -18,11 +18,13 @@ from iai_mcp.config import Settings
 from iai_mcp.embedders import registry
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
 from iai_mcp.maintenance.reembed import reembed
+from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import EmbedderMeta, read_meta
 from iai_mcp.storage.tables.record_rows import record_schema
 from iai_mcp.storage.tables.reports import AppendReport, MergeReport
+from iai_mcp.storage.tables.row_checks import as_text, sound
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.format import ENTRY_SCHEMA, EXCLUSIONS, EXPORT_VERSION, ExportManifest
@@ -31,6 +33,7 @@ from iai_mcp.transfer.manifest import ENTRY_FILES, EXPORT, RECORD_FILES, ListedF
 __all__ = ["Loaded", "load"]
 
 STEP = 4096  # rows of one commit
+UNSOUND = "UnsoundRow: a row of an export that cannot be an entry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,14 @@ class Loaded:
         records: numbers of memories that were added, existed or are forgotten.
         entries: the same for provenance; ``unknown`` counts entries whose memory this store does not have.
         embedded: number of new vectors (``--reembed``).
+        dead: rows of the export that cannot be entries; they are dead letters now.
     """
 
     manifest: ExportManifest
     records: MergeReport
     entries: AppendReport
     embedded: int = 0
+    dead: int = 0
 
 
 def load(
@@ -83,17 +88,22 @@ def _load(
         records += store.merge_records(_without_vectors(rows, store) if anew else rows)
         show(done := done + len(rows), total)
     unknown: dict[str, list[int]] = {}
-    for rows in _batches(folder, found.files, ENTRY_FILES):
+    dead = 0
+    for whole in _batches(folder, found.files, ENTRY_FILES):
+        rows = whole.filter(pa.array(kept := sound(whole)))
+        for row in whole.filter(pa.array(~kept)).to_batches(max_chunksize=1):
+            DeadLetters(store.layout).add_raw(0, as_text(row), UNSOUND)
+            dead += 1
         report, left = store.merge_entries(rows)
         entries += report
         for table in left:
             for key in table.select(["producer", "producer_seq"]).to_pylist():
                 unknown.setdefault(key["producer"], []).append(key["producer_seq"])
-        show(done := done + len(rows), total)
+        show(done := done + len(whole), total)
     _note_exclusions(store, folder, found, unknown)
     store.tidy()
     embedded = reembed(store).embedded if anew and store.count_without_vector() else 0
-    return Loaded(found, records, entries, embedded)
+    return Loaded(found, records, entries, embedded, dead)
 
 
 def _check_schemas(folder: Path, found: ExportManifest) -> None:

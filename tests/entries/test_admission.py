@@ -32,7 +32,7 @@ ONE = UUID(int=1)
 
 def admitted(*entries: Any, limit: int = LIMIT, lanes: int = 4) -> list[dict[str, Any]]:
     """What arrives of the entries, in their order, once they have gone over the wire."""
-    parcels = admit("s", "p", 0, [(uuid4(), one) for one in entries], lanes, 1.0, limit)
+    parcels = admit("s", "p", 1, [(uuid4(), one) for one in entries], lanes, 1.0, limit)
     found = [item for parcel in parcels for item in decode(encode(parcel)).handed_out()]
     assert found == [item for parcel in parcels for item in parcel.handed_out()]  # nothing is left to encoders
     return [said for _, _, said in sorted(found, key=lambda item: item[1])]
@@ -207,13 +207,13 @@ def test_an_entry_is_a_mapping_that_can_be_read(bad: Any) -> None:
 @pytest.mark.parametrize("key", ["no uuid", 7, None, b"x" * 16, str(ONE), Raising()])
 def test_an_id_is_a_uuid(key: Any) -> None:
     with pytest.raises(BadParams, match=r"pair 1 is refused: a value of type .* is no UUID"):
-        admit("s", "p", 0, [(uuid4(), entry("a")), (key, entry("b"))], 4, 1.0, LIMIT)
+        admit("s", "p", 1, [(uuid4(), entry("a")), (key, entry("b"))], 4, 1.0, LIMIT)
 
 
 @pytest.mark.parametrize("pair", [7, None, (), (uuid4(),), (uuid4(), {}, 1), Raising()])
 def test_a_pair_has_two_parts(pair: Any) -> None:
     with pytest.raises(BadParams, match="pair 1 is refused: it is not a UUID and a mapping"):
-        admit("s", "p", 0, [(uuid4(), entry("a")), pair], 4, 1.0, LIMIT)
+        admit("s", "p", 1, [(uuid4(), entry("a")), pair], 4, 1.0, LIMIT)
 
 
 NOON = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
@@ -321,7 +321,7 @@ def test_ordinary_entries_are_routed_as_ever(entries: list[dict[str, Any]]) -> N
     def alike(parcels: list[Parcel]) -> Any:
         return [item for parcel in sorted(parcels, key=lambda one: one.lane) for item in parcel.handed_out()]
 
-    assert alike(admit("s", "p", 0, given, 4, 1.0, LIMIT)) == alike(route("s", "p", 0, given, 4, 1.0))
+    assert alike(admit("s", "p", 1, given, 4, 1.0, LIMIT)) == alike(route("s", "p", 1, given, 4, 1.0))
 
 
 def test_decoders_take_what_was_admitted_wherever_they_are_called() -> None:

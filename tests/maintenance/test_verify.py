@@ -340,7 +340,7 @@ def test_rows_that_are_no_entries_are_counted(store: MemoryStore, record_id: UUI
     table.update(where="cue = 'a'", values={"record_id": "no id"})
     table.update(where="cue = 'c'", values={"rest": "{no JSON"})
     report = look(store)
-    assert kinds(report) == ["unreadable"]
+    assert kinds(report) == ["unsound_rows"]
     assert sum(lane.unreadable for lane in report.lanes) == 2
 
 

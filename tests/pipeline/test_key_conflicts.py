@@ -1,4 +1,4 @@
-"""Two processes under one producer id: none of their entries vanishes; the newcomer becomes a dead letter."""
+"""Two processes under one producer id, or one that uses another's numbers: both entries are kept and shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.cli.app import app
 from iai_mcp.cli.dead_letters import retry_letters
 from iai_mcp.config import Settings
@@ -86,12 +87,20 @@ def test_embedded_clones_lose_nothing(store: MemoryStore, record_id: UUID) -> No
     said = hand_out(queues, record_id)
     for queue in queues:
         queue.stop()
-    assert sorted(seen(store, record_id) + dead(store)) == sorted(said)
-    assert len(dead(store)) == 8
-    assert sum(queue.counts.dead for queue in queues) == 8
+    assert sorted(seen(store, record_id)) == sorted(said)
+    for name in range(2):
+        assert [cue for cue in seen(store, record_id) if cue[0] == str(name)] == [
+            f"{name} says {n}" for n in range(8)
+        ]
     assert sum(queue.counts.duplicate for queue in queues) == 0
-    report = verify(store.layout, store.settings, settle=0)
-    assert FindingKind.CONFLICT in [finding.kind for finding in report.warnings]
+    (breach,) = verify(store.layout, store.settings, settle=0).breaches
+    assert breach.kind is FindingKind.CONFLICT
+    assert f"8 numbers of two entries in lane 0, such as {PRODUCER}-1" in breach.message
+    told = CliRunner().invoke(app, ["verify", "--store", str(store.path)], prog_name="iai-mcp")
+    assert told.exit_code == 1
+    accepted = CliRunner().invoke(app, ["verify", "--repair", "--store", str(store.path)], prog_name="iai-mcp")
+    assert accepted.exit_code == 0, accepted.output
+    assert len(seen(store, record_id)) == 16
 
 
 @pytest.mark.parametrize("kind", ["ours", "stock"])
@@ -102,18 +111,16 @@ def test_clones_over_redis_lose_nothing(store: MemoryStore, record_id: UUID, tmp
         for queue in queues:
             queue.stop()
         with worker(server.url, store.path, kind=kind):
-            wait_until(lambda: len(seen(store, record_id)) + len(dead(store)) >= len(said), 60)
-    assert sorted(seen(store, record_id) + dead(store)) == sorted(said)
-    assert len(dead(store)) == 8
+            wait_until(lambda: len(seen(store, record_id)) >= len(said), 60)
+    assert sorted(seen(store, record_id)) == sorted(said)
 
 
 def test_both_of_one_batch_are_kept(store: MemoryStore, record_id: UUID, caplog: pytest.LogCaptureFixture) -> None:
     theirs = [parcel(store, record_id, [(seq, entry(f"{name} {seq}")) for seq in (1, 2)]) for name in "ab"]
     with caplog.at_level(logging.ERROR, "iai_mcp"):
         report = store.append_provenance_batch(EntryBatch.of(theirs))
-    assert (report.applied, report.duplicate, report.conflict) == (2, 0, 2)
-    assert seen(store, record_id) == ["a 1", "a 2"]
-    assert dead(store) == ["b 1", "b 2"]
+    assert (report.applied, report.duplicate, report.conflict) == (4, 0, 2)
+    assert seen(store, record_id) == ["a 1", "a 2", "b 1", "b 2"]
     (event,) = [one for one in caplog.records if getattr(one, "event", "") == "key_conflict"]
     assert event.fields == {"lane": 0, "entries": 2, "producers": PRODUCER}  # type: ignore[attr-defined]
 
@@ -122,8 +129,8 @@ def test_a_record_that_differs_is_a_conflict_too(store: MemoryStore, record_id: 
     other = store.insert(_make())
     store.append_provenance_batch([(record_id, numbered(entry("a")))])
     report = store.append_provenance_batch([(other, numbered(entry("a")))])
-    assert (report.applied, report.duplicate, report.conflict) == (0, 0, 1)
-    assert [letter.record_id for letter in DeadLetters(store.layout).all()] == [str(other)]
+    assert (report.applied, report.duplicate, report.conflict) == (1, 0, 1)
+    assert seen(store, other) == ["a"]
 
 
 SPELLINGS: dict[str, dict[str, Any]] = {
@@ -155,12 +162,40 @@ def test_one_entry_in_two_spellings_is_a_repetition(
     assert DeadLetters(store.layout).count() == 0
 
 
-def test_a_conflict_that_is_met_again_stays_one_dead_letter(store: MemoryStore, record_id: UUID) -> None:
-    """A crash between the dead letter and the acknowledgement repeats the batch."""
+def test_a_conflict_that_is_met_again_is_a_repetition(store: MemoryStore, record_id: UUID) -> None:
+    """A crash between the commit and the acknowledgement repeats the batch."""
     store.append_provenance_batch([(record_id, numbered(entry("a")))])
-    for _ in range(3):
-        store.append_provenance_batch([(record_id, numbered(entry("b", further={1.5})))])
-    assert dead(store) == ["b"]
+    reports = [store.append_provenance_batch([(record_id, numbered(entry(cue, further={1.5})))]) for cue in "bbab"]
+    assert [(one.applied, one.duplicate, one.conflict) for one in reports[:2]] == [(1, 0, 1), (0, 1, 0)]
+    assert seen(store, record_id) == ["a", "b", "a"]  # the third has the cue of the first, and says more
+    assert verify(store.layout, store.settings, settle=0).total["handed_out"] == 1
+
+
+def test_stolen_numbers_cost_their_producer_no_entry(store: MemoryStore, record_id: UUID, tmp_path: Path) -> None:
+    """Row 62: somebody reads a client's parcel in Redis, and pushes its next hundred numbers."""
+    with serving(tmp_path / "redis") as server:
+        client = server.client()
+        victim = ProvenanceWriteQueue(
+            MemoryStore(store.path, settings=Settings(push_budget_ms=2000)), connection=client
+        )
+        victim.start()
+        victim.enqueue(pairs(record_id, ["first"]))
+        pending = Keys("", store.store_id).lane(0, "pending")
+        (raw,) = client.lrange(pending, 0, -1)
+        theirs = decode(raw)  # type: ignore[arg-type]
+        for seq in range(theirs.seqs[-1] + 1, theirs.seqs[-1] + 101):
+            forged = [(record_id, seq, entry(f"forged {seq}"))]
+            client.rpush(pending, encode(Parcel.of(store.store_id, 0, theirs.producer, theirs.pushed, forged)))
+        for number in range(11):
+            victim.enqueue(pairs(record_id, [f"mine {number}"]))
+        with worker(server.url, store.path, kind="ours"):
+            wait_until(lambda: len(seen(store, record_id)) >= 112, 60)
+        victim.stop()
+    mine = [cue for cue in seen(store, record_id) if "forged" not in cue]
+    assert mine == ["first", *(f"mine {number}" for number in range(11))]
+    told = CliRunner().invoke(app, ["verify", "--store", str(store.path)], prog_name="iai-mcp")
+    assert told.exit_code == 1
+    assert "BROKEN: conflict: 11 numbers of two entries in lane 0" in told.stdout
 
 
 def test_an_id_that_the_caller_chose_adds_nothing_the_second_time(store: MemoryStore, record_id: UUID) -> None:
@@ -175,20 +210,7 @@ def test_a_chosen_id_that_spells_a_producers_key_costs_nobody_an_entry(
 ) -> None:
     store.append_provenance_batch([(record_id, entry("chosen", entry_id=f"{PRODUCER}-1"))])
     store.append_provenance_batch(EntryBatch.of([parcel(store, record_id, [(1, entry("produced"))])]))
-    assert seen(store, record_id) == ["chosen"]
-    assert dead(store) == ["produced"]
-
-
-def test_a_retry_gives_the_newcomer_a_key_of_its_own(store: MemoryStore, record_id: UUID) -> None:
-    store.append_provenance_batch([(record_id, numbered(entry("a")))])
-    store.append_provenance_batch([(record_id, numbered(entry("b", further=1)))])
-    letters = DeadLetters(store.layout)
-    found = letters.all()
-    for _ in range(2):  # the second time as after a crash before the letters were removed
-        retry_letters(store, found)
-    assert seen(store, record_id) == ["a", "b"]
-    assert letters.count() == 0
-    assert verify(store.layout, store.settings, settle=0).clean
+    assert seen(store, record_id) == ["chosen", "produced"]
 
 
 def test_rows_that_a_writer_without_the_lock_has_left_are_compared_when_they_are_cleaned_up(
@@ -202,6 +224,13 @@ def test_rows_that_a_writer_without_the_lock_has_left_are_compared_when_they_are
     store.lane(0).maintain(force=True)
     assert seen(store, record_id) == ["a", "c"]
     assert dead(store) == ["b"]
+    (breach,) = verify(store.layout, store.settings, settle=0).breaches
+    assert (breach.kind, breach.source) == ("conflict", "dead_letters")
+    letters = DeadLetters(store.layout).all()
+    for _ in range(2):  # the second time as after a crash before the letters were removed
+        retry_letters(store, letters)
+    assert seen(store, record_id) == ["a", "c", "b"]
+    assert verify(store.layout, store.settings, settle=0).clean
 
 
 def test_an_import_compares_too(store: MemoryStore, record_id: UUID) -> None:
@@ -210,8 +239,8 @@ def test_an_import_compares_too(store: MemoryStore, record_id: UUID) -> None:
     cue = rows.schema.get_field_index("cue")
     theirs = rows.set_column(cue, rows.schema.field("cue"), [["b", "c"]])
     report, _ = store.merge_entries(theirs)
-    assert (report.applied, report.duplicate, report.conflict) == (0, 1, 1)
-    assert dead(store) == ["b"]
+    assert (report.applied, report.duplicate, report.conflict) == (1, 1, 1)
+    assert seen(store, record_id) == ["a", "c", "b"]
 
 
 def test_one_key_in_two_lanes_is_found_by_verify(tmp_path: Path) -> None:

@@ -1,29 +1,84 @@
-"""Finds entries that carry the key of an earlier entry and say something else, and keeps them as dead letters.
+"""Finds entries that carry the number of an earlier entry and say something else, and keeps both.
 
-A producer uses each key once. Two processes with one producer id, such as copies of a running virtual machine,
-break that. The entry that came first keeps its row.
+A producer uses each number once. Two processes with one producer id, such as copies of a running virtual machine,
+break that, and so does a peer that uses another one's numbers. The entry that comes later gets a key of its own,
+made of its number and its contents: none vanishes as a repetition, and a true repetition still has its key.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from iai_mcp.entries.identity import entry_id
+from iai_mcp.common.arrays import repeated
+from iai_mcp.entries.identity import entry_id, second_id
 from iai_mcp.entries.parcel import Pair
-from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.tables.rows import LANE_SCHEMA, from_row
-from iai_mcp.telemetry.events import emit
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, codes, from_row
 
-__all__ = ["conflicts", "keep_conflicts"]
+__all__ = ["Apart", "conflicts", "set_apart"]
 
 _COMPARED = [name for name in LANE_SCHEMA.names if name not in ("entry_id", "seq")]
-REASON = "KeyConflict: an earlier entry has this key and says something else; two processes had one producer id"
+_DIGITS = 16  # of the contents' hash: nobody can find other contents of one's own with the same
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Rows to merge, each key once.
+
+    Attributes:
+        rows: columns of ``LANE_SCHEMA``.
+        second: keys of those that carry the number of an earlier entry, and that the table does not have yet.
+        producers: the producers of these.
+    """
+
+    rows: pa.Table
+    second: tuple[str, ...] = ()
+    producers: tuple[str, ...] = ()
+
+
+def set_apart(rows: pa.Table, look_up: Callable[[list[str]], pa.Table]) -> Apart:
+    """Give a key of its own to each row that differs from an earlier one with its key; drop repeated rows.
+
+    Args:
+        rows: columns of ``LANE_SCHEMA``, in order.
+        look_up: the rows of the table that have one of the given keys.
+    """
+    there = look_up(rows["entry_id"].unique().to_pylist())
+    again = codes(rows["entry_id"])
+    suspect = np.isin(again, again[repeated(again)]) | np.asarray(
+        pc.is_in(rows["entry_id"], value_set=there["entry_id"].combine_chunks()), bool
+    )
+    if not suspect.any():
+        return Apart(rows)
+    suspect &= ~np.asarray(_identical(rows, there), bool)
+    known: dict[str, list[dict[str, Any]]] = {}
+    for row in there.to_pylist() if suspect.any() else ():
+        known.setdefault(row["entry_id"], []).append(_contents(row))
+    keys: list[str] = rows["entry_id"].to_pylist()
+    second: dict[str, str] = {}
+    for at in np.flatnonzero(suspect).tolist():
+        (row,) = rows.slice(at, 1).to_pylist()
+        says, earlier = _contents(row), known.setdefault(row["entry_id"], [])
+        if not earlier:
+            earlier.append(says)
+        elif says not in earlier and _is_produced(row):
+            keys[at] = second_id(row["producer"], row["producer_seq"], _digest(says))
+            second[keys[at]] = row["producer"]
+    place = LANE_SCHEMA.get_field_index("entry_id")
+    rows = rows.set_column(place, LANE_SCHEMA.field("entry_id"), pa.array(keys, pa.string()))
+    rows = rows.filter(pa.array(~repeated(codes(rows["entry_id"]))))
+    if second:
+        for key in look_up([*second])["entry_id"].to_pylist():
+            second.pop(key, None)
+    return Apart(rows, tuple(second), tuple(sorted({*second.values()})))
 
 
 def conflicts(new: pa.Table, there: pa.Table) -> list[Pair]:
@@ -40,15 +95,6 @@ def conflicts(new: pa.Table, there: pa.Table) -> list[Pair]:
     return [_pair(row) for row in _produced(new) if _contents(row) not in known.get(row["entry_id"], [])]
 
 
-def keep_conflicts(letters: DeadLetters, lane: int, found: list[Pair]) -> int:
-    """Make dead letters of conflicts, once for each entry; how many entries there are."""
-    if found:
-        letters.add_conflicts(lane, found, REASON)
-        producers = ",".join(sorted({entry["producer"] for _, entry in found}))
-        emit("key_conflict", level=logging.ERROR, lane=lane, entries=len(found), producers=producers)
-    return len(found)
-
-
 def _identical(new: pa.Table, there: pa.Table) -> pa.ChunkedArray:
     """Which rows are in ``there`` value for value: nearly all, and they need not become dicts."""
     first = pc.index_in(new["entry_id"], there["entry_id"].combine_chunks())
@@ -61,10 +107,16 @@ def _identical(new: pa.Table, there: pa.Table) -> pa.ChunkedArray:
 
 
 def _produced(rows: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows whose key spells their producer and number."""
-    for row in rows.to_pylist():
-        if row["entry_id"] == entry_id(row["producer"], row["producer_seq"]):
-            yield row
+    return (row for row in rows.to_pylist() if _is_produced(row))
+
+
+def _is_produced(row: Mapping[str, Any]) -> bool:
+    """Whether the key spells the producer and the number."""
+    return bool(row["entry_id"] == entry_id(row["producer"], row["producer_seq"]))
+
+
+def _digest(says: dict[str, Any]) -> str:
+    return sha256(msgspec.json.encode(says, order="deterministic")).hexdigest()[:_DIGITS]
 
 
 def _contents(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ when it returns. Entries that are certainly new are appended; all others are mer
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ from iai_mcp.storage.layout import Layout, lane_table
 from iai_mcp.storage.tables.attempts import Attempts
 from iai_mcp.storage.tables.erasure import Erasure
 from iai_mcp.storage.tables.high_water import Spans, spans_of
-from iai_mcp.storage.tables.key_conflicts import conflicts, keep_conflicts
+from iai_mcp.storage.tables.key_conflicts import Apart, conflicts, set_apart
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.lance import Table, quoted, quoted_list, translated
 from iai_mcp.storage.tables.lane_numbering import LaneNumbering
 from iai_mcp.storage.tables.lane_reader import MAINTAIN_EVERY, LaneReader
 from iai_mcp.storage.tables.reports import AppendReport, Merged
-from iai_mcp.storage.tables.rows import codes, renumbered, to_arrow
+from iai_mcp.storage.tables.row_checks import as_text, sound
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, codes, renumbered, to_arrow
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
 from iai_mcp.telemetry import observer
@@ -42,6 +44,8 @@ __all__ = ["INDEXED", "LaneContext", "LaneTable"]
 
 INDEXED = ("entry_id", "record_id")
 
+UNSOUND = "UnsoundRow: a row of the lane's table that cannot be an entry"
+STRAY = "KeyConflict: another row with this key says something else; a writer without the lane's lock left one"
 _GONE = (ExclusionReason.FORGOTTEN, ExclusionReason.UNKNOWN)
 _KEY = ["entry_id", "producer", "producer_seq"]
 
@@ -114,16 +118,13 @@ class LaneTable(LaneReader):
             if missing := self._missing(known.ids, cache, lanes):
                 unknown = known.pick([one in missing for one in known.ids])
                 known = known.pick([one not in missing for one in known.ids])
-            fresh = known.once()
             self._check_fence(token)
-            applied = self._apply(fresh, token, locked=locked) if fresh else 0
-            conflict = 0
+            applied, second = self._apply(known, token, locked=locked) if known else (0, 0)
             if applied < len(known):
                 self._note_duplicates(zip(known.keys, known.givers, known.seqs, strict=True))
-                conflict = self._keep_conflicts(to_arrow(known, 0))
             if unknown:
                 self._exclusions.add(ExclusionReason.UNKNOWN, zip(unknown.givers, unknown.seqs, strict=True))
-        return AppendReport(applied, len(known) - applied - conflict, len(batch) - len(known), conflict)
+        return AppendReport(applied, len(known) - applied, len(batch) - len(known), second)
 
     def _without_old(self, batch: EntryBatch) -> EntryBatch:
         """The entries of memories that are here; those of forgotten ones whose id was used again are noted."""
@@ -157,15 +158,14 @@ class LaneTable(LaneReader):
             if check_records:
                 known = pa.compute.and_(self._has_record(rows["record_id"]), self._not_forgotten(rows))
             kept = rows.filter(known)
-            kept = kept.filter(pa.array(~repeated(codes(kept["entry_id"]))))
-            applied = self._write(lambda first: renumbered(kept, first), len(kept)) if len(kept) else 0
+            applied, second = (
+                self._write(lambda first: renumbered(kept, first), len(kept)) if len(kept) else (0, 0)
+            )
             self._numbering.learn(None)
             unknown = rows.filter(pa.compute.invert(known))
-            duplicate, repeats, conflict = len(rows) - len(unknown) - applied, 0, 0
-            if duplicate:
-                repeats = self._note_duplicates(_tuples(rows.filter(known).select(_KEY)))
-                conflict = self._keep_conflicts(rows.filter(known))
-        return Merged(AppendReport(applied, duplicate - conflict, len(unknown), conflict), unknown, repeats)
+            duplicate = len(rows) - len(unknown) - applied
+            repeats = self._note_duplicates(_tuples(kept.select(_KEY))) if duplicate else 0
+        return Merged(AppendReport(applied, duplicate, len(unknown), second), unknown, repeats)
 
     def _has_record(self, record_ids: pa.ChunkedArray) -> pa.Array:
         there = {*self._some_ids(record_ids.unique().to_pylist(), 0)}.difference(map(str, self._tombstones.ids()))
@@ -182,16 +182,16 @@ class LaneTable(LaneReader):
         found = [key in left_out for key in _tuples(rows.select(["producer", "producer_seq"]))]
         return pa.compute.invert(pa.compute.and_(suspects, pa.array(found, pa.bool_())))
 
-    def _apply(self, batch: EntryBatch, token: int | None, *, locked: bool) -> int:
-        spans = spans_of(batch)
-        applied = self._write(
+    def _apply(self, batch: EntryBatch, token: int | None, *, locked: bool) -> tuple[int, int]:
+        spans = spans_of(batch) if batch.once() is batch else None
+        written = self._write(
             lambda first: to_arrow(batch, first),
             len(batch),
             spans if locked else None,
             lambda: self._check_fence(token),
         )
         self._numbering.learn(spans)
-        return applied
+        return written
 
     def _write(
         self,
@@ -199,8 +199,8 @@ class LaneTable(LaneReader):
         count: int,
         spans: Spans | None = None,
         check: Callable[[], None] = lambda: None,
-    ) -> int:
-        """Write ``count`` rows durably; how many were new.
+    ) -> tuple[int, int]:
+        """Write ``count`` rows durably; how many were new, and how many of these have the number of another entry.
 
         Args:
             make: makes the rows, numbered from a first ``seq`` on.
@@ -211,12 +211,13 @@ class LaneTable(LaneReader):
         version = self._numbering.catch_up()
         rows = make(self._numbering.next_seq)
         append = spans is not None and self._numbering.all_new(spans, version)
+        apart = Apart(rows) if append else set_apart(rows, self._with_keys)
         check()
         begun = time.perf_counter()
         if append:
             written, new = self._table.add(rows).version, count
         else:
-            result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(rows)
+            result = self._table.merge_insert("entry_id").when_not_matched_insert_all().execute(apart.rows)
             written, new = result.version, int(result.num_inserted_rows)
         merged = time.perf_counter()
         sync_tree(self._folder, since=started)
@@ -224,7 +225,13 @@ class LaneTable(LaneReader):
         self._distinct += new
         undisturbed = self._numbering.committed(count, new, version, written)
         self._due = self._due or not undisturbed or version // MAINTAIN_EVERY != written // MAINTAIN_EVERY
-        return new
+        if second := len(apart.second):
+            found = {"lane": self._number, "entries": second, "producers": ",".join(apart.producers)}
+            emit("key_conflict", level=logging.ERROR, **found)
+        return new, second
+
+    def _with_keys(self, keys: list[str]) -> pa.Table:
+        return self.rows([f"entry_id IN ({quoted_list(keys)})"])
 
     def _note_duplicates(self, entries: Iterable[tuple[str, str, int]]) -> int:
         """Note entries whose caller has given their id to an earlier entry: they never get a row. How many."""
@@ -237,12 +244,25 @@ class LaneTable(LaneReader):
             self._exclusions.add(ExclusionReason.DUPLICATE, missing)
         return len(missing)
 
-    def _keep_conflicts(self, rows: pa.Table) -> int:
-        """Keep those of ``rows`` that differ from the table's row with their key, as dead letters; how many."""
-        there = self.rows([f"entry_id IN ({quoted_list(rows['entry_id'].to_pylist())})"])
-        return keep_conflicts(self._dead_letters, self._number, conflicts(rows, there))
-
     # -- deleting
+
+    def set_aside_unsound(self) -> int:
+        """Make dead letters of the rows that cannot be entries, and remove them; how many there were.
+
+        Raises:
+            StoreUnavailable: the store failed; the call may be repeated.
+        """
+        with translated(), self._lock.hold():
+            rows = self._table.search().with_row_id(True).select(LANE_SCHEMA.names).to_arrow()
+            bad = rows.filter(pa.array(~sound(rows)))
+            for row in bad.to_batches(max_chunksize=1):
+                self._dead_letters.add_raw(self._number, as_text(row), UNSOUND)
+            for start in range(0, len(bad), 10_000):
+                ids = ", ".join(map(str, bad["_rowid"][start : start + 10_000].to_pylist()))
+                self._table.delete(f"_rowid IN ({ids})")
+            sync_tree(self._folder)
+            self._numbering.learn(None)
+        return len(bad)
 
     def drop_record(self, record_id: str) -> None:
         """Remove a record's rows from this lane. The caller has copied them to another lane."""
@@ -337,7 +357,9 @@ class LaneTable(LaneReader):
         """Keep those rows of ``where``, all of which are to go, that differ from the rows that stay."""
         keys = quoted_list(duplicates["entry_id"].to_pylist())
         kept = self.rows([f"entry_id IN ({keys})", f"NOT ({where})"])
-        keep_conflicts(self._dead_letters, self._number, conflicts(self.rows([where]), kept))
+        if differ := conflicts(self.rows([where]), kept):
+            self._dead_letters.add_conflicts(self._number, differ, STRAY)
+            emit("key_conflict", level=logging.ERROR, lane=self._number, entries=len(differ))
 
 
 def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:

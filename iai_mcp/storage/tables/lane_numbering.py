@@ -13,6 +13,7 @@ import pyarrow as pa
 from iai_mcp.entries.identity import entry_id_bounds
 from iai_mcp.storage.tables.high_water import HighWater, Spans
 from iai_mcp.storage.tables.lance import Table, quoted
+from iai_mcp.storage.tables.row_checks import LANE_SEQ_MAX
 
 __all__ = ["LaneNumbering"]
 
@@ -69,7 +70,12 @@ class LaneNumbering:
 
     def _read_new_rows(self) -> None:
         columns = ["seq", "producer", "producer_seq"] if self._marks else ["seq"]
-        rows = self._table.search().where(f"seq >= {self.next_seq}").select(columns).to_arrow()
+        rows = (
+            self._table.search()
+            .where(f"seq >= {self.next_seq} AND seq < {LANE_SEQ_MAX}")
+            .select(columns)
+            .to_arrow()
+        )
         if len(rows):
             self.next_seq = int(pa.compute.max(rows["seq"]).as_py()) + 1
         there = self._table.count_rows()

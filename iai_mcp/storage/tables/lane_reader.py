@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from iai_mcp.common.arrays import repeated
 from iai_mcp.storage.tables.lance import Table, retry_vanished
-from iai_mcp.storage.tables.rows import codes, distinct
+from iai_mcp.storage.tables.row_checks import LANE_SEQ_MAX, on_calendar
+from iai_mcp.storage.tables.rows import LANE_SCHEMA, codes, distinct
 
 __all__ = ["MAINTAIN_EVERY", "LaneReader", "in_order", "piled_up"]
 
 MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that the index does not cover
+_SHOWN = [name for name in LANE_SCHEMA.names if name != "time"]
 PILED_UP = 8 * MAINTAIN_EVERY  # versions or fragments
 
 
@@ -50,8 +52,7 @@ class LaneReader:
             query = query.where(where)
         if columns:
             query = query.select(columns)
-        result: pa.Table = query.to_arrow()
-        return result
+        return on_calendar(query.to_arrow())
 
     def batches(self, conditions: Iterable[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Raw rows like :meth:`rows`, as they are read. The caller repeats a read that fails."""
@@ -66,7 +67,7 @@ class LaneReader:
         Raises:
             StoreUnavailable: the table cannot be read.
         """
-        return distinct(self.rows(conditions).to_pylist())
+        return distinct(self.rows(conditions, _SHOWN).to_pylist())
 
     def in_order(self, step: int) -> Iterator[pa.Table]:
         """Every row in the order of ``seq``, at most ``step`` rows at a time, each key once."""
@@ -93,8 +94,12 @@ class LaneReader:
 
 
 def in_order(table: Table, step: int) -> Iterator[pa.Table]:
-    """Rows of a lane's table in the order of ``seq``, at most ``step`` at a time, each key once."""
-    keys = table.search().select(["seq", "entry_id"]).to_arrow().sort_by("seq")
+    """Rows of a lane's table in the order of ``seq``, at most ``step`` at a time, each key once.
+
+    Rows with a ``seq`` that no row can have are left out.
+    """
+    possible = f"seq >= 1 AND seq <= {LANE_SEQ_MAX}"
+    keys = table.search().where(possible).select(["seq", "entry_id"]).to_arrow().sort_by("seq")
     again = pa.array(repeated(codes(keys["entry_id"])))
     duplicates = set(zip(*(keys.filter(again)[name].to_pylist() for name in keys.column_names), strict=True))
     seqs = np.asarray(keys["seq"])

@@ -17,7 +17,7 @@ class AppendReport:
         applied: rows that are new in the lane tables.
         duplicate: entries whose key was there already.
         unknown: entries left out because their record does not exist or was deleted.
-        conflict: entries whose key another entry has, which says something else. They are dead letters.
+        conflict: those of ``applied`` whose number another entry has, which says something else.
     """
 
     applied: int = 0

@@ -97,7 +97,16 @@ def renumbered(rows: pa.Table, first: int) -> pa.Table:
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a row: the caller's keys as they came, the store's keys beside them, no key for a null."""
     entry = {key: value for key, value in row.items() if value is not None and key not in ("time", "rest")}
-    return {**msgspec.json.decode(row["rest"]), **entry} if row.get("rest") else entry
+    return {**_rest_of(row["rest"]), **entry} if row.get("rest") else entry
+
+
+def _rest_of(text: str) -> dict[str, Any]:
+    """The further keys; none where a hand has changed the text: `iai-mcp verify` names the row."""
+    with suppress(msgspec.DecodeError, RecursionError):
+        found = msgspec.json.decode(text)
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def to_arrow(batch: EntryBatch, first_seq: int) -> pa.Table:
