@@ -6,12 +6,14 @@ entries are in the store.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import encode
 from iai_mcp.errors import SpillUnavailable
+from iai_mcp.spill.names import SEGMENT_MAX
 from iai_mcp.spill.segment import Segment
 from iai_mcp.spill.writer import Spill, Tail
 
@@ -32,6 +34,8 @@ class HandOverSpill(Spill):
         data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
         with self._mutex:
             try:
+                if len(data) > SEGMENT_MAX - self._max_bytes:
+                    raise OSError(errno.EFBIG, f"{len(data):,} bytes are more than a spill file takes")
                 segment = self._last_free() or self._next_segment(folder)
                 try:
                     segment.append(data, fsync=self._fsync)

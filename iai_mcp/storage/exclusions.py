@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from iai_mcp.common.files import append_lines, read_lines
+from iai_mcp.errors import DamagedStore
 
 __all__ = ["ExclusionReason", "Exclusions", "Key", "Span", "ranges", "uncovered"]
 
@@ -43,10 +44,14 @@ class Span(NamedTuple):
     last: int
 
 
+_Seq = Annotated[int, msgspec.Meta(ge=1, lt=2**40)]
+_NUMBERS_MAX = 2**27  # in all lines together; a reader lists them, which takes 8 bytes each
+
+
 class _Line(msgspec.Struct, frozen=True):
     why: ExclusionReason
-    producer: str
-    seqs: list[tuple[int, int]]
+    producer: Annotated[str, msgspec.Meta(max_length=200)]
+    seqs: list[tuple[_Seq, _Seq]]
 
 
 class Exclusions:
@@ -86,7 +91,22 @@ class Exclusions:
         """
         for line in read_lines(self._path, _Line):  # an entry whose line was torn will be met, and noted, again
             for first, last in line.seqs:
-                yield Span(line.why, line.producer, first, last)
+                if first <= last:
+                    yield Span(line.why, line.producer, first, last)
+
+    def countable(self) -> list[Span]:
+        """Every run noted so far, where their numbers can be listed one by one.
+
+        Raises:
+            DamagedStore: there are more numbers than any store has noted.
+            OSError: the file cannot be read.
+        """
+        spans = [*self.read()]
+        if (numbers := sum(last - first + 1 for _, _, first, last in spans)) > _NUMBERS_MAX:
+            raise DamagedStore(
+                f"{self._path} notes {numbers:,} entries, and at most {_NUMBERS_MAX:,} are possible"
+            )
+        return spans
 
     def covering(self, keys: Set[Key], *reasons: ExclusionReason) -> set[Key]:
         """Those of ``keys`` that are noted for one of ``reasons``."""

@@ -24,6 +24,7 @@ from iai_mcp.storage.exclusions import Exclusions
 from iai_mcp.storage.layout import RECORDS, Layout, lane_table
 from iai_mcp.storage.meta import StoreMeta
 from iai_mcp.storage.scratch import scratch
+from iai_mcp.storage.sound_folder import check_table
 from iai_mcp.storage.tables.lance import Table, translated
 from iai_mcp.storage.tables.lane import INDEXED, LaneContext, LaneTable
 from iai_mcp.storage.tables.process import claim
@@ -80,6 +81,7 @@ class Tables:
         """Open the table, or create it if it is missing. Adds an index that a full disk has prevented."""
         if not self._layout.meta.exists():
             raise StoreUnavailable(f"the store at {self._layout.root} is gone")
+        check_table(self._layout.table(name))
         try:
             table = self._db.open_table(name)
         except ValueError:  # LanceDB's error for a missing table
@@ -125,6 +127,7 @@ def _connect(folder: Path, **options: Any) -> Any:
 
 def table_of(root: Path, name: str) -> Table:
     """Open a table as it is: nothing is created or repaired."""
+    check_table(Layout(root).table(name))
     return _connect(root).open_table(name)
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import dashed, entry_id
@@ -269,7 +270,7 @@ class LaneTable(LaneReader):
     def token(self) -> int:
         """The highest fencing token that this lane has seen; 0 if none. It outlives a wiped broker."""
         try:
-            return int(self._token_file.read_text())
+            return int(read_regular(self._token_file, NOTE_MAX))
         except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
             return 0
 
