@@ -6,7 +6,7 @@ so. Only keys are kept (producer and sequence numbers), never what an entry said
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -55,10 +55,15 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class Exclusions:
-    """The log of one store, an append-only file of JSON lines."""
+    """The log of one store, an append-only file of JSON lines.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        check_here: called before each write; raises where the store is gone, or another one is in its place.
+    """
+
+    def __init__(self, path: Path, check_here: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._check_here = check_here
 
     def add(self, why: ExclusionReason, keys: Iterable[Key]) -> None:
         """Note keys, durably.
@@ -81,6 +86,7 @@ class Exclusions:
 
     def _write(self, lines: Iterable[_Line]) -> None:
         if data := b"".join(msgspec.json.encode(line) + b"\n" for line in lines):
+            self._check_here()
             append_lines(self._path, data)
 
     def read(self) -> Iterator[Span]:

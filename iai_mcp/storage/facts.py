@@ -72,6 +72,14 @@ class StoreFacts:
         """
         return change_meta(self._layout, lambda meta: replace(meta, reuses=meta.reuses + 1)).reuses
 
+    def check_here(self) -> None:
+        """Check that the store is where it was opened.
+
+        Raises:
+            StoreUnavailable: it is gone, or another one is in its place.
+        """
+        _ = self.now
+
     def check_lanes(self) -> None:
         """Check that the number of lanes has not changed since the store was opened.
 

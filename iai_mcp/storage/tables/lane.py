@@ -53,6 +53,7 @@ class LaneContext:
 
     Attributes:
         some_ids: which of the given record ids exist; see :meth:`RecordTable.some_ids`.
+        check_here: raises where the store is not where it was opened.
     """
 
     layout: Layout
@@ -60,6 +61,7 @@ class LaneContext:
     tombstones: Tombstones
     exclusions: Exclusions
     some_ids: Callable[[Sequence[str], int], list[str]]
+    check_here: Callable[[], None]
 
 
 class LaneTable(LaneReader):
@@ -80,7 +82,7 @@ class LaneTable(LaneReader):
         check_current: Callable[[], None] = lambda: None,
     ) -> None:
         layout, name = context.layout, lane_table(number, generation)
-        super().__init__(table, layout.table(name))
+        super().__init__(table, layout.table(name), context.check_here)
         self._lock = WriterLock(layout.lane_lock(number), context.settings.lock_timeout)
         self._token_file = layout.lane_token(number)
         self._tombstones = context.tombstones
@@ -280,6 +282,7 @@ class LaneTable(LaneReader):
         Raises:
             LeaseLost: this lane has seen a higher token.
         """
+        self._check_here()
         with translated(), self._lock.hold():
             self._check_fence(token)
             if token > self.token:
