@@ -33,7 +33,7 @@ from iai_mcp.transfer import manifest
 from iai_mcp.transfer.format import BACKUP_VERSION, BackupManifest
 from iai_mcp.transfer.manifest import BACKUP
 
-__all__ = ["TOKEN_STEP", "Restored", "restore"]
+__all__ = ["TOKEN_STEP", "Restored", "check_backup", "restore"]
 
 TOKEN_STEP = 1_000_000  # leases, and reuses of forgotten ids, that a store may have made after its backup
 
@@ -75,8 +75,7 @@ def restore(
         UsageError: ``target`` is not empty, or the original still exists.
         OSError: the folder cannot be written.
     """
-    found = manifest.read(source, BackupManifest, BACKUP, BACKUP_VERSION)
-    _check_names(source, found)
+    found = check_backup(source)
     target = target.absolute()
     _check_place(found, target, as_copy)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,6 +94,17 @@ def restore(
         return replace(done, spilled=spilled)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def check_backup(source: Path) -> BackupManifest:
+    """The manifest of the backup in ``source``, as far as it can be right.
+
+    Raises:
+        BrokenCopy: it is damaged, or names files that no backup has.
+    """
+    found = manifest.read(source, BackupManifest, BACKUP, BACKUP_VERSION)
+    _check_names(source, found)
+    return found
 
 
 def _check_place(found: BackupManifest, target: Path, as_copy: bool) -> None:
