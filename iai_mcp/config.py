@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.errors import ConfigError
 
 __all__ = [
@@ -273,7 +274,7 @@ def read_secret(path: Path, named: str) -> str:
         ConfigError: the file cannot be read, is empty, or holds more than one line.
     """
     try:
-        secret = path.read_text().strip()
+        secret = read_regular(path, NOTE_MAX, follow=True).decode().strip()  # Kubernetes mounts links
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{named}: {getattr(error, 'strerror', None) or 'not text'}") from None
     if not secret:

@@ -12,6 +12,7 @@ __all__ = [
     "BrokerLoading",
     "BrokerUnavailable",
     "ConfigError",
+    "DamagedStore",
     "EmbedderUnavailable",
     "EmbeddingMismatch",
     "ForkedProcess",
@@ -27,6 +28,7 @@ __all__ = [
     "StoreInUse",
     "StoreTooNew",
     "StoreUnavailable",
+    "UnfitFile",
     "UnknownMethod",
     "UsageError",
     "WrongPlace",
@@ -81,12 +83,23 @@ class StoreError(IaiMcpError):
     """The store cannot do what was asked."""
 
 
+class DamagedStore(StoreError, UsageError):
+    """What the store's own files say cannot be: they are damaged, or were made to mislead."""
+
+
 class StoreTooNew(StoreError):
     """A later version of this package wrote the store."""
 
 
 class StoreUnavailable(StoreError, OSError):
     """The storage is unavailable: disk full, no permission, folder gone. The same call may be repeated later."""
+
+
+class UnfitFile(IaiMcpError, OSError):
+    """A file is a link, no regular file, or larger than its content can be."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} {self.strerror}" if self.filename else super().__str__()
 
 
 class ForkedProcess(StoreError):

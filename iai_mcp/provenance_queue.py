@@ -27,6 +27,7 @@ from iai_mcp.pipeline.counts import QueueCounts
 from iai_mcp.pipeline.drain import DrainPolicy
 from iai_mcp.pipeline.overflow import Overflow
 from iai_mcp.pipeline.ports import ProvenanceStore
+from iai_mcp.pipeline.presence import check_lanes
 from iai_mcp.pipeline.priority_lock import PriorityLock
 from iai_mcp.pipeline.push_groups import Call, PushGroups
 from iai_mcp.storage.live_producers import LiveProducer
@@ -172,7 +173,7 @@ class ProvenanceWriteQueue:
             return
         self._own()
         store = self._store
-        store.check_lanes()
+        check_lanes(store)
         with observer.now.enqueuing(len(given)) as watched:
             parcels = admit(
                 store.store_id,

@@ -94,8 +94,8 @@ class MemoryStore:
         self._store_lock = StoreLock(self.layout.store_lock)  # the number of lanes stays from now on
         self._facts = StoreFacts(self.layout)
         self.tombstones = Tombstones(self.layout.tombstones)
-        self.exclusions = Exclusions(self.layout.exclusions)
-        self.tables = Tables(self.layout, self.settings, self._facts.opened, self.tombstones, self.exclusions)
+        self.exclusions = Exclusions(self.layout.exclusions, self._facts.check_here)
+        self.tables = Tables(self.layout, self.settings, self._facts, self.tombstones, self.exclusions)
         self._records = self.tables.records
         self.vectors = StoreVectors(self.settings, self.layout, self._facts, self._records)
         self._lanes = Lanes(self.tables, self.layout, self._facts)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iai_mcp.cli.common import Json, Store, note, opened, print_json, settled
+from iai_mcp.cli.text import one_line
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
@@ -134,19 +135,24 @@ def _list(as_json: Json = False, store: Store = None) -> None:
     """List the spill files, those of other stores and those set aside among them."""
     from iai_mcp.config import overflow_dir
     from iai_mcp.spill.listing import listing
+    from iai_mcp.spill.names import odd_files
     from iai_mcp.storage.layout import Layout
     from iai_mcp.storage.meta import read_meta
 
     settings = settled(store)
     folder = overflow_dir(settings)
-    files = listing(folder)
+    files, odd = listing(folder), odd_files(folder)
     layout = Layout(settings.store_path.absolute())
     ours = read_meta(layout).store_id if layout.meta.exists() else None
     if as_json:
-        print_json({"folder": str(folder), "store_id": ours, "files": [_file(file) for file in files]})
+        passed = [{"file": one.path.name, "kind": one.kind} for one in odd]
+        shown = [_file(file) for file in files]
+        print_json({"folder": str(folder), "store_id": ours, "files": shown, "passed_over": passed})
         return
     for file in files:
         typer.echo(_row(file, ours))
+    for one in odd:
+        note(f"passed over: {one_line(str(one.path), 200)} is {one.kind}, and no spill file")
     if not files:
         note(f"nothing is spilled in {folder}")
 

@@ -37,6 +37,9 @@ def _import(
         bool,
         typer.Option("--reembed", help="Make all vectors of an export again, with this store's embedder."),
     ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="In folders, follow links that lead out of them.")
+    ] = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
@@ -49,7 +52,9 @@ def _import(
     if reembed:
         raise UsageError("--reembed is for the folder of an export only: leave it out, files are always embedded")
 
-    items = read_paths(paths, stdin=sys.stdin.buffer)  # a missing path is an error before the store opens
+    items = read_paths(
+        paths, stdin=sys.stdin.buffer, follow_links=follow_links
+    )  # a missing path is an error before the store opens
     with opened(store, make=True) as memories, progress("importing") as show:
         report = ingest(
             memories,

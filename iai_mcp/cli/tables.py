@@ -146,6 +146,7 @@ def pipeline(status: Mapping[str, Any], rate: float | None = None) -> Renderable
     rows.append(("spilled", f"{many(spilled['entries'], 'entry')} in {many(spilled['files'], 'file')}"))
     if spilled["set_aside"]:
         rows.append(("", f"{many(spilled['set_aside'], 'damaged spill file')} set aside in {spilled['folder']}"))
+    rows += [("", f"passed over: {one_line(odd['file'], 200)} is {odd['kind']}") for odd in spilled["passed_over"]]
     rows.append(("dead", many(dead, "letter") + (" (iai-mcp dead list)" if dead else "")))
     return Group(_facts(*rows), *_troubles(redis), _lanes_of(status))
 

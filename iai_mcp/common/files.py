@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
+from iai_mcp.common.regular_files import LOG_MAX, lines_of, open_regular, reading
 
 __all__ = ["append_lines", "read_lines", "replace_file", "sync_path", "sync_tree", "write_all"]
 
@@ -49,7 +52,8 @@ def sync_files(folder: Path, *, since: float | None = None) -> None:
     for parent, _, names in os.walk(folder, topdown=False):
         for path in [*(os.path.join(parent, name) for name in names), parent]:
             with suppress(FileNotFoundError):  # a compaction may remove what we are about to sync
-                if os.stat(path).st_mtime >= cutoff:
+                found = os.lstat(path)
+                if found.st_mtime >= cutoff and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                     sync_path(path)
 
 
@@ -86,7 +90,7 @@ def append_lines(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     Raises:
         OSError: the file cannot be written, or the disk is full.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode)
+    fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode=mode)
     try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
@@ -107,12 +111,13 @@ def read_lines(path: Path, kind: type[_T]) -> Iterator[_T]:
         OSError: the file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        file = reading(path, limit=LOG_MAX)
     except FileNotFoundError:
         return
-    for line in lines:
-        with suppress(msgspec.DecodeError):
-            yield msgspec.json.decode(line, type=kind)
+    with file:
+        for line in lines_of(file):
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                yield msgspec.json.decode(line, type=kind)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -132,7 +137,7 @@ def sync_path(path: str | Path) -> None:
     Raises:
         OSError: the path cannot be opened, or the disk cannot write.
     """
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if sys.platform == "darwin":
             import fcntl

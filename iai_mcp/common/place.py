@@ -11,9 +11,12 @@ import secrets
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import filelock
 import msgspec
+
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 
 __all__ = ["Place", "is_gone", "place_of"]
 
@@ -35,10 +38,10 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class _Note(msgspec.Struct, frozen=True):
-    id: str
-    inode: int
-    host: str
-    folder: str
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+    inode: Annotated[int, msgspec.Meta(ge=0)]
+    host: Annotated[str, msgspec.Meta(max_length=255)]
+    folder: Annotated[str, msgspec.Meta(max_length=4096, pattern=r"^[^\x00]+\Z")]
 
 
 def place_of(folder: Path, note: Path) -> Place | None:
@@ -46,6 +49,8 @@ def place_of(folder: Path, note: Path) -> Place | None:
     with suppress(OSError):
         if (known := _known(folder, note)) is not None:
             return known
+        if not note.parent.is_dir():  # filelock would make the folder of a store that is gone
+            return None
         with filelock.FileLock(note.with_suffix(".lock"), timeout=10):
             return _known(folder, note) or _new(folder, note)
     return None
@@ -68,7 +73,7 @@ def _known(folder: Path, note: Path) -> Place | None:
     if found is None:
         return None
     at_home = (found.host, found.folder) == (socket.gethostname(), str(folder))
-    if not at_home and found.inode != os.stat(note).st_ino:
+    if not at_home and found.inode != os.lstat(note).st_ino:
         return None
     return _place(found.id, folder, note)
 
@@ -93,6 +98,9 @@ def _place(place_id: str, folder: Path, note: Path) -> Place:
 
 def _read(note: Path) -> _Note | None:
     try:
-        return msgspec.json.decode(note.read_bytes(), type=_Note)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):  # DecodeError: emptied by a power cut
+        found = msgspec.json.decode(read_regular(note, NOTE_MAX), type=_Note)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # emptied by a power cut, or made to mislead
+        return None
+    return found if Path(found.folder).is_absolute() else None

@@ -18,8 +18,10 @@ from typing import IO, Any
 
 import msgspec
 
+from iai_mcp.common.regular_files import reading
 from iai_mcp.common.times import as_utc
-from iai_mcp.errors import UsageError
+from iai_mcp.errors import UnfitFile, UsageError
+from iai_mcp.ingest.paths import files_below
 from iai_mcp.ingest.splitter import Splitter
 
 __all__ = ["BadLine", "Passage", "read_paths"]
@@ -27,6 +29,7 @@ __all__ = ["BadLine", "Passage", "read_paths"]
 _JSON_SUFFIXES = frozenset({".jsonl", ".json", ".jsonlines", ".ndjson"})
 _TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
 _MAX_LINE = 8 * 1024 * 1024
+_MAX_FILE = 16 * 1024**3
 _NAMESPACE = uuid.UUID("6b0f0d3e-5f0c-5d0a-9c55-2f8f2f1f9d11")  # changing it changes every imported id
 
 
@@ -57,12 +60,18 @@ class BadLine:
     reason: str
 
 
-def read_paths(paths: Sequence[Path | str], *, stdin: IO[bytes] | None = None) -> Iterator[Passage | BadLine]:
+def read_paths(
+    paths: Sequence[Path | str], *, stdin: IO[bytes] | None = None, follow_links: bool = False
+) -> Iterator[Passage | BadLine]:
     """Read passages from files, from folders and from ``-``, standard input.
 
     Folders are read recursively, in sorted order, without hidden files. Known formats are JSON lines, Claude Code
     transcripts, Markdown, reStructuredText and plain text. A file with another suffix is read as JSON lines if it
-    begins with ``{``, else as Markdown.
+    begins with ``{``, else as Markdown. A pipe, a socket or a device is a bad line, and never waited for.
+
+    Args:
+        stdin: what ``-`` reads.
+        follow_links: in folders, follow links that lead out of them.
 
     Raises:
         UsageError: a path does not exist; raised before anything is read.
@@ -70,35 +79,36 @@ def read_paths(paths: Sequence[Path | str], *, stdin: IO[bytes] | None = None) -
     for path in paths:
         if str(path) != "-" and not os.path.exists(path):
             raise UsageError(f"{path} does not exist: give files, folders or - for standard input")
-    return _read_all(paths, stdin)
+    return _read_all(paths, stdin, follow_links)
 
 
-def _read_all(paths: Sequence[Path | str], stdin: IO[bytes] | None) -> Iterator[Passage | BadLine]:
+def _read_all(
+    paths: Sequence[Path | str], stdin: IO[bytes] | None, follow_links: bool
+) -> Iterator[Passage | BadLine]:
     for path in paths:
         if str(path) == "-":
             yield from _read_stream(sys.stdin.buffer if stdin is None else stdin, "-", session="", suffix="")
         elif os.path.isdir(path):
-            yield from _read_folder(Path(path))
+            yield from _read_folder(Path(path), follow_links)
         else:
             yield from _read_file(Path(path))
 
 
-def _read_folder(folder: Path) -> Iterator[Passage | BadLine]:
-    failed: list[OSError] = []
-    for here, folders, names in os.walk(folder, onerror=failed.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in _JSON_SUFFIXES | _TEXT_SUFFIXES:
-                yield from _read_file(Path(here, name))
-    for error in failed:
-        yield BadLine(_printable(error.filename or folder), 0, f"cannot be read: {error.strerror}")
+def _read_folder(folder: Path, follow_links: bool) -> Iterator[Passage | BadLine]:
+    for found in files_below(folder, _JSON_SUFFIXES | _TEXT_SUFFIXES, follow_links=follow_links):
+        if found.left_out:
+            yield BadLine(_printable(found.path), 0, found.left_out)
+        else:
+            yield from _read_file(found.path)
 
 
 def _read_file(path: Path) -> Iterator[Passage | BadLine]:
     name = _printable(path)
     try:
-        with path.open("rb") as stream:
+        with reading(path, limit=_MAX_FILE, follow=True) as stream:
             yield from _read_stream(stream, name, session=_printable(path.stem), suffix=path.suffix.lower())
+    except UnfitFile as error:
+        yield BadLine(name, 0, f"{error.strerror}: split it, or pipe it into `import -`")
     except OSError as error:
         yield BadLine(name, 0, f"cannot be read: {error.strerror}")
 

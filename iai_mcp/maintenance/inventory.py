@@ -70,6 +70,7 @@ class FindingKind(StrEnum):
     UNSOUND_ROWS = "unsound_rows"
     ORPHANED = "orphaned"
     SET_ASIDE = "set_aside"
+    PASSED_OVER = "passed_over"
     HALF_FORGOTTEN = "half_forgotten"
     STALE_FILES = "stale_files"
 
@@ -250,6 +251,9 @@ def _spilled(found: Inventory) -> None:
         entries = many(sum(file.entries for file in orphaned), "entry")
         message = f"{many(len(orphaned), 'spill file')} with {entries}, held by no living process"
         found.warn(FindingKind.ORPHANED, Source.SPILL, message, "iai-mcp spill replay")
+    for odd in spill.odd:
+        message = f"{odd.path} is {odd.kind}, and no spill file"
+        found.warn(FindingKind.PASSED_OVER, Source.SPILL, message, "see what made it, then remove it")
     if aside := spill.set_aside:
         message = f"{many(len(aside), 'spill file')} with lines that are no entries, set aside"
         remedy = f"look at {spill.folder}/{SET_ASIDE_PATTERN}, then remove them"

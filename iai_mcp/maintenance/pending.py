@@ -9,6 +9,7 @@ from typing import Any
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokerUnavailable
 from iai_mcp.spill.listing import SpillFile, listing
+from iai_mcp.spill.names import OddFile, odd_files
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.live_producers import signs_of_life
@@ -24,10 +25,12 @@ class PendingInSpill:
     Attributes:
         folder: this user's spill folder; it may not exist.
         files: in the order of their names.
+        odd: what has the name of a spill file and is none, of any store.
     """
 
     folder: Path
     files: tuple[SpillFile, ...] = ()
+    odd: tuple[OddFile, ...] = ()
 
     @property
     def waiting(self) -> list[SpillFile]:
@@ -63,6 +66,7 @@ class PendingInSpill:
             "lines": sum(file.lines for file in waiting),
             "entries": sum(file.entries for file in waiting),
             "set_aside": len(self.set_aside),
+            "passed_over": [{"file": odd.path.name, "kind": odd.kind} for odd in self.odd],
         }
 
 
@@ -133,7 +137,8 @@ def pending_in_spill(settings: Settings, store_id: str | None) -> PendingInSpill
         OSError: the folder cannot be read.
     """
     folder = overflow_dir(settings)
-    return PendingInSpill(folder, tuple(file for file in listing(folder) if file.store in (store_id, None)))
+    files = tuple(file for file in listing(folder) if file.store in (store_id, None))
+    return PendingInSpill(folder, files, tuple(odd_files(folder)))
 
 
 def pending_in_redis(settings: Settings, meta: StoreMeta) -> PendingInRedis:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.regular_files import DOCUMENT_MAX, read_regular
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUse
@@ -118,8 +119,8 @@ def _plan(store: MemoryStore, meta: StoreMeta, lanes: int) -> _Plan:
     """The plan of an earlier run if nothing was written since, else a new one."""
     versions = [store.lane(number).version for number in range(meta.lanes)]
     fresh = _Plan(meta.generation + 1, lanes, versions, [])
-    with suppress(FileNotFoundError, msgspec.DecodeError):
-        left = msgspec.json.decode(store.layout.reshard_plan.read_bytes(), type=_Plan)
+    with suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        left = msgspec.json.decode(read_regular(store.layout.reshard_plan, DOCUMENT_MAX), type=_Plan)
         if (left.generation, left.lanes, left.versions) == (fresh.generation, lanes, versions):
             return left
     store.tables.drop_lanes(keep=(meta.generation,))

@@ -31,6 +31,7 @@ EVENTS = (
     "spill_drained",
     "spill_failed",
     "spill_left",
+    "spill_passed_over",
     "spill_set_aside",
     "spill_started",
     "store_not_ready",

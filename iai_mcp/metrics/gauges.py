@@ -185,6 +185,8 @@ def file_readings(settings: Settings) -> Iterator[Reading]:
         for one in found:
             if one.name.startswith(prefix) and (name := parse(one.name)) is not None:
                 with suppress(FileNotFoundError):
+                    if not one.is_file(follow_symlinks=False):
+                        continue
                     if name.set_aside:
                         aside += 1
                     elif (size := one.stat().st_size) > 0:  # an empty file is new or drained

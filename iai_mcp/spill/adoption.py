@@ -8,10 +8,11 @@ from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
+from iai_mcp.common.regular_files import lines_of, odd_kind, reading
 from iai_mcp.entries.wire import decode
-from iai_mcp.errors import MalformedParcel
+from iai_mcp.errors import MalformedParcel, UnfitFile
 from iai_mcp.spill.chain import Chain
-from iai_mcp.spill.names import files_in, is_spare, set_aside_path
+from iai_mcp.spill.names import SEGMENT_MAX, files_in, is_spare, pass_over, set_aside_path
 from iai_mcp.spill.segment import Segment, take_leading
 from iai_mcp.storage.locked_file import is_held
 from iai_mcp.telemetry.events import emit
@@ -28,9 +29,9 @@ def adopt(folder: Path, store_id: str) -> Iterator[Chain]:
         OSError: a file of this store cannot be opened or renamed.
     """
     with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            if is_spare(entry.name) and not is_held(Path(entry.path)):
-                os.unlink(entry.path)
+        for name in os.listdir(folder):
+            if is_spare(name) and _is_free(folder / name):
+                os.unlink(folder / name)
     for segments in orphans(folder, store_id):
         if _owner(segments[0].path) is None:
             _set_aside(segments)
@@ -51,12 +52,28 @@ def orphans(folder: Path, store_id: str) -> Iterator[list[Segment]]:
         return
     for _, group in groupby(files, lambda file: file[1].chain):
         paths = [path for path, _ in group]
-        if _owner(paths[0]) in (store_id, None) and (segments := take_leading(paths)):
+        if _owner(paths[0]) in (store_id, None) and (segments := _taken(paths)):
             if _owner(paths[0]) in (store_id, None):  # a second look, under the lock
                 yield segments
             else:
                 for segment in segments:
                     segment.close()
+
+
+def _taken(paths: list[Path]) -> list[Segment]:
+    """The leading segments; none where a file is another user's, or has just become an odd one."""
+    try:
+        return take_leading(paths)
+    except (PermissionError, UnfitFile):
+        pass_over(paths[0], "not readable and writable for this user")
+        return []
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a file that was made ahead belongs to no living process."""
+    with suppress(OSError):
+        return odd_kind(path) is None and not is_held(path)
+    return False
 
 
 def _set_aside(segments: list[Segment]) -> None:
@@ -79,8 +96,8 @@ def _set_aside(segments: list[Segment]) -> None:
 
 def _owner(path: Path) -> str | None:
     """The store that the first well-formed line names; None without such a line."""
-    with suppress(OSError), open(path, "rb") as file:
-        for line in file:
+    with suppress(OSError), reading(path, limit=SEGMENT_MAX) as file:
+        for line in lines_of(file):
             with suppress(MalformedParcel):
                 return decode(line).store
     return None

@@ -64,7 +64,7 @@ def forget_all(folder: Path, store_id: str, deleted: Set[str], exclusions: Exclu
 
 def _erase(segment: Segment, deleted: Set[str], mentions: Callable[[bytes], bool], exclusions: Exclusions) -> None:
     try:
-        lines = segment.path.read_bytes().splitlines()
+        lines = segment.content().splitlines()
         if keys := [key for line in lines if mentions(line) for key in _keys_of(line, deleted)]:
             exclusions.add(ExclusionReason.FORGOTTEN, keys)
         segment.rewrite(lambda line: _without(line, deleted) if mentions(line) else line)

@@ -6,6 +6,7 @@ entries are in the store.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from iai_mcp.entries.wire import encode
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.spill.chain import COUNT_S
 from iai_mcp.spill.listing import outlines
+from iai_mcp.spill.names import SEGMENT_MAX
 from iai_mcp.spill.segment import Segment
 from iai_mcp.spill.writer import Spill, Tail
 
@@ -36,6 +38,8 @@ class HandOverSpill(Spill):
         data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
         with self._mutex:
             try:
+                if len(data) > SEGMENT_MAX - self._max_bytes:
+                    raise OSError(errno.EFBIG, f"{len(data):,} bytes are more than a spill file takes")
                 segment = self._last_free() or self._next_segment(folder)
                 try:
                     segment.append(data, fsync=self._fsync)

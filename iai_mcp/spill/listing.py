@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from iai_mcp.common.regular_files import lines_of, reading
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.wire import Outline, outline
-from iai_mcp.spill.names import SpillName, files_in
+from iai_mcp.spill.names import SEGMENT_MAX, SpillName, files_in
 from iai_mcp.storage.locked_file import is_held
 
 __all__ = ["SpillFile", "Waiting", "listing", "outlines", "waiting"]
@@ -87,8 +88,8 @@ def outlines(path: Path) -> Iterator[Outline | None]:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        for line in file:
+    with reading(path, limit=SEGMENT_MAX) as file:
+        for line in lines_of(file):
             if line.endswith(b"\n") or not is_held(path):
                 yield outline(line)
 

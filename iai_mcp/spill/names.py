@@ -6,23 +6,33 @@
 
 STORE8 is the start of the store's id. Any other ``.jsonl`` file is a segment too, and a chain by itself. Names
 group the files; their lines say which store the entries belong to.
+
+Only regular files count. Anything else under such a name is an *odd file*: it is named once, and passed over.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from iai_mcp.common.regular_files import odd_kind
+from iai_mcp.telemetry.events import emit
+
 __all__ = [
+    "SEGMENT_MAX",
     "SET_ASIDE_PATTERN",
+    "OddFile",
     "SpillName",
     "chain_name",
     "files_in",
     "is_spare",
     "name_for_store",
+    "odd_files",
     "parse",
+    "pass_over",
     "segment_name",
     "set_aside_path",
     "spare_name",
@@ -30,6 +40,7 @@ __all__ = [
 ]
 
 SET_ASIDE_PATTERN = "*.failed-*"  # for people and their shells
+SEGMENT_MAX = 512 * 2**20  # bytes; Redis takes no longer text, and no file of ours is larger
 _SUFFIX = ".jsonl"
 _SPARE = ".spare"
 _ASIDE = ".failed-"
@@ -53,6 +64,18 @@ class SpillName:
     set_aside: bool
 
 
+@dataclass(frozen=True, slots=True)
+class OddFile:
+    """What has the name of a spill file and is none.
+
+    Attributes:
+        kind: what it is, such as "a pipe", "a folder" or "a link".
+    """
+
+    path: Path
+    kind: str
+
+
 def parse(name: str) -> SpillName | None:
     """The parts of a file name; None where it names neither a segment nor a file set aside."""
     if not name.endswith(_SUFFIX) or name.startswith("."):
@@ -70,11 +93,50 @@ def files_in(folder: Path) -> list[tuple[Path, SpillName]]:
     Raises:
         OSError: the folder cannot be read.
     """
+    found = []
+    for path in _paths(folder):
+        if (name := parse(path.name)) is not None:
+            if (kind := _kind(path)) is None:
+                found.append((path, name))
+            elif kind:
+                pass_over(path, kind)
+    return found
+
+
+def odd_files(folder: Path) -> list[OddFile]:
+    """What stands under the name of a spill file in ``folder`` and is no regular file, or larger than one can be.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    named = [path for path in _paths(folder) if parse(path.name) is not None or is_spare(path.name)]
+    return [OddFile(path, kind) for path in named if (kind := _kind(path))]
+
+
+def pass_over(path: Path, kind: str) -> None:
+    """Say once in this process that ``path`` is passed over, and why."""
+    if (path, kind) not in _told and len(_told) < _TOLD_MAX:
+        _told.add((path, kind))
+        emit("spill_passed_over", level=logging.WARNING, file=path.name, kind=kind)
+
+
+_told: set[tuple[Path, str]] = set()
+_TOLD_MAX = 1000  # names
+
+
+def _paths(folder: Path) -> list[Path]:
     try:
-        paths = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [(path, name) for path in paths if (name := parse(path.name)) is not None]
+
+
+def _kind(path: Path) -> str | None:
+    """What ``path`` is; None for a regular file, and "" where it has just gone."""
+    try:
+        return odd_kind(path, SEGMENT_MAX)
+    except FileNotFoundError:
+        return ""
 
 
 def store_prefix(store_id: str) -> str:

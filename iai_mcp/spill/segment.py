@@ -16,7 +16,7 @@ from iai_mcp.common.files import write_all
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import decode, outline
 from iai_mcp.errors import MalformedParcel
-from iai_mcp.spill.names import set_aside_path
+from iai_mcp.spill.names import SEGMENT_MAX, set_aside_path
 from iai_mcp.storage.locked_file import LockedFile
 from iai_mcp.telemetry.events import emit
 
@@ -95,6 +95,16 @@ class Segment(LockedFile):
         self._bad.clear()
         self.settle()
 
+    def content(self) -> bytes:
+        """All bytes of the file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read(SEGMENT_MAX)
+
     def rewrite(self, change: Callable[[bytes], bytes]) -> None:
         """Replace each line by ``change(line)``, and remove the file where nothing is left.
 
@@ -103,7 +113,7 @@ class Segment(LockedFile):
         Raises:
             OSError: the file cannot be read or replaced; it is as it was before.
         """
-        lines = self.path.read_bytes().splitlines(keepends=True)
+        lines = self.content().splitlines(keepends=True)
         data = b"".join(map(change, lines))
         if data == b"".join(lines):
             return

@@ -5,6 +5,7 @@ While entries wait here, later ones must not overtake them: the queue appends he
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import encode
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.spill.chain import Chain
-from iai_mcp.spill.names import chain_name, files_in, segment_name, spare_name
+from iai_mcp.spill.names import SEGMENT_MAX, chain_name, files_in, segment_name, spare_name
 from iai_mcp.spill.segment import Segment, take_all
 from iai_mcp.telemetry.events import emit
 
@@ -88,6 +89,8 @@ class Spill(Chain):
         data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
         with self._mutex:
             try:
+                if len(data) > SEGMENT_MAX - self._max_bytes:
+                    raise OSError(errno.EFBIG, f"{len(data):,} bytes are more than a spill file takes")
                 fresh = not self._segments
                 if fresh or self._segments[-1].size >= self._max_bytes:
                     self._segments.append(self._new_segment(folder))

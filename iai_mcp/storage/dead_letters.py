@@ -6,16 +6,17 @@ One JSON object a line; each change is on the disk before the call returns.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
+from iai_mcp.common.regular_files import LOG_MAX, lines_of, reading
 from iai_mcp.common.times import utcnow
 from iai_mcp.entries.admission import plain_pairs
 from iai_mcp.entries.fields import key_fault
@@ -43,15 +44,15 @@ class DeadLetter(msgspec.Struct, frozen=True):
             belongs to a forgotten record.
     """
 
-    id: str
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{12}\Z")]
     at: str
-    lane: int
+    lane: Annotated[int, msgspec.Meta(ge=-1, le=2**16)]
     reason: str
     record_id: str | None = None
     entry: dict[str, Any] | None = None
     raw: str | None = None
     conflict: bool = False
-    reuse: int = 0
+    reuse: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
 
     @property
     def pair(self) -> Pair | None:
@@ -118,25 +119,26 @@ class DeadLetters:
 
     def _append(self, letter: DeadLetter) -> None:
         """A drain that stopped before it acknowledged comes back with the same letter: it is kept once."""
-        with suppress(FileNotFoundError):
-            if b'{"id":"%b"' % letter.id.encode() in self.layout.dead_letters.read_bytes():
-                return
+        start = b'{"id":"%b"' % letter.id.encode()
+        if any(start in line for line in self._lines()):
+            return
         append_lines(self.layout.dead_letters, _line(letter))
 
     def all(self) -> list[DeadLetter]:
         """Every dead letter, oldest first."""
-        try:
-            lines = self.layout.dead_letters.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        return [letter for line in lines if (letter := _decode(line)) is not None]
+        return [letter for line in self._lines() if (letter := _decode(line)) is not None]
 
     def count(self) -> int:
         """How many there are."""
+        return sum(line.endswith(b"\n") for line in self._lines())
+
+    def _lines(self) -> Iterator[bytes]:
         try:
-            return self.layout.dead_letters.read_bytes().count(b"\n")
+            file = reading(self.layout.dead_letters, limit=LOG_MAX)
         except FileNotFoundError:
-            return 0
+            return
+        with file:
+            yield from lines_of(file)
 
     def find(self, ids: Sequence[str]) -> list[DeadLetter]:
         """The letters with these ids; all of them where ``ids`` is empty."""
@@ -171,9 +173,8 @@ class DeadLetters:
                 if why is not None:
                     self._note(why, gone)
                 ids = {letter.id for letter in gone}
-                replace_file(
-                    self.layout.dead_letters, b"".join(_line(one) for one in letters if one.id not in ids)
-                )
+                kept = [line for line in self._lines() if (one := _decode(line)) is None or one.id not in ids]
+                replace_file(self.layout.dead_letters, b"".join(kept))
             return len(gone)
 
     def _note(self, why: ExclusionReason, letters: Iterable[DeadLetter]) -> None:
@@ -209,9 +210,13 @@ def _mentions(letter: DeadLetter, record_id: UUID) -> bool:
 
 def _decode(line: bytes) -> DeadLetter | None:
     try:
-        return msgspec.json.decode(line, type=DeadLetter)
-    except msgspec.DecodeError:
-        return None  # a line torn by a power cut
+        letter = msgspec.json.decode(line, type=DeadLetter)
+        if letter.record_id is not None:
+            UUID(letter.record_id)
+        base64.b64decode(letter.raw or "", validate=True)
+    except (ValueError, RecursionError):  # msgspec's, too; a line torn by a power cut, or no letter of ours
+        return None
+    return letter
 
 
 def _id(what: bytes) -> str:

@@ -6,10 +6,10 @@ so. Only keys are kept (producer and sequence numbers), never what an entry said
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -43,17 +43,25 @@ class Span(NamedTuple):
     last: int
 
 
+_Seq = Annotated[int, msgspec.Meta(ge=1, lt=2**40)]
+
+
 class _Line(msgspec.Struct, frozen=True):
     why: ExclusionReason
-    producer: str
-    seqs: list[tuple[int, int]]
+    producer: Annotated[str, msgspec.Meta(max_length=200)]
+    seqs: list[tuple[_Seq, _Seq]]
 
 
 class Exclusions:
-    """The log of one store, an append-only file of JSON lines."""
+    """The log of one store, an append-only file of JSON lines.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        check_here: called before each write; raises where the store is gone, or another one is in its place.
+    """
+
+    def __init__(self, path: Path, check_here: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._check_here = check_here
 
     def add(self, why: ExclusionReason, keys: Iterable[Key]) -> None:
         """Note keys, durably.
@@ -76,6 +84,7 @@ class Exclusions:
 
     def _write(self, lines: Iterable[_Line]) -> None:
         if data := b"".join(msgspec.json.encode(line) + b"\n" for line in lines):
+            self._check_here()
             append_lines(self._path, data)
 
     def read(self) -> Iterator[Span]:
@@ -86,7 +95,8 @@ class Exclusions:
         """
         for line in read_lines(self._path, _Line):  # an entry whose line was torn will be met, and noted, again
             for first, last in line.seqs:
-                yield Span(line.why, line.producer, first, last)
+                if first <= last:
+                    yield Span(line.why, line.producer, first, last)
 
     def covering(self, keys: Set[Key], *reasons: ExclusionReason) -> set[Key]:
         """Those of ``keys`` that are noted for one of ``reasons``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from iai_mcp.errors import LanesChanged
+from iai_mcp.errors import LanesChanged, StoreError, StoreUnavailable
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import StoreMeta, change_meta, read_meta, signature
 
@@ -30,11 +30,29 @@ class StoreFacts:
 
     @property
     def now(self) -> StoreMeta:
-        """The facts as any process has last written them."""
+        """The facts as any process has last written them.
+
+        Raises:
+            StoreUnavailable: the store is gone, or another one is in its place.
+        """
         found = signature(self._path)
         if found != self._signature:
-            self._now, self._signature = read_meta(self._layout), found
+            now = self._read()
+            if now.store_id != self._now.store_id:
+                raise StoreUnavailable(
+                    f"another store is at {self._layout.root} now: put {self._now.store_id} back, or restart"
+                )
+            self._now, self._signature = now, found
         return self._now
+
+    def _read(self) -> StoreMeta:
+        """The file now. A wrong one is trouble with the storage: no entry is given up for it."""
+        try:
+            return read_meta(self._layout)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            raise StoreUnavailable(str(error)) from error
 
     @property
     def store_id(self) -> str:
@@ -53,6 +71,14 @@ class StoreFacts:
             OSError: the file cannot be written.
         """
         return change_meta(self._layout, lambda meta: replace(meta, reuses=meta.reuses + 1)).reuses
+
+    def check_here(self) -> None:
+        """Check that the store is where it was opened.
+
+        Raises:
+            StoreUnavailable: it is gone, or another one is in its place.
+        """
+        _ = self.now
 
     def check_lanes(self) -> None:
         """Check that the number of lanes has not changed since the store was opened.

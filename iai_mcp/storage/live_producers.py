@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
+from iai_mcp.errors import UnfitFile
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.locked_file import LockedFile, is_held
-from iai_mcp.storage.producer_log import EndedProducer, ProducerLog
+from iai_mcp.storage.producer_log import HANDED_OUT_MAX, EndedProducer, ProducerLog
 
 __all__ = ["LiveProducer", "SignOfLife", "signs_of_life"]
 
@@ -23,7 +26,7 @@ _PREFIX = "producer-"
 
 
 class _Note(msgspec.Struct, frozen=True):
-    handed_out: int = 0
+    handed_out: Annotated[int, msgspec.Meta(ge=0, le=HANDED_OUT_MAX)] = 0
     embedded: bool = True
 
 
@@ -82,9 +85,14 @@ class LiveProducer:
                 self._noted = -1
                 self.note()
                 for path in self._path.parent.glob(f"{_PREFIX}*.lock"):
-                    if (left := _ProducerFile.take(path, append=False)) is not None:
-                        self._log.add(EndedProducer(_producer(path), left.read().handed_out, killed=True))
-                        left.remove()
+                    self._log_dead(path)
+
+    def _log_dead(self, path: Path) -> None:
+        """Log and remove the file of a dead producer; one that is no regular file, or another user's, stays."""
+        with suppress(PermissionError, UnfitFile):
+            if (left := _ProducerFile.take(path, append=False)) is not None:
+                self._log.add(EndedProducer(_producer(path), left.read().handed_out, killed=True))
+                left.remove()
 
     def note(self) -> None:
         """Keep the file up to date; a failure is not reported."""
@@ -115,9 +123,9 @@ def signs_of_life(folder: Path) -> Iterator[SignOfLife]:
         OSError: a file cannot be read.
     """
     for path in folder.glob(f"{_PREFIX}*.lock"):
-        with suppress(FileNotFoundError):  # it has just ended
+        with suppress(FileNotFoundError, UnfitFile):  # it has just ended; no producer made it
             alive = is_held(path)
-            note = _noted(path.read_bytes())
+            note = _noted(read_regular(path, NOTE_MAX))
             yield SignOfLife(_producer(path), note.handed_out, note.embedded, alive)
 
 
@@ -128,5 +136,5 @@ def _producer(path: Path) -> str:
 def _noted(data: bytes) -> _Note:
     try:
         return msgspec.json.decode(data, type=_Note)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Note()  # its producer has only just started

@@ -11,6 +11,7 @@ from typing import Self
 
 from iai_mcp.common import forks
 from iai_mcp.common.files import write_all
+from iai_mcp.common.regular_files import open_regular, reading
 
 __all__ = ["LockedFile", "is_held", "lock_shared", "try_lock"]
 
@@ -45,7 +46,7 @@ def is_held(path: Path) -> bool:
     Raises:
         OSError: the file cannot be opened; a file that is gone is not held.
     """
-    with suppress(FileNotFoundError), open(path, "rb") as file:
+    with suppress(FileNotFoundError), reading(path) as file:
         return not try_lock(file.fileno(), shared=True)  # shared: two probes do not see each other
     return False
 
@@ -105,10 +106,10 @@ class LockedFile:
         """The existing file, locked; None where a living process holds it, or it has just gone.
 
         Raises:
-            OSError: the file cannot be opened.
+            OSError: the file cannot be opened, or is no regular one.
         """
         try:
-            fd = os.open(path, os.O_RDWR | (os.O_APPEND if append else 0))
+            fd = open_regular(path, os.O_RDWR | (os.O_APPEND if append else 0))
         except FileNotFoundError:
             return None
         try:

@@ -11,16 +11,20 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import filelock
 import msgspec
 
 from iai_mcp.common.files import replace_file
-from iai_mcp.common.times import utcnow
-from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
+from iai_mcp.common.times import parse_ts, utcnow
+from iai_mcp.errors import ConfigError, DamagedStore, StoreError, StoreTooNew, StoreUnavailable, UnfitFile
 from iai_mcp.storage.layout import Layout, lane_table
+from iai_mcp.storage.sound_folder import check_folder
 
 __all__ = [
+    "COUNT_MAX",
     "SCHEMA_VERSION",
     "EmbedderMeta",
     "StoreMeta",
@@ -35,14 +39,24 @@ SCHEMA_VERSION = 1
 DEFAULT_LANES = 4
 MAX_LANES = 256
 DEFAULT_DIMS = 384
+DIMS_MAX = 2**16
+COUNT_MAX = 2**40
+"""No count of a store is larger: of rows, of lane changes, of reuses of ids."""
+
+# Whoever sent the store may have written these: each fact is checked as if a stranger had typed it.
+StoreId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+LaneCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_LANES)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Name = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+_Column = Annotated[str, msgspec.Meta(pattern=r"^embedding(_[0-9]{1,5}_[0-9a-f]{8})?\Z")]
 
 
 class EmbedderMeta(msgspec.Struct, frozen=True):
     """Which embedder made the vectors: its name, dimensions and the SHA-256 of its weights ('' if unknown)."""
 
-    name: str
-    dims: int
-    weights: str = ""
+    name: Name
+    dims: Annotated[int, msgspec.Meta(ge=1, le=DIMS_MAX)]
+    weights: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{0,64}\Z")] = ""
 
 
 class StoreMeta(msgspec.Struct, frozen=True):
@@ -57,14 +71,14 @@ class StoreMeta(msgspec.Struct, frozen=True):
         reuses: how often a forgotten id has been used again.
     """
 
-    store_id: str
-    schema_version: int
-    lanes: int
+    store_id: StoreId
+    schema_version: Annotated[int, msgspec.Meta(ge=1)]
+    lanes: LaneCount
     embedder: EmbedderMeta
-    vector_column: str
-    created_at: str
-    generation: int = 0
-    reuses: int = 0
+    vector_column: _Column
+    created_at: Annotated[str, msgspec.Meta(max_length=100)]
+    generation: Count = 0
+    reuses: Count = 0
 
     def lane_table(self, lane: int) -> str:
         """The name of a lane's table in the current generation."""
@@ -86,6 +100,7 @@ def open_meta(layout: Layout, *, lanes: int | None, embedder: EmbedderMeta) -> S
         if not layout.meta.exists():
             _create(layout, lanes or DEFAULT_LANES, embedder)
         meta = read_meta(layout)
+        check_folder(layout)
     except OSError as error:
         if isinstance(error, StoreError):
             raise
@@ -102,10 +117,10 @@ def read_meta(layout: Layout) -> StoreMeta:
 
     Raises:
         StoreTooNew: a later version of this package wrote it.
-        StoreError: the file describes no store.
-        OSError: the file cannot be read.
+        DamagedStore: the file describes no store.
+        StoreUnavailable: there is no such file any more, or it cannot be read.
     """
-    raw = layout.meta.read_bytes()
+    raw = _raw(layout)
     try:
         version = msgspec.json.decode(raw)["schema_version"]
         if version > SCHEMA_VERSION:
@@ -113,11 +128,25 @@ def read_meta(layout: Layout) -> StoreMeta:
                 f"the store at {layout.root} has schema version {version}, this iai-mcp reads up to "
                 f"{SCHEMA_VERSION}; upgrade iai-mcp to open it"
             )
-        return msgspec.json.decode(raw, type=StoreMeta)
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise StoreError(
+        meta = msgspec.json.decode(raw, type=StoreMeta)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
+        raise DamagedStore(
             f"{layout.meta} is not the description of a store ({error}); restore it from a backup"
         ) from None
+    if parse_ts(meta.created_at) is None:
+        raise DamagedStore(f"{layout.meta} gives no time of creation; restore it from a backup")
+    return meta
+
+
+def _raw(layout: Layout) -> bytes:
+    try:
+        return read_regular(layout.meta, NOTE_MAX)
+    except UnfitFile as error:
+        raise DamagedStore(f"{error}; restore it from a backup") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreUnavailable(f"the store at {layout.root} is gone: put it back, or restore a backup") from None
+    except OSError as error:
+        raise StoreUnavailable(f"cannot read {layout.meta}: {error.strerror or error}") from error
 
 
 def save_meta(layout: Layout, meta: StoreMeta) -> None:
@@ -133,8 +162,10 @@ def change_meta(layout: Layout, change: Callable[[StoreMeta], StoreMeta]) -> Sto
     """Change ``store.json``, one process at a time; the facts as they are now.
 
     Raises:
+        StoreUnavailable: the store is gone.
         OSError: the file cannot be written.
     """
+    read_meta(layout)  # filelock would make the folder of a store that is gone
     with filelock.FileLock(layout.schema_lock):
         changed = change(read_meta(layout))
         save_meta(layout, changed)

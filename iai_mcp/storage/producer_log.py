@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from iai_mcp.common.files import append_lines, read_lines
 
-__all__ = ["EndedProducer", "ProducerLog"]
+__all__ = ["HANDED_OUT_MAX", "EndedProducer", "ProducerLog"]
+
+HANDED_OUT_MAX = 2**40 - 1  # entries of one producer; the ledger counts no further
 
 
 class EndedProducer(msgspec.Struct, frozen=True):
@@ -24,8 +27,8 @@ class EndedProducer(msgspec.Struct, frozen=True):
         killed: whether its process ended without a word.
     """
 
-    producer: str
-    handed_out: int
+    producer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    handed_out: Annotated[int, msgspec.Meta(ge=0, le=HANDED_OUT_MAX)]
     killed: bool = False
 
 

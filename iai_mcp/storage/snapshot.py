@@ -7,6 +7,7 @@ in the snapshot at least once, and a memory that is being forgotten is known to 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from iai_mcp.errors import StoreUnavailable
+from iai_mcp.common.regular_files import DOCUMENT_MAX, LOG_MAX, NOTE_MAX, odd_kind, read_regular, reading
+from iai_mcp.errors import StoreUnavailable, UnfitFile
 from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.meta import StoreMeta, read_meta
 from iai_mcp.storage.scratch import scratch, sweep
@@ -61,7 +63,7 @@ def _readable(layout: Layout) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = error.strerror or error
+        said = error if isinstance(error, UnfitFile) else error.strerror or error
         raise StoreUnavailable(f"the store at {layout.root} cannot be read or linked: {said}") from error
 
 
@@ -81,7 +83,8 @@ def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
         _copy_if_there(source.erasure(RECORDS), target.erasure(RECORDS))
     _copy_lines(source.exclusions, target.exclusions)  # after the lanes: a row goes only once it is noted
     _copy_lines(source.tombstones, target.tombstones)  # last: who is being forgotten is known before they go
-    shutil.copyfile(source.meta, target.meta)  # a re-embedding names its column once that is filled
+    facts = read_regular(source.meta, NOTE_MAX)  # late: a re-embedding names its column once that is filled
+    target.meta.write_bytes(facts)
     since = Tombstones(target.tombstones).ids() - before
     return Snapshot(target, read_meta(target), frozenset(since))
 
@@ -115,8 +118,10 @@ def _link_table(source: Path, target: Path) -> None:
 
 
 def _link(path: Path, target: Path) -> None:
+    if (kind := odd_kind(path)) is not None and kind != "a folder":
+        raise UnfitFile(errno.EINVAL, f"is {kind} and no file of a table: remove it", str(path))
     if (
-        path.is_dir()
+        kind is not None
         or target.exists()
         or path.name == _HINT
         or "#" in path.name
@@ -129,16 +134,17 @@ def _link(path: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:  # a file system without links
-        shutil.copyfile(path, target)
+        with reading(path) as file, open(target, "xb") as out:
+            shutil.copyfileobj(file, out)
 
 
 def _copy_if_there(source: Path, target: Path) -> None:
     with suppress(FileNotFoundError):
-        shutil.copyfile(source, target)
+        target.write_bytes(read_regular(source, DOCUMENT_MAX))
 
 
 def _copy_lines(source: Path, target: Path) -> None:
     """Copy an append-only log as it is now, without a line that is just being written."""
     with suppress(FileNotFoundError):
-        data = source.read_bytes()
+        data = read_regular(source, LOG_MAX)
         target.write_bytes(data[: data.rfind(b"\n") + 1])

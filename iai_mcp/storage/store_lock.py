@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from iai_mcp.common import forks
+from iai_mcp.common.regular_files import open_regular
 from iai_mcp.errors import StoreInUse, StoreUnavailable
 from iai_mcp.storage.locked_file import lock_shared, try_lock
 
@@ -38,13 +39,13 @@ class StoreLock:
         forks.in_children(self._in_child)
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._fd = open_regular(path, os.O_RDWR | os.O_CREAT)
             free = try_lock(self._fd, shared=True)
         except OSError as error:
             self.close()
             if error.errno in _NOT_WRITABLE:
                 return
-            raise StoreUnavailable(f"cannot open the store: {path}: {error.strerror}") from error
+            raise StoreUnavailable(f"cannot open the store: {path}: {error.strerror or error}") from error
         if not free:
             self.close()
             raise StoreUnavailable(
@@ -87,7 +88,7 @@ class StoreLock:
             return
         with suppress(OSError):
             os.close(fd)
-            own = os.open(self._path, os.O_RDWR)
+            own = open_regular(self._path, os.O_RDWR)
             if try_lock(own, shared=True):
                 self._fd = own
             else:

@@ -14,8 +14,12 @@ from pathlib import Path
 from uuid import UUID
 
 from iai_mcp.common.files import append_lines
+from iai_mcp.common.regular_files import LOG_MAX, lines_of, reading
 
 __all__ = ["Tombstones"]
+
+_LINE_MAX = 1000  # bytes; a line of ours has some 60
+_REUSE_MAX = 2**40
 
 
 class Tombstones:
@@ -32,7 +36,7 @@ class Tombstones:
     def ids(self) -> set[UUID]:
         """Every deleted id as of now. Do not change the set; it is the live one."""
         try:
-            size = os.stat(self._path).st_size
+            size = os.lstat(self._path).st_size
         except FileNotFoundError:
             return self._ids
         if size > self._read_to:
@@ -62,12 +66,12 @@ class Tombstones:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        with self._mutex, open(self._path, "rb") as file:
+        with self._mutex, reading(self._path, limit=LOG_MAX) as file:
             file.seek(self._read_to)
-            for line in file:
+            for line in lines_of(file, _LINE_MAX):
                 if not line.endswith(b"\n"):
                     break  # an append in progress; the next read gets the whole line
-                self._read_to += len(line)
+                self._read_to = file.tell()
                 self._apply(line)
 
     def _apply(self, line: bytes) -> None:
@@ -76,6 +80,8 @@ class Tombstones:
             record_id, reuse = UUID(text), int(number[0]) if number else 0
         except ValueError:
             return  # a line torn by a power cut
+        if not 0 <= reuse <= _REUSE_MAX:
+            return
         if line[:1] == b"-":
             self._ids.add(record_id)
             self._hex.add(record_id.hex)

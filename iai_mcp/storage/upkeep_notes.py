@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.common.times import utcnow
 from iai_mcp.storage.layout import Layout
 
@@ -26,7 +28,7 @@ class UpkeepFailure(msgspec.Struct, frozen=True):
 
     table: str
     since: str
-    attempts: int
+    attempts: Annotated[int, msgspec.Meta(ge=0)]
     reason: str
 
 
@@ -52,6 +54,6 @@ def failing_upkeep(layout: Layout) -> list[UpkeepFailure]:
 
 
 def _read(path: Path) -> UpkeepFailure | None:
-    with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(path.read_bytes(), type=UpkeepFailure)
+    with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(read_regular(path, NOTE_MAX), type=UpkeepFailure)
     return None

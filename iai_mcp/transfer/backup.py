@@ -13,10 +13,12 @@ from pathlib import Path
 
 from iai_mcp._version import __version__
 from iai_mcp.common.files import sync_tree
+from iai_mcp.common.regular_files import read_regular
 from iai_mcp.common.times import utcnow
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.maintenance.pending import Pending, pending
 from iai_mcp.spill.listing import listing, outlines
+from iai_mcp.spill.names import SEGMENT_MAX
 from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.meta import read_meta
 from iai_mcp.storage.snapshot import Snapshot, snapshot
@@ -61,7 +63,7 @@ def backup(
     waits = pending(layout, meta, settings)
     with snapshot(layout, settings.lock_timeout) as taken:
         counts = _tidied(taken)
-        sources = [path for path in sorted(taken.layout.root.rglob("*")) if path.is_file()]
+        sources = [path for path in sorted(taken.layout.root.rglob("*")) if not path.is_dir()]
         files = [*spilled.files]
         for path in sources:
             name = f"store/{path.relative_to(taken.layout.root).as_posix()}"
@@ -95,7 +97,7 @@ def _copy_spill(settings: Settings, store_id: str, folder: Path) -> _CopiedSpill
         if file.store != store_id or file.set_aside:
             continue
         with suppress(FileNotFoundError):  # it was drained meanwhile
-            data = file.path.read_bytes()
+            data = read_regular(file.path, SEGMENT_MAX)
             target = folder / "spill" / file.path.name
             target.parent.mkdir(exist_ok=True, mode=0o700)
             target.write_bytes(data[: data.rfind(b"\n") + 1])

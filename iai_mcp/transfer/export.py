@@ -6,6 +6,7 @@ that are in no table (on their way, or dead letters) are counted, and named in i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,7 @@ def _write_exclusions(taken: Snapshot, folder: Path, done: _Progress) -> int:
     for producer, seqs in done.ended.items():
         log.add(ExclusionReason.FORGOTTEN, [(producer, seq) for seq in seqs])
     log.add_spans(lost)
-    if (folder / EXCLUSIONS).exists():
+    if os.path.lexists(folder / EXCLUSIONS):
         done.files.append(manifest.listed(folder, folder / EXCLUSIONS))
     return sum(ledger.missing for ledger in ledgers)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from uuid import UUID
 
-from iai_mcp.storage.meta import EmbedderMeta
+import msgspec
+
+from iai_mcp.storage.meta import Count, EmbedderMeta, LaneCount
 from iai_mcp.storage.tables.rows import LANE_SCHEMA
 from iai_mcp.transfer.manifest import CopyManifest
 
@@ -36,12 +39,12 @@ class ExportManifest(CopyManifest, frozen=True, kw_only=True):
     """
 
     embedder: EmbedderMeta
-    lanes: int
-    records: int
-    with_vector: int
-    entries: int
-    not_included: int
-    unsound: int = 0
+    lanes: LaneCount
+    records: Count
+    with_vector: Count
+    entries: Count
+    not_included: Count
+    unsound: Count = 0
 
 
 class BackupManifest(CopyManifest, frozen=True, kw_only=True):
@@ -55,11 +58,11 @@ class BackupManifest(CopyManifest, frozen=True, kw_only=True):
         forgetting: memories whose deletion had begun; a restore completes it.
     """
 
-    source: str
-    lanes: int
+    source: Annotated[str, msgspec.Meta(max_length=4096, pattern=r"^[^\x00]*\Z")]
+    lanes: LaneCount
     embedder: EmbedderMeta
-    records: int
-    entries: int
-    spilled: int
-    not_included: int | None
+    records: Count
+    entries: Count
+    spilled: Count
+    not_included: Count | None
     forgetting: list[UUID]

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Annotated, BinaryIO, TypeVar
 
 import msgspec
 
 from iai_mcp.common.files import replace_file
-from iai_mcp.errors import BrokenCopy, UsageError
+from iai_mcp.common.regular_files import DOCUMENT_MAX, read_regular, reading, require_folder
+from iai_mcp.common.times import parse_ts
+from iai_mcp.errors import BrokenCopy, UnfitFile, UsageError
+from iai_mcp.storage.meta import COUNT_MAX, Name, StoreId
 
 __all__ = [
     "BACKUP",
@@ -29,6 +33,7 @@ __all__ = [
     "is_export",
     "listed",
     "new_folder",
+    "opened",
     "read",
     "same_file",
     "save",
@@ -44,10 +49,10 @@ _CHUNK = 2**20
 class ListedFile(msgspec.Struct, frozen=True, omit_defaults=True):
     """One file: its path within the folder, its size in bytes, its SHA-256 and, for tables, its number of rows."""
 
-    name: str
-    bytes: int
-    sha256: str
-    rows: int | None = None
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    rows: Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)] | None = None
 
 
 class CopyManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +66,10 @@ class CopyManifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: str
-    version: int
-    program: str
-    store_id: str
-    created_at: str
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    program: Name
+    store_id: StoreId
+    created_at: Annotated[str, msgspec.Meta(max_length=100)]
     files: list[ListedFile]
 
 
@@ -93,8 +98,9 @@ def is_export(folder: Path) -> bool:
         return False
     if any(any(folder.glob(f"{name}-*.parquet")) for name in (RECORD_FILES, ENTRY_FILES)):
         return True
-    path = folder / NAME
-    return path.is_file() and EXPORT.encode() in path.read_bytes()[:4096]
+    with suppress(OSError), reading(folder / NAME) as file:
+        return EXPORT.encode() in file.read(4096)
+    return False
 
 
 def save(folder: Path, manifest: CopyManifest) -> None:
@@ -110,7 +116,9 @@ def read(folder: Path, kind: type[AnyManifest], name: str, version: int) -> AnyM
     """
     what = name.removeprefix("iai-mcp-")
     try:
-        raw = (folder / NAME).read_bytes()
+        raw = read_regular(folder / NAME, DOCUMENT_MAX)
+    except UnfitFile as error:
+        raise BrokenCopy(f"{error}: take another copy") from None
     except (FileNotFoundError, NotADirectoryError):
         raise BrokenCopy(
             f"{folder} holds no {NAME}, which is written last: the {what} was not finished, or this is no {what}"
@@ -122,37 +130,69 @@ def read(folder: Path, kind: type[AnyManifest], name: str, version: int) -> AnyM
         if head["version"] > version:
             raise BrokenCopy(f"a later iai-mcp ({head['program']}) wrote {folder}: upgrade to read it")
         found = msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
         raise BrokenCopy(f"{folder / NAME} is damaged ({error}): take another copy") from None
-    for file in found.files:
+    if parse_ts(found.created_at) is None:
+        raise BrokenCopy(f"{folder / NAME} gives no time: take another copy")
+    _check_names(folder, found.files)
+    return found
+
+
+def _check_names(folder: Path, files: Sequence[ListedFile]) -> None:
+    """Refuse names that lead out of the folder, come twice, or need another file to be a folder."""
+    seen: set[str] = set()
+    for file in files:
         path = PurePosixPath(file.name)
         if path.is_absolute() or ".." in path.parts:
             raise BrokenCopy(f"{folder / NAME} names a file outside of its folder: {file.name!r}")
-    return found
+        if str(path) != file.name or "\x00" in file.name or file.name in seen:
+            raise BrokenCopy(f"{folder / NAME} names a file that no copy has, or twice: {file.name!r}")
+        seen.add(file.name)
+    if any(str(parent) in seen for name in seen for parent in PurePosixPath(name).parents):
+        raise BrokenCopy(f"{folder / NAME} names a file and files below it")
 
 
 def listed(folder: Path, path: Path, rows: int | None = None) -> ListedFile:
     """Describe the file ``path``, which lies in ``folder``."""
     digest, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
+    with opened(folder, path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
     return ListedFile(path.relative_to(folder).as_posix(), size, digest.hexdigest(), rows)
 
 
-def copy(source: Path, folder: Path, name: str) -> ListedFile:
-    """Copy ``source`` to ``name`` below ``folder``. The description has the hash of the bytes that were read."""
+def opened(folder: Path, path: Path) -> BinaryIO:
+    """A regular file below ``folder``, open for reading; no folder on the way to it may be a link.
+
+    Raises:
+        UnfitFile: it is something else.
+    """
+    for parent in path.relative_to(folder).parents[:-1]:
+        require_folder(folder / parent)
+    return reading(path)
+
+
+def copy(source: Path, folder: Path, name: str, limit: int | None = None) -> ListedFile:
+    """Copy ``source`` to ``name`` below ``folder``. The description has the hash of the bytes that were read.
+
+    Raises:
+        UnfitFile: it is no regular file, or larger than ``limit`` bytes.
+        OSError: it cannot be copied.
+    """
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     digest, size = hashlib.sha256(), 0
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(source, "rb") as file, os.fdopen(descriptor, "wb") as out:
+    with reading(source, limit=limit) as file, open(target, "xb", opener=_private) as out:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             out.write(chunk)
             size += len(chunk)
     return ListedFile(name, size, digest.hexdigest())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def check(folder: Path, files: Sequence[ListedFile], show: Callable[[int], object] = lambda done: None) -> None:
@@ -163,9 +203,13 @@ def check(folder: Path, files: Sequence[ListedFile], show: Callable[[int], objec
     """
     for done, file in enumerate(files, 1):
         try:
+            if os.lstat(folder / file.name).st_size != file.bytes:
+                raise BrokenCopy(f"{folder / file.name} is damaged (its size differs): take another copy")
             found = listed(folder, folder / file.name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BrokenCopy(f"{folder / file.name} is missing: take another copy") from None
+        except UnfitFile as error:
+            raise BrokenCopy(f"{error}: take another copy") from None
         same_file(folder, file, found)
         show(done)
 

@@ -7,31 +7,33 @@ tokens are raised above every token given out before, so no worker of the origin
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from uuid import UUID
 
 import msgspec
 
 from iai_mcp.common.files import replace_file, sync_tree
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.config import Settings, overflow_dir
-from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
+from iai_mcp.errors import BrokenCopy, IaiMcpError, StoreError, UnfitFile, UsageError
 from iai_mcp.maintenance.verify import Report, Source, verify
-from iai_mcp.spill.names import files_in, name_for_store
+from iai_mcp.spill.names import SEGMENT_MAX, files_in, name_for_store, parse
 from iai_mcp.storage.exclusions import ExclusionReason, Span
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import read_meta, save_meta
+from iai_mcp.storage.meta import COUNT_MAX, StoreMeta, read_meta, save_meta
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer import manifest
 from iai_mcp.transfer.format import BACKUP_VERSION, BackupManifest
 from iai_mcp.transfer.manifest import BACKUP
 
-__all__ = ["TOKEN_STEP", "Restored", "restore"]
+__all__ = ["TOKEN_STEP", "Restored", "check_backup", "restore"]
 
 TOKEN_STEP = 1_000_000  # leases, and reuses of forgotten ids, that a store may have made after its backup
 
@@ -73,7 +75,7 @@ def restore(
         UsageError: ``target`` is not empty, or the original still exists.
         OSError: the folder cannot be written.
     """
-    found = manifest.read(source, BackupManifest, BACKUP, BACKUP_VERSION)
+    found = check_backup(source)
     target = target.absolute()
     _check_place(found, target, as_copy)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -81,6 +83,7 @@ def restore(
     shutil.rmtree(building, ignore_errors=True)  # left by a restore that was killed
     try:
         _copy(source, found, building, show)
+        _check_facts(source, found, _facts_in(building))
         done = _complete(found, building, settings, as_copy)
         sync_tree(building)
         spilled = _put_back(building / "spill", overflow_dir(settings))
@@ -91,6 +94,17 @@ def restore(
         return replace(done, spilled=spilled)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def check_backup(source: Path) -> BackupManifest:
+    """The manifest of the backup in ``source``, as far as it can be right.
+
+    Raises:
+        BrokenCopy: it is damaged, or names files that no backup has.
+    """
+    found = manifest.read(source, BackupManifest, BACKUP, BACKUP_VERSION)
+    _check_names(source, found)
+    return found
 
 
 def _check_place(found: BackupManifest, target: Path, as_copy: bool) -> None:
@@ -111,21 +125,63 @@ def _check_place(found: BackupManifest, target: Path, as_copy: bool) -> None:
         )
 
 
+_STORE_FILE = re.compile(
+    r"store/((store\.json|tombstones\.log|exclusions\.jsonl|dead-letters\.jsonl)"
+    r"|locks/(lane-\d{1,3}\.token|\w{1,100}\.erasure)"
+    r"|(records|(g\d{1,13}_)?lane_\d{1,3})\.lance/[^\x00-\x1f]{1,400})"
+)
+
+
+def _check_names(source: Path, found: BackupManifest) -> None:
+    """Refuse files that no backup has: a restored store must hold nothing else.
+
+    Raises:
+        BrokenCopy: the manifest names one.
+    """
+    for file in found.files:
+        spill = PurePosixPath(file.name).parts
+        if len(spill) == 2 and spill[0] == "spill" and parse(spill[1]) is not None:
+            continue
+        if _STORE_FILE.fullmatch(file.name) is None:
+            raise BrokenCopy(f"{source / manifest.NAME} names a file that no backup has: {file.name!r}")
+
+
+def _check_facts(source: Path, found: BackupManifest, meta: StoreMeta) -> None:
+    """Compare what the manifest says of the store with what the store says.
+
+    Raises:
+        BrokenCopy: they differ.
+    """
+    if (meta.store_id, meta.lanes) != (found.store_id, found.lanes):
+        raise BrokenCopy(f"{source / manifest.NAME} describes another store than the one in it: take another copy")
+
+
 def _copy(source: Path, found: BackupManifest, building: Path, show: Callable[[int, int], object]) -> None:
     for done, file in enumerate(found.files, 1):
         try:
-            copied = manifest.copy(source / file.name, building, file.name)
-        except FileNotFoundError:
+            manifest.opened(source, source / file.name).close()
+            copied = manifest.copy(source / file.name, building, file.name, file.bytes)
+        except (FileNotFoundError, NotADirectoryError):
             raise BrokenCopy(f"{source / file.name} is missing: take another backup") from None
+        except UnfitFile as error:
+            raise BrokenCopy(f"{error}: take another backup") from None
         manifest.same_file(source, file, copied)
         show(done, len(found.files))
+
+
+def _facts_in(building: Path) -> StoreMeta:
+    try:
+        return read_meta(Layout(building / "store"))
+    except StoreError as error:
+        raise BrokenCopy(f"the backup cannot be used: {error}") from None
 
 
 def _complete(found: BackupManifest, building: Path, settings: Settings, as_copy: bool) -> Restored:
     layout = Layout(building / "store")
     settings = replace(settings, spill_dir=building / "spill")
     meta = read_meta(layout)
-    meta = msgspec.structs.replace(meta, reuses=meta.reuses + TOKEN_STEP)  # of ids that the original used later
+    reuses = min(meta.reuses + TOKEN_STEP, COUNT_MAX)  # above those that the original made later
+    meta = msgspec.structs.replace(meta, reuses=reuses)
     if as_copy:
         meta = msgspec.structs.replace(meta, store_id=uuid.uuid4().hex)
     save_meta(layout, meta)
@@ -133,7 +189,7 @@ def _complete(found: BackupManifest, building: Path, settings: Settings, as_copy
         _rename_spill(building / "spill", found.store_id, meta.store_id)
     for path in layout.lane_tokens():
         with suppress(ValueError):
-            replace_file(path, str(int(path.read_text()) + TOKEN_STEP).encode())
+            replace_file(path, str(int(read_regular(path, NOTE_MAX)) + TOKEN_STEP).encode())
     store = MemoryStore(layout.root, settings=settings)
     ended = _end_forgetting(store, found.forgetting)
     report = verify(layout, settings, settle=0)
@@ -165,7 +221,9 @@ def _end_forgetting(store: MemoryStore, record_ids: Iterable[UUID]) -> int:
 def _rename_spill(folder: Path, old_id: str, new_id: str) -> None:
     """Give the copied spill files to the new identity: each line names its store."""
     for path, _ in files_in(folder):
-        data = path.read_bytes().replace(f'"store":"{old_id}"'.encode(), f'"store":"{new_id}"'.encode())
+        data = read_regular(path, SEGMENT_MAX).replace(
+            f'"store":"{old_id}"'.encode(), f'"store":"{new_id}"'.encode()
+        )
         replace_file(folder / name_for_store(path.name, old_id, new_id), data)
         path.unlink()
 
@@ -174,8 +232,8 @@ def _put_back(copied: Path, folder: Path) -> int:
     """Copy spill files to the folder from which clients replay them, except those that are still there."""
     put = 0
     for path, _ in files_in(copied):
-        if not (folder / path.name).exists():
+        if not os.path.lexists(folder / path.name):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            replace_file(folder / path.name, path.read_bytes())
+            replace_file(folder / path.name, read_regular(path, SEGMENT_MAX))
             put += 1
     return put

@@ -375,14 +375,14 @@ def test_a_file_that_cannot_be_opened_is_told_and_the_rest_is_read(
 ) -> None:
     closed = _file(tmp_path, "a.md", "secret")
     _file(tmp_path, "b.md", "open")
-    real_open = Path.open
+    real_open = os.open
 
-    def refusing(self: Path, *args: Any, **options: Any) -> Any:
-        if self == closed:
+    def refusing(path: Any, *args: Any, **options: Any) -> int:
+        if path == closed:
             raise PermissionError(13, "Permission denied")
-        return real_open(self, *args, **options)
+        return real_open(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", refusing)  # this test may run as root, whom no mode stops
+    monkeypatch.setattr(os, "open", refusing)  # this test may run as root, whom no mode stops
     bad, passage = _read(tmp_path)
     assert bad == BadLine(str(closed), 0, "cannot be read: Permission denied")
     assert isinstance(passage, Passage)

@@ -217,7 +217,7 @@ def _change(folder: Path, **facts: Any) -> None:
         (lambda folder: _change(folder, version=2), "a later iai-mcp"),
         (lambda folder: _change(folder, records=9), "its manifest says 9"),
         (
-            lambda folder: _change(folder, files=[{"name": "../x", "bytes": 1, "sha256": "0"}]),
+            lambda folder: _change(folder, files=[{"name": "../x", "bytes": 1, "sha256": "0" * 64}]),
             "outside of its folder",
         ),
     ],

@@ -56,6 +56,9 @@ def spill(subject: Subject) -> Iterator[Check]:
     if aside := subject.spill.set_aside:
         remedy = f"look at {subject.spill.folder}/{SET_ASIDE_PATTERN}"
         yield Check("spill", State.WARN, f"{many(len(aside), 'file')} set aside", remedy)
+    for odd in subject.spill.odd:
+        message = f"{odd.path} is {odd.kind}, and no spill file: it is passed over"
+        yield Check("spill", State.WARN, message, "see what made it, then remove it")
 
 
 def waiting(subject: Subject) -> Iterator[Check]:

@@ -21,9 +21,10 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import StoreUnavailable
 from iai_mcp.storage.exclusions import Exclusions
+from iai_mcp.storage.facts import StoreFacts
 from iai_mcp.storage.layout import RECORDS, Layout, lane_table
-from iai_mcp.storage.meta import StoreMeta
 from iai_mcp.storage.scratch import scratch
+from iai_mcp.storage.sound_folder import check_table
 from iai_mcp.storage.tables.lance import Table, translated
 from iai_mcp.storage.tables.lane import INDEXED, LaneContext, LaneTable
 from iai_mcp.storage.tables.process import claim
@@ -49,15 +50,20 @@ class Tables:
     """
 
     def __init__(
-        self, layout: Layout, settings: Settings, meta: StoreMeta, tombstones: Tombstones, exclusions: Exclusions
+        self, layout: Layout, settings: Settings, facts: StoreFacts, tombstones: Tombstones, exclusions: Exclusions
     ) -> None:
         self._layout = layout
+        self._check_here = facts.check_here
+        meta = facts.opened
         self._db = _connect(layout.root, read_consistency_interval=timedelta(0))
         self._schema_lock = WriterLock(layout.schema_lock, settings.lock_timeout)
         schema = record_schema(meta.embedder.dims, meta.vector_column)
         with translated():
-            self.records = RecordTable(self._open(RECORDS, schema, ["id"], text="index_text"), layout, settings)
-        self._context = LaneContext(layout, settings, tombstones, exclusions, self.records.some_ids)
+            table = self._open(RECORDS, schema, ["id"], text="index_text")
+            self.records = RecordTable(table, layout, settings, facts.check_here)
+        self._context = LaneContext(
+            layout, settings, tombstones, exclusions, self.records.some_ids, facts.check_here
+        )
 
     def lane(self, generation: int, number: int, check: Callable[[], None] = lambda: None) -> LaneTable:
         """Open one lane; ``check`` is called before each write, and raises to refuse it."""
@@ -78,8 +84,8 @@ class Tables:
 
     def _open(self, name: str, schema: Any, keys: Sequence[str], text: str | None = None) -> Table:
         """Open the table, or create it if it is missing. Adds an index that a full disk has prevented."""
-        if not self._layout.meta.exists():
-            raise StoreUnavailable(f"the store at {self._layout.root} is gone")
+        self._check_here()
+        check_table(self._layout.table(name))
         try:
             table = self._db.open_table(name)
         except ValueError:  # LanceDB's error for a missing table
@@ -125,6 +131,7 @@ def _connect(folder: Path, **options: Any) -> Any:
 
 def table_of(root: Path, name: str) -> Table:
     """Open a table as it is: nothing is created or repaired."""
+    check_table(Layout(root).table(name))
     return _connect(root).open_table(name)
 
 

@@ -11,10 +11,12 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.regular_files import DOCUMENT_MAX, read_regular
 from iai_mcp.storage.tables.lance import Table, upkeep
 
 __all__ = ["Erasure"]
@@ -22,8 +24,11 @@ __all__ = ["Erasure"]
 _SHARE = 10  # rewrites take at most one part in this many of the time
 
 
+_FileNumber = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+
 class _Note(msgspec.Struct, frozen=True):
-    files: list[int]  # Lance's numbers of the files with deleted rows; Lance never reuses a number
+    files: list[_FileNumber]  # Lance's numbers of the files with deleted rows; Lance never reuses a number
 
 
 class Erasure:
@@ -93,8 +98,8 @@ class Erasure:
 
     def _read(self) -> list[int]:
         try:
-            return msgspec.json.decode(self._note.read_bytes(), type=_Note).files
-        except (OSError, msgspec.DecodeError):
+            return msgspec.json.decode(read_regular(self._note, DOCUMENT_MAX), type=_Note).files
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return []
 
     def _write(self, files: set[int]) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from iai_mcp.common.arrays import repeated
 from iai_mcp.common.files import replace_file, sync_tree
+from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import dashed, entry_id
@@ -56,6 +57,7 @@ class LaneContext:
 
     Attributes:
         some_ids: which of the given record ids exist; see :meth:`RecordTable.some_ids`.
+        check_here: raises where the store is not where it was opened.
     """
 
     layout: Layout
@@ -63,6 +65,7 @@ class LaneContext:
     tombstones: Tombstones
     exclusions: Exclusions
     some_ids: Callable[[Sequence[str], int], list[str]]
+    check_here: Callable[[], None]
 
 
 class LaneTable(LaneReader):
@@ -83,7 +86,7 @@ class LaneTable(LaneReader):
         check_current: Callable[[], None] = lambda: None,
     ) -> None:
         layout, name = context.layout, lane_table(number, generation)
-        super().__init__(table, layout.table(name))
+        super().__init__(table, layout.table(name), context.check_here)
         self._lock = WriterLock(layout.lane_lock(number), context.settings.lock_timeout)
         self._token_file = layout.lane_token(number)
         self._tombstones = context.tombstones
@@ -289,7 +292,7 @@ class LaneTable(LaneReader):
     def token(self) -> int:
         """The highest fencing token that this lane has seen; 0 if none. It outlives a wiped broker."""
         try:
-            return int(self._token_file.read_text())
+            return int(read_regular(self._token_file, NOTE_MAX))
         except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
             return 0
 
@@ -299,6 +302,7 @@ class LaneTable(LaneReader):
         Raises:
             LeaseLost: this lane has seen a higher token.
         """
+        self._check_here()
         with translated(), self._lock.hold():
             self._check_fence(token)
             if token > self.token:

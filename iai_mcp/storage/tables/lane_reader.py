@@ -6,7 +6,7 @@ Every read sees the latest commit of any process. A writer without the lane's lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,18 @@ class LaneReader:
     Args:
         table: the lane's table.
         folder: the folder of its files.
+        check_here: called before each access; raises where the store is gone, or another one is in its place.
     """
 
-    def __init__(self, table: Table, folder: Path) -> None:
-        self._table = table
+    def __init__(self, table: Table, folder: Path, check_here: Callable[[], None] = lambda: None) -> None:
+        self._opened = table
         self._folder = folder
+        self._check_here = check_here
+
+    @property
+    def _table(self) -> Table:
+        self._check_here()
+        return self._opened
 
     @retry_vanished
     def rows(self, conditions: Iterable[str], columns: list[str] | None = None) -> pa.Table:

@@ -61,6 +61,7 @@ class Lanes:
             LeaseLost: a lane has seen a later token.
             StoreUnavailable: the storage is unavailable; the same call may be repeated.
         """
+        self._check_current()
         cache = RecordsCache() if kept is None else kept
         lane = cache.lane_of(batch.ids)
         report = AppendReport()

@@ -81,13 +81,22 @@ class Hit:
 class RecordTable:
     """The ``records`` table of one store."""
 
-    def __init__(self, table: Table, layout: Layout, settings: Settings) -> None:
-        self._table = table
+    def __init__(
+        self, table: Table, layout: Layout, settings: Settings, check_here: Callable[[], None] = lambda: None
+    ) -> None:
+        self._opened = table
+        self._check_here = check_here
         self._folder = layout.records
         self._lock = WriterLock(layout.records_lock, settings.lock_timeout)
         self._erasure = Erasure(table, "role", layout.erasure(RECORDS), settings.cleanup_age)
         self._attempts = Attempts(RECORDS, layout.upkeep_note(RECORDS))
         self._unindexed = 0
+
+    @property
+    def _table(self) -> Table:
+        """The table, while the store is where it was opened: another one in its place is not touched."""
+        self._check_here()
+        return self._opened
 
     # -- writing
 
