@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from iai_mcp.common.printable import flat
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, IaiMcpError, UsageError
 from iai_mcp.telemetry.events import configure, log
@@ -49,7 +50,7 @@ def main() -> int:
         configure(settings.log_level, as_json=as_json, also=("rq",) if as_json else ())
         return run(settings, burst=options.burst, watch=lambda store: _watch(options, settings, store))
     except IaiMcpError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {flat(str(error))}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, UsageError) else 1
 
 
