@@ -22,6 +22,7 @@ SLOW_FILES = {
     "test_driver.py",
     "test_export.py",
     "test_faults.py",
+    "test_file_modes.py",
     "test_forget.py",
     "test_fuzz.py",
     "test_machine.py",

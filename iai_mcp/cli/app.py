@@ -32,6 +32,7 @@ from iai_mcp.cli import (
 )
 from iai_mcp.cli.common import error_line, say, show_help
 from iai_mcp.cli.streams import guard
+from iai_mcp.common.private import write_for_owner_only
 from iai_mcp.errors import IaiMcpError, UsageError
 
 __all__ = ["app", "main"]
@@ -149,4 +150,5 @@ def main() -> None:
     if sys.stdout is None:  # `>&-`: the next file to be opened would become stdout
         sys.stdout = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 1), "w")
     guard()
+    write_for_owner_only()
     app(prog_name="iai-mcp")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from iai_mcp.common.private import new_private
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Target:
     def _replaced(self, path: Path) -> Iterator[IO[bytes]]:
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with open(beside, "wb") as file:
+            with new_private(beside) as file:
                 yield file
             os.replace(beside, path)
         except BaseException:

@@ -15,6 +15,8 @@ from pathlib import Path
 import filelock
 import msgspec
 
+from iai_mcp.common.private import new_private
+
 __all__ = ["Place", "is_gone", "place_of"]
 
 
@@ -76,7 +78,7 @@ def _known(folder: Path, note: Path) -> Place | None:
 def _new(folder: Path, note: Path) -> Place:
     building = note.with_suffix(f".tmp-{secrets.token_hex(4)}")
     try:
-        with open(building, "xb") as file:
+        with new_private(building) as file:
             inode = os.fstat(file.fileno()).st_ino
             made = _Note(secrets.token_hex(16), inode, socket.gethostname(), str(folder))
             file.write(msgspec.json.encode(made))

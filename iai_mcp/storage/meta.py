@@ -16,6 +16,7 @@ import filelock
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.private import private_folder
 from iai_mcp.common.times import utcnow
 from iai_mcp.errors import ConfigError, StoreError, StoreTooNew, StoreUnavailable
 from iai_mcp.storage.layout import Layout, lane_table
@@ -142,7 +143,7 @@ def change_meta(layout: Layout, change: Callable[[StoreMeta], StoreMeta]) -> Sto
 
 
 def _create(layout: Layout, lanes: int, embedder: EmbedderMeta) -> None:
-    layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(layout.root)
     if any(path != layout.locks for path in layout.root.iterdir()):
         with suppress(OSError):
             if layout.meta.exists():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from iai_mcp.common.private import private_folder
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.locked_file import try_lock
 
@@ -50,7 +51,7 @@ def sweep(layout: Layout) -> None:
 def _own_folder(layout: Layout) -> tuple[Path, int]:
     while True:
         folder = layout.scratch / f"{os.getpid()}-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True, mode=0o700)
+        private_folder(folder)
         with suppress(FileNotFoundError):  # a sweep came in between
             fd = os.open(folder, os.O_RDONLY)
             with suppress(FileNotFoundError):

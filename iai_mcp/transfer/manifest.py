@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.private import private_folder
 from iai_mcp.errors import BrokenCopy, UsageError
 
 __all__ = [
@@ -84,7 +85,7 @@ def new_folder(path: Path, what: str, store: Path) -> None:
         raise UsageError(f"{path} is not empty: name a new or an empty folder for {what}")
     if path.resolve().is_relative_to(store.resolve()):
         raise UsageError(f"{path} lies inside the store: name a folder elsewhere for {what}")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path)
 
 
 def is_export(folder: Path) -> bool:
@@ -144,7 +145,7 @@ def listed(folder: Path, path: Path, rows: int | None = None) -> ListedFile:
 def copy(source: Path, folder: Path, name: str) -> ListedFile:
     """Copy ``source`` to ``name`` below ``folder``. The description has the hash of the bytes that were read."""
     target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(target.parent)
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(source, "rb") as file, os.fdopen(descriptor, "wb") as out:

@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from iai_mcp.common.files import replace_file, sync_tree
+from iai_mcp.common.private import private_folder
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
 from iai_mcp.maintenance.verify import Report, Source, verify
@@ -76,7 +77,7 @@ def restore(
     found = manifest.read(source, BackupManifest, BACKUP, BACKUP_VERSION)
     target = target.absolute()
     _check_place(found, target, as_copy)
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(target.parent)
     building = target.parent / f".{target.name}.restoring"
     shutil.rmtree(building, ignore_errors=True)  # left by a restore that was killed
     try:
@@ -175,7 +176,7 @@ def _put_back(copied: Path, folder: Path) -> int:
     put = 0
     for path, _ in files_in(copied):
         if not (folder / path.name).exists():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(folder)
             replace_file(folder / path.name, path.read_bytes())
             put += 1
     return put
