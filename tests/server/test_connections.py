@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client as http_client
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -23,8 +22,6 @@ from iai_mcp.errors import UsageError
 from iai_mcp.server.hosts import Names
 from tests.server.test_server import _JSON, INITIALIZE, ME, TOKEN, Http, http, used
 from tests.support import wait_until
-
-NOFILE = 1024
 
 # Opens its connections in one process, so that the test's own limit of open files does not matter.
 ATTACK = """
@@ -64,10 +61,6 @@ def strangers(port: int, count: int, kind: str) -> Iterator[int]:
             yield int(process.stdout.readline().split()[1])
         finally:
             process.kill()
-
-
-def few_files() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))
 
 
 def port_of(server: Http) -> int:
@@ -127,7 +120,7 @@ async def _capture(server: Http) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_crowds_of_strangers_leave_room_for_a_recall(tmp_path: Path) -> None:
     patient = {"IAI_MCP_HTTP_HEAD_TIMEOUT": "60", "IAI_MCP_HTTP_IDLE_TIMEOUT": "60"}
-    with http(tmp_path, before=few_files, IAI_MCP_TOKEN=TOKEN, **patient) as server:
+    with http(tmp_path, nofile="1024", IAI_MCP_TOKEN=TOKEN, **patient) as server:
         asyncio.run(_capture(server))
         before, port = memory_kb(server), port_of(server)
         with strangers(port, 2000, "silent") as silent, strangers(port, 2000, "slow") as slow:
@@ -157,7 +150,7 @@ def test_a_connection_that_asks_nothing_in_time_is_closed(tmp_path: Path) -> Non
         "IAI_MCP_HTTP_HEAD_TIMEOUT": "1",
         "IAI_MCP_HTTP_BODY_TIMEOUT": "1.5",
     }
-    with http(tmp_path, **limits) as server:  # type: ignore[arg-type]
+    with http(tmp_path, **limits) as server:
         with connected(server) as silent:
             assert closed_after(silent) < 5
         with connected(server) as slow:

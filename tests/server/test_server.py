@@ -93,16 +93,23 @@ def stdio(folder: Path, **further: str) -> StdioServerParameters:
     return StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=env, cwd=ROOT)
 
 
+FEW_FILES = (
+    "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
 class Http:
     """A running HTTP server."""
 
-    def __init__(self, folder: Path, *options: str, before: Callable[[], None] | None = None, **env: str) -> None:
+    def __init__(self, folder: Path, *options: str, nofile: str = "", **env: str) -> None:
         self.folder = folder
         self._log = folder / "server.log"
         settings = environment(folder, **env)
         with open(self._log, "wb") as log:
-            command = [*COMMAND, "--transport", "http", "--port", "0", *options]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=settings, stderr=log, preexec_fn=before)
+            limited = [sys.executable, "-c", FEW_FILES, nofile] if nofile else []
+            command = [*limited, *COMMAND, "--transport", "http", "--port", "0", *options]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=settings, stderr=log)
         wait_until(lambda: "/mcp" in self.log or self.process.poll() is not None, 30)
         assert self.process.poll() is None, self.log
         self.url = self.log.split()[-1]
@@ -137,10 +144,10 @@ INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo":
 
 
 @contextmanager
-def http(folder: Path, *options: str, before: Callable[[], None] | None = None, **env: str) -> Iterator[Http]:
-    """A server for the block; ``before`` runs in its process before it starts."""
+def http(folder: Path, *options: str, nofile: str = "", **env: str) -> Iterator[Http]:
+    """A server for the block; ``nofile``: its limit of open files."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = Http(folder, *options, before=before, **env)
+    server = Http(folder, *options, nofile=nofile, **env)
     try:
         yield server
     finally:
