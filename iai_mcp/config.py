@@ -136,6 +136,33 @@ class Settings:
     token: str = _setting(
         "", "IAI_MCP_TOKEN", "Bearer token that clients of `serve --transport http` must send.", secret=True
     )
+    http_connections: int = _setting(
+        1000,
+        "IAI_MCP_HTTP_CONNECTIONS",
+        "Maximum number of open connections of the HTTP server; half of them are for clients that passed all "
+        "checks. Fewer where the limit of open files allows no more.",
+    )
+    http_idle_timeout: float = _setting(
+        5.0, "IAI_MCP_HTTP_IDLE_TIMEOUT", "Seconds after which a connection without a request is closed."
+    )
+    http_head_timeout: float = _setting(
+        10.0,
+        "IAI_MCP_HTTP_HEAD_TIMEOUT",
+        "Maximum seconds from the first byte of a request to the end of its headers.",
+    )
+    http_body_timeout: float = _setting(
+        30.0,
+        "IAI_MCP_HTTP_BODY_TIMEOUT",
+        "Maximum seconds of a request's body, and of a client's pause in reading an answer.",
+    )
+    http_sessions: int = _setting(
+        1000,
+        "IAI_MCP_HTTP_SESSIONS",
+        "Maximum number of MCP sessions over HTTP. Beyond it the oldest idle one ends.",
+    )
+    http_session_idle: float = _setting(
+        1800.0, "IAI_MCP_HTTP_SESSION_IDLE", "Seconds without a request after which an MCP session over HTTP ends."
+    )
     traces: str = _setting(
         "off",
         "IAI_MCP_TRACES",

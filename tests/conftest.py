@@ -16,15 +16,18 @@ from tests import servers
 # Nearly every test of these files starts a server, a worker or another process, or takes seconds.
 SLOW_FILES = {
     "test_backup.py",
+    "test_connections.py",
     "test_demo.py",
     "test_deploy.py",
     "test_driver.py",
     "test_export.py",
     "test_faults.py",
+    "test_file_modes.py",
     "test_forget.py",
     "test_fuzz.py",
     "test_machine.py",
     "test_place.py",
+    "test_printed_text.py",
     "test_provenance_views.py",
     "test_redis.py",
     "test_reused_ids.py",

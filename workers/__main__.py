@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from iai_mcp.common.printable import flat
+from iai_mcp.common.private import write_for_owner_only
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, IaiMcpError, UsageError
 from iai_mcp.telemetry.events import configure, log
@@ -37,6 +39,7 @@ def main() -> int:
     parser.add_argument("--metrics-folder", type=Path, help=argparse.SUPPRESS)  # of the supervisor of several
     parser.add_argument("--number", type=int, default=1, help=argparse.SUPPRESS)  # among these
     options = parser.parse_args()
+    write_for_owner_only()
     for number in (signal.SIGTERM, signal.SIGINT):  # until RQ installs its own handlers
         signal.signal(number, _leave)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -49,7 +52,7 @@ def main() -> int:
         configure(settings.log_level, as_json=as_json, also=("rq",) if as_json else ())
         return run(settings, burst=options.burst, watch=lambda store: _watch(options, settings, store))
     except IaiMcpError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {flat(str(error))}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, UsageError) else 1
 
 

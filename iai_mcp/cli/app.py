@@ -30,7 +30,9 @@ from iai_mcp.cli import (
     transfer,
     workers,
 )
-from iai_mcp.cli.common import error_line
+from iai_mcp.cli.common import error_line, say, show_help
+from iai_mcp.cli.streams import guard
+from iai_mcp.common.private import write_for_owner_only
 from iai_mcp.errors import IaiMcpError, UsageError
 
 __all__ = ["app", "main"]
@@ -113,7 +115,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"iai-mcp {__version__}")
+        say(f"iai-mcp {__version__}")
         raise typer.Exit
 
 
@@ -125,7 +127,7 @@ def _root(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        show_help(context)
 
 
 demo.register(app)
@@ -147,8 +149,6 @@ def main() -> None:
     """Run the command line with this process's arguments, and exit."""
     if sys.stdout is None:  # `>&-`: the next file to be opened would become stdout
         sys.stdout = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 1), "w")
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # the terminal's encoding may lack a memory's characters
-            reconfigure(errors="backslashreplace")
+    guard()
+    write_for_owner_only()
     app(prog_name="iai-mcp")

@@ -15,7 +15,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
 
+from iai_mcp.cli.streams import trusted
 from iai_mcp.common.limits import RESULTS_MAX
+from iai_mcp.common.printable import coloured_only, flat, plain
 from iai_mcp.errors import BadParams, ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __all__ = [
     "Since",
     "Store",
     "Until",
+    "ask",
     "coloured",
     "error_line",
     "filters_of",
@@ -47,8 +50,11 @@ __all__ = [
     "opened",
     "print_json",
     "progress",
+    "say",
+    "say_lines",
     "screen",
     "settled",
+    "show_help",
     "stderr",
     "traced",
 ]
@@ -80,12 +86,27 @@ Until = Annotated[
 
 def error_line(message: str) -> None:
     """Write an error to stderr, on one line."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {plain(' '.join(message.split()))}", err=True)
 
 
 def note(message: str) -> None:
-    """Write to stderr what is not a result."""
-    typer.echo(message, err=True)
+    """Write to stderr, on one line, what is not a result."""
+    typer.echo(flat(message), err=True)
+
+
+def ask(question: str) -> None:
+    """Write a question to stderr; the answer follows on the same line."""
+    typer.echo(flat(question), nl=False, err=True)
+
+
+def say(message: str) -> None:
+    """Write a line of a result to stdout."""
+    typer.echo(flat(message))
+
+
+def say_lines(text: str, *, end: bool = True) -> None:
+    """Write lines to stdout; plain colours stay. ``end``: end the last line."""
+    typer.echo(coloured_only(text), nl=end)
 
 
 def loaded(*also: str, token_file: Path | None = None) -> Settings:
@@ -161,6 +182,11 @@ def traced(store: MemoryStore) -> Iterator[ProvenanceWriteQueue | None]:
         store.disable_provenance_queue()
 
 
+def show_help(context: typer.Context) -> None:
+    """Write a command's help to stdout."""
+    typer.echo(context.get_help())
+
+
 def print_json(document: dict[str, Any], *, line: bool = False) -> None:
     """Write the JSON document of a command; ``line``: on one line, as one of several."""
     import msgspec
@@ -178,10 +204,10 @@ def coloured() -> bool:
 
 def screen(width: int | None = None) -> Console:
     """stdout for people, with colours on a terminal only; ``width``: columns where there is no terminal."""
-    from rich.console import Console
+    from iai_mcp.cli.screen import SafeConsole
 
     colours = None if os.environ.get("NO_COLOR") else "auto"
-    console = Console(highlight=False, markup=False, emoji=False, color_system=cast("Any", colours))
+    console = SafeConsole(file=trusted(sys.stdout), color_system=cast("Any", colours))
     if not console.is_terminal:
         console.width = width or PIPE_WIDTH
         console.file = cast("IO[str]", _Trimmed())
@@ -200,9 +226,9 @@ class _Trimmed:
 
 def stderr() -> Console:
     """stderr for people."""
-    from rich.console import Console
+    from iai_mcp.cli.screen import SafeConsole
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return SafeConsole(file=trusted(sys.stderr), soft_wrap=True)
 
 
 class Show(Protocol):

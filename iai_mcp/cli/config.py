@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli.common import Json, note, print_json, screen
+from iai_mcp.cli.common import Json, note, print_json, say_lines, screen
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def config(
     if as_markdown and as_json:
         raise UsageError("--markdown and --json are two formats: give one of them")
     if as_markdown:
-        typer.echo(markdown_table())
+        say_lines(markdown_table())
         return
     found = resolved()
     for name in unknown_variables():

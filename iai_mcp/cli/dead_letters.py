@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, note, opened, print_json, screen
+from iai_mcp.cli.common import (
+    Json,
+    Store,
+    note,
+    opened,
+    print_json,
+    say,
+    screen,
+    show_help,
+)
 from iai_mcp.errors import RecordNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 def _root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        show_help(context)
 
 
 def _list(as_json: Json = False, store: Store = None) -> None:
@@ -80,7 +89,7 @@ def _retry(ids: Ids = None, every: All = False, as_json: Json = False, store: St
     if as_json:
         print_json(report)
     else:
-        typer.echo(f"{report['applied']} applied, {report['duplicate']} already applied")
+        say(f"{report['applied']} applied, {report['duplicate']} already applied")
     if report["unknown"]:
         note(f"{report['unknown']} dropped: their memory is gone")
     if report["raw"]:
@@ -99,7 +108,7 @@ def _drop(ids: Ids = None, every: All = False, as_json: Json = False, store: Sto
     if as_json:
         print_json({"dropped": dropped})
     else:
-        typer.echo(f"{dropped} dropped")
+        say(f"{dropped} dropped")
 
 
 def retry_letters(store: MemoryStore, letters: list[DeadLetter]) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from iai_mcp.cli.common import opened
+from iai_mcp.cli.common import opened, say_lines
 from iai_mcp.cli.row_writers import Target, entry_rows, row_writer
 from iai_mcp.errors import UsageError
 
@@ -42,7 +40,7 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
 
         follower = Follower(memories, trail_filters(memories, params), newest=newest)
         try:
-            with _printer(target.format, of_one_record=params["record_id"] is not None) as show:
+            with _printer(target, of_one_record=params["record_id"] is not None) as show:
                 while not stop.asked:
                     show(follower.poll())
                     if _reader_left(POLL_MS):
@@ -53,19 +51,19 @@ def follow(store: str | None, params: Mapping[str, Any], target: Target, *, newe
 
 
 @contextmanager
-def _printer(kind: str, *, of_one_record: bool) -> Iterator[Callable[[pa.Table], None]]:
+def _printer(target: Target, *, of_one_record: bool) -> Iterator[Callable[[pa.Table], None]]:
     out = sys.stdout.buffer
-    if kind == "table":
+    if target.format == "table":
         from iai_mcp.cli.timeline import live_line
 
         def tell(rows: pa.Table) -> None:
             for row in rows.to_pylist():
-                typer.echo(live_line(row, of_one_record=of_one_record))
+                say_lines(live_line(row, of_one_record=of_one_record))
 
         yield tell
         return
     columns = entry_rows([])
-    with row_writer(kind, columns.schema, columns.document, out) as write:
+    with row_writer(target.format, columns.schema, columns.document, out, spreadsheet=target.spreadsheet) as write:
 
         def pass_on(rows: pa.Table) -> None:
             if len(rows):

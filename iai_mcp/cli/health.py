@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, note, opened, print_json, settled
-from iai_mcp.cli.text import one_line
+from iai_mcp.cli.common import (
+    Json,
+    Store,
+    note,
+    opened,
+    print_json,
+    say,
+    settled,
+    show_help,
+)
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
@@ -70,27 +78,27 @@ def verify(
 def _tell(report: Report) -> None:
     total = report.total
     seen = ", as far as could be read" if report.unreadable() else ""
-    typer.echo(f"handed out  {total['handed_out']:>12,}  by {many(len(report.producers), 'producer')}{seen}")
+    say(f"handed out  {total['handed_out']:>12,}  by {many(len(report.producers), 'producer')}{seen}")
     for name, number in [*total.items()][1:]:
         if number or name in ("applied", "lost"):
             unsure = seen.replace(",", " ", 1) if name == "lost" else ""
-            typer.echo(f"{name.replace('_', ' '):<10}  {number:>12,}{unsure}")
+            say(f"{name.replace('_', ' '):<10}  {number:>12,}{unsure}")
     for lane in report.lanes:
         said = "cannot be read" if lane.error else many(lane.rows, "row")
-        typer.echo(f"{f'lane {lane.lane}':<10}  {said}")
+        say(f"{f'lane {lane.lane}':<10}  {said}")
     for one in report.notes:
         note(f"note: {one}")
     _tell_findings("warning", report.warnings)
     _tell_findings("BROKEN", report.breaches)
     if report.clean:
-        typer.echo(f"every {'known ' if report.killed else ''}entry is accounted for")
+        say(f"every {'known ' if report.killed else ''}entry is accounted for")
 
 
 def _tell_findings(word: str, found: list[Finding]) -> None:
     for finding in found[:MOST_LINES]:
-        typer.echo(f"{word}: {finding.kind.replace('_', ' ')}: {finding.message} -> {finding.remedy}")
+        say(f"{word}: {finding.kind.replace('_', ' ')}: {finding.message} -> {finding.remedy}")
     if len(found) > MOST_LINES:
-        typer.echo(f"{word}: and {len(found) - MOST_LINES} more -> iai-mcp verify --json shows all")
+        say(f"{word}: and {len(found) - MOST_LINES} more -> iai-mcp verify --json shows all")
 
 
 # -- doctor
@@ -107,13 +115,13 @@ def doctor(as_json: Json = False, store: Store = None) -> None:
     for check in examine(store):
         checks.append(check)
         if not as_json:
-            typer.echo(_line(check))
+            say(_line(check))
     worst = [sum(check.state is state for check in checks) for state in (State.FAIL, State.WARN)]
     if as_json:
         shown = [{"name": c.name, "state": c.state, "message": c.message, "remedy": c.remedy} for c in checks]
         print_json({"ok": not worst[0], "checks": shown})
     else:
-        typer.echo(f"{len(checks)} checks: {worst[0]} failed, {many(worst[1], 'warning')}")
+        say(f"{len(checks)} checks: {worst[0]} failed, {many(worst[1], 'warning')}")
     if worst[0]:
         raise typer.Exit(1)
 
@@ -128,7 +136,7 @@ def _line(check: Check) -> str:
 
 def _root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        show_help(context)
 
 
 def _list(as_json: Json = False, store: Store = None) -> None:
@@ -150,9 +158,9 @@ def _list(as_json: Json = False, store: Store = None) -> None:
         print_json({"folder": str(folder), "store_id": ours, "files": shown, "passed_over": passed})
         return
     for file in files:
-        typer.echo(_row(file, ours))
+        say(_row(file, ours))
     for one in odd:
-        note(f"passed over: {one_line(str(one.path), 200)} is {one.kind}, and no spill file")
+        note(f"passed over: {one.path} is {one.kind}, and no spill file")
     if not files:
         note(f"nothing is spilled in {folder}")
 
@@ -187,7 +195,7 @@ def _replay(as_json: Json = False, store: Store = None) -> None:
     if as_json:
         print_json(asdict(moved))
     else:
-        typer.echo(_told(moved))
+        say(_told(moved))
     if moved.stayed:
         note(f"{many(moved.stayed, 'file')} had to stay: Redis does not take the entries now")
     if moved.dead:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Store, error_line, opened, traced
+from iai_mcp.cli.common import Store, error_line, opened, say_lines, traced
 from iai_mcp.errors import BadParams, IaiMcpError
 
 __all__ = ["register"]
@@ -41,7 +41,7 @@ def hook(
     try:
         event = _event(sys.stdin.buffer.read())
         if event.get("hook_event_name") == "SessionStart":
-            typer.echo(_recalled(event, cue, limit, store), nl=False)
+            say_lines(_recalled(event, cue, limit, store), end=False)
         else:
             _capture(event, store)
     except (IaiMcpError, OSError) as error:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, error_line, note, opened, print_json, progress
+from iai_mcp.cli.common import (
+    Json,
+    Store,
+    error_line,
+    note,
+    opened,
+    print_json,
+    progress,
+    say,
+)
 from iai_mcp.cli.transfer import import_export, is_export
 from iai_mcp.common.wording import many
 from iai_mcp.errors import UsageError
@@ -67,7 +76,7 @@ def _import(
     if as_json:
         print_json(_report_dict(report))
     else:
-        typer.echo(_summary(report))
+        say(_summary(report))
     if strict and report.bad:
         error_line(f"stopped at {_where(report.bad[0])} (--strict); the lines before it are kept")
     if report.bad and (strict or not report.read):

@@ -18,11 +18,13 @@ from iai_mcp.cli.common import (
     Since,
     Store,
     Until,
+    ask,
     filters_of,
     moment,
     note,
     opened,
     print_json,
+    say,
     screen,
     traced,
 )
@@ -69,7 +71,7 @@ def capture(
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{result['record_id']}{'' if result['created'] else ' (was there already)'}")
+        say(f"{result['record_id']}{'' if result['created'] else ' (was there already)'}")
 
 
 def _from_stdin() -> str:
@@ -200,7 +202,7 @@ def forget(
     if as_json:
         print_json({"forgotten": gone})
     else:
-        typer.echo(f"forgot {many(len(gone), 'memory')}")
+        say(f"forgot {many(len(gone), 'memory')}")
 
 
 def _all_there(memories: MemoryStore, given: list[str]) -> list[UUID]:
@@ -221,7 +223,7 @@ def _confirmed(memories: MemoryStore, chosen: list[UUID]) -> bool:
     for record_id in chosen:
         found = memories.get(record_id)
         note(f"  {record_id}  {one_line(found.text, 38) if found else ''}")
-    typer.echo(f"Forget {len(chosen)} for good? [y/N] ", nl=False, err=True)  # typer.confirm writes to stdout too
+    ask(f"Forget {len(chosen)} for good? [y/N] ")  # typer.confirm writes to stdout too
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

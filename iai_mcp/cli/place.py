@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, print_json, settled
+from iai_mcp.cli.common import Json, Store, print_json, say, settled
 from iai_mcp.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def place(
         ours = here is not None and there is not None and here.id == there.id
         print_json({"folder": str(layout.root), "owner": None if there is None else _text(there), "ours": ours})
     elif there is None:
-        typer.echo(f"no folder has the entries in Redis yet; {layout.root} will, once a client or worker starts")
+        say(f"no folder has the entries in Redis yet; {layout.root} will, once a client or worker starts")
     elif here is not None and here.id == there.id:
-        typer.echo(f"the entries in Redis belong to {layout.root}")
+        say(f"the entries in Redis belong to {layout.root}")
     else:
-        typer.echo(f"the entries in Redis belong to another folder: {_text(there)}")
+        say(f"the entries in Redis belong to another folder: {_text(there)}")
 
 
 def _places(layout: Layout, settings: Settings, *, take: bool) -> tuple[Place | None, Place | None]:
@@ -81,7 +81,7 @@ def _renamed(layout: Layout, settings: Settings) -> None:
 
     with closing(MemoryStore(layout.root, settings=settings)) as store, store.alone():
         made = change_meta(layout, lambda meta: replace(meta, store_id=uuid.uuid4().hex))
-    typer.echo(f"the store at {layout.root} has the id {made.store_id} now")
+    say(f"the store at {layout.root} has the id {made.store_id} now")
 
 
 def _text(place: Place) -> str:

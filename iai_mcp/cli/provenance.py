@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Offset, Since, Store, Until, moment, note, opened, print_json
+from iai_mcp.cli.common import (
+    Json,
+    Offset,
+    Since,
+    Store,
+    Until,
+    moment,
+    note,
+    opened,
+    print_json,
+    say_lines,
+)
 from iai_mcp.cli.row_writers import Format, Rows, Target, batched, entry_rows
 from iai_mcp.common.limits import RESULTS_MAX
 from iai_mcp.errors import UsageError
@@ -32,6 +43,10 @@ MaybeLimit = Annotated[
 ]
 Output = Annotated[
     str | None, typer.Option("--output", "-o", metavar="FILE", help="Replace this file instead of using stdout.")
+]
+
+Spreadsheet = Annotated[
+    bool, typer.Option("--spreadsheet", help="CSV: a quote in front of each text that would be a formula.")
 ]
 
 
@@ -75,6 +90,7 @@ def provenance(
     offset: Offset = 0,
     form: Annotated[Format | None, typer.Option("--format", help="Output format (default: table).")] = None,
     output: Output = None,
+    spreadsheet: Spreadsheet = False,
     as_json: Json = False,
     store: Store = None,
 ) -> None:
@@ -92,7 +108,9 @@ def provenance(
         "until": moment("--until", until),
     }
     view = "top" if top else "never" if never else "entries"
-    request = _Request(view, params, limit, offset, Target("json" if as_json else form, output))
+    request = _Request(
+        view, params, limit, offset, Target("json" if as_json else form, output, spreadsheet=spreadsheet)
+    )
     if follow:
         from iai_mcp.cli.follow import follow as live
 
@@ -167,7 +185,7 @@ def _tell(memories: MemoryStore, request: _Request, result: Document) -> None:
         note(_empty(request))
         return
     if lines := _lines(memories, request, found):
-        typer.echo("\n".join(lines))
+        say_lines("\n".join(lines))
     else:
         from iai_mcp.cli.common import screen
         from iai_mcp.cli.tables import records, trail

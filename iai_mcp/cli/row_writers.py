@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from iai_mcp.common.private import new_private
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,12 +55,15 @@ class Target:
         UsageError: the destination cannot take the format, or no format is given.
     """
 
-    def __init__(self, given: Format | None, output: str | None) -> None:
+    def __init__(self, given: Format | None, output: str | None, *, spreadsheet: bool = False) -> None:
         if output == "":
             raise UsageError("--output is empty: give a file, or leave it out for stdout")
         path = None if output is None or output == "-" else Path(output).expanduser()
         self.path = path
         self.format = given or (_by_suffix(path) if path else "table")
+        self.spreadsheet = spreadsheet
+        if spreadsheet and self.format != "csv":
+            raise UsageError("--spreadsheet is for CSV: add --format csv")
         if path and self.format == "table":
             raise UsageError("--output cannot take a table: give --format json, jsonl, csv or parquet")
         if self.format == "parquet" and path is None and on_terminal():
@@ -85,7 +89,7 @@ class Target:
     def _replaced(self, path: Path) -> Iterator[IO[bytes]]:
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with open(beside, "wb") as file:
+            with new_private(beside) as file:
                 yield file
             os.replace(beside, path)
         except BaseException:
@@ -96,7 +100,8 @@ class Target:
     def write(self, rows: Rows) -> int:
         """Write all rows; returns their number."""
         count = 0
-        with self.opened() as out, row_writer(self.format, rows.schema, rows.document, out) as write:
+        how = {"spreadsheet": self.spreadsheet}
+        with self.opened() as out, row_writer(self.format, rows.schema, rows.document, out, **how) as write:
             for table in rows.tables:
                 write(table)
                 count += len(table)
@@ -117,9 +122,17 @@ def _by_suffix(path: Path) -> Format:
 
 @contextmanager
 def row_writer(
-    kind: str, schema: pa.Schema, document: Callable[[Mapping[str, Any]], Mapping[str, Any]], out: IO[bytes]
+    kind: str,
+    schema: pa.Schema,
+    document: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    out: IO[bytes],
+    *,
+    spreadsheet: bool = False,
 ) -> Iterator[Callable[[pa.Table], None]]:
-    """A function that writes rows of ``schema`` to ``out`` in the format ``kind``: jsonl, csv or parquet."""
+    """A function that writes rows of ``schema`` to ``out`` in the format ``kind``: jsonl, csv or parquet.
+
+    ``spreadsheet``: put a quote in front of a text of a CSV that a spreadsheet would take for a formula.
+    """
     if kind == "jsonl":
         import msgspec
 
@@ -129,12 +142,28 @@ def row_writer(
         import pyarrow.csv
 
         with pyarrow.csv.CSVWriter(out, schema) as writer:
-            yield writer.write_table
+            yield (lambda rows: writer.write_table(_no_formulas(rows))) if spreadsheet else writer.write_table
     else:
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetWriter(out, schema) as writer:
             yield writer.write_table
+
+
+_FORMULA = r"^[\s]*[=+\-@\t\r\x{ff1d}\x{ff0b}\x{ff0d}\x{ff20}]"  # full-width signs count too
+
+
+def _no_formulas(rows: pa.Table) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    for number, field in enumerate(rows.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            cells = rows.column(number)
+            acts = compute.fill_null(compute.match_substring_regex(cells, _FORMULA), False)
+            quoted = compute.binary_join_element_wise(pa.scalar("'", field.type), cells, pa.scalar("", field.type))
+            rows = rows.set_column(number, field, compute.if_else(acts, quoted, cells))
+    return rows
 
 
 def _dicts(rows: pa.Table) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, loaded, note, print_json
+from iai_mcp.cli.common import (
+    Json,
+    Store,
+    loaded,
+    note,
+    print_json,
+    say,
+    say_lines,
+)
 from iai_mcp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +92,7 @@ def install(
     if as_json:
         print_json({"client": file.client, "path": str(file.path), "configuration": text})
     else:
-        typer.echo(text, nl=False)
+        say_lines(text, end=False)
         note(f"add this to {file.path}")
 
 
@@ -102,4 +110,4 @@ def _report(file: ConfigFile, done: Change, as_json: bool) -> None:
         document = {"client": file.client, "path": str(file.path), "changed": done.changed, "backup": backup}
         print_json({**document, "message": done.message})
     else:
-        typer.echo(str(done))
+        say(str(done))

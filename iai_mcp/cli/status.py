@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Store, error_line, note, opened, print_json, progress, screen
+from iai_mcp.cli.common import (
+    Json,
+    Store,
+    error_line,
+    note,
+    opened,
+    print_json,
+    progress,
+    say,
+    screen,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,7 +88,7 @@ def _watch(inspect: Callable[[], dict[str, Any]], *, as_json: bool) -> None:
             from iai_mcp.cli.tables import snapshot
 
             for result, rate in _each_second(inspect):
-                typer.echo(f"{datetime.now(UTC):%H:%M:%SZ} {snapshot(result, rate)}")
+                say(f"{datetime.now(UTC):%H:%M:%SZ} {snapshot(result, rate)}")
 
 
 def _each_second(inspect: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float | None]]:
@@ -114,7 +124,7 @@ def reembed(as_json: Json = False, store: Store = None) -> None:
         document: dict[str, Any] = {"embedded": done.embedded, "embedder": done.embedder, "dims": done.dims}
         print_json({**document, "skipped": list(done.skipped)})
     else:
-        typer.echo(f"{done.embedded} embedded with {done.embedder} ({done.dims} dimensions)")
+        say(f"{done.embedded} embedded with {done.embedder} ({done.dims} dimensions)")
     if done.skipped:
         some = ", ".join(done.skipped[:5])
         note(f"{len(done.skipped)} could not be embedded; recalls find them by words only: {some}")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iai_mcp.cli.text import one_line, plain, when
+from iai_mcp.common.printable import flat
 from iai_mcp.common.wording import many
 
 __all__ = [
@@ -82,7 +83,7 @@ def _facts(*rows: tuple[str, str]) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value:
-            table.add_row(name, Text(plain(value)))
+            table.add_row(name, Text(flat(value)))
     return table
 
 

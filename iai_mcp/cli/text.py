@@ -1,17 +1,10 @@
-"""Makes untrusted texts safe for a terminal: no control characters, one line, times to the second."""
+"""Texts from outside in a table: one line, shortened, times to the second."""
 
 from __future__ import annotations
 
-import re
+from iai_mcp.common.printable import plain
 
 __all__ = ["one_line", "plain", "when"]
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str) -> str:
-    """``text`` without characters that move the cursor, ring the bell or turn the writing direction."""
-    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def one_line(text: str, limit: int) -> str:

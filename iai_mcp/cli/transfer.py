@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iai_mcp.cli.common import Json, Show, Store, note, opened, print_json, progress, settled
+from iai_mcp.cli.common import (
+    Json,
+    Show,
+    Store,
+    note,
+    opened,
+    print_json,
+    progress,
+    say,
+    settled,
+)
 from iai_mcp.common.wording import many
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ def export(folder: New, as_json: Json = False, store: Store = None) -> None:
         print_json({"records": found.records, "entries": found.entries, **rest})
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
-        typer.echo(f"{_held(found.records, found.entries)} in {folder} ({size})")
+        say(f"{_held(found.records, found.entries)} in {folder} ({size})")
     if found.unsound:
         rows = many(found.unsound, "row that is no entry", "rows that are no entries")
         note(f"left out: {rows}; `iai-mcp verify --repair` makes dead letters of them")
@@ -67,7 +77,7 @@ def backup(folder: New, as_json: Json = False, store: Store = None) -> None:
     else:
         size = f"{many(len(found.files), 'file')}, {many(total(found.files), 'byte')}"
         spilled = f" and {found.spilled:,} that wait in the spill" if found.spilled else ""
-        typer.echo(f"{_held(found.records, found.entries)}{spilled} in {folder} ({size})")
+        say(f"{_held(found.records, found.entries)}{spilled} in {folder} ({size})")
     _note_pending("backup", waits, local=False)  # the spill and the dead letters are in it
 
 
@@ -111,18 +121,18 @@ def _restored(done: Restored, path: Path) -> dict[str, Any]:
 
 
 def _tell_restored(done: Restored, path: Path) -> None:
-    typer.echo(f"{_held(done.manifest.records, done.report.total['applied'])} in {path}")
+    say(f"{_held(done.manifest.records, done.report.total['applied'])} in {path}")
     if done.spilled:
-        typer.echo(f"restored: {many(done.spilled, 'spill file')}, which the next client or worker replays")
+        say(f"restored: {many(done.spilled, 'spill file')}, which the next client or worker replays")
     if done.forgotten:
         gone = many(done.forgotten, "memory that was", "memories that were")
-        typer.echo(f"deleted: {gone} being forgotten when the backup was made")
+        say(f"deleted: {gone} being forgotten when the backup was made")
     missing = sum(last - first + 1 for spans in done.missing.values() for first, last in spans)
     if missing:
         absent = many(missing, "entry that was on its way", "entries that were on their way")
-        typer.echo(f"not in the backup: {absent} when it was made")
+        say(f"not in the backup: {absent} when it was made")
     if done.report.clean:
-        typer.echo("every entry is accounted for")
+        say("every entry is accounted for")
 
 
 def lanes(
@@ -145,7 +155,7 @@ def lanes(
         if as_json:
             print_json({"lanes": now})
         else:
-            typer.echo(now)
+            say(str(now))
         return
     from iai_mcp.maintenance.reshard import reshard
 
@@ -154,9 +164,9 @@ def lanes(
     if as_json:
         print_json({"lanes": done.now, "before": done.before, "rows": done.rows, "repeated": done.repeated})
     elif done.before == done.now:
-        typer.echo(f"the store has {many(done.now, 'lane')} already")
+        say(f"the store has {many(done.now, 'lane')} already")
     else:
-        typer.echo(f"{many(done.rows, 'entry')} moved from {many(done.before, 'lane')} to {done.now}")
+        say(f"{many(done.rows, 'entry')} moved from {many(done.before, 'lane')} to {done.now}")
     if done.repeated:
         note(f"skipped: {many(done.repeated, 'entry')} whose id the caller had given to an earlier entry")
 
@@ -193,11 +203,11 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
         rest = {"not_included": done.manifest.not_included, "embedded": done.embedded, "bad": []}
         print_json({**added, "entries": traced, **rest})
         return
-    typer.echo(
+    say(
         f"memories: {records.added:,} added, {records.existing:,} already there"
         + (f", {records.forgotten:,} forgotten before and skipped" if records.forgotten else "")
     )
-    typer.echo(
+    say(
         f"entries: {entries.applied:,} added, {entries.duplicate:,} already there"
         + (f", {entries.unknown:,} of unknown memories skipped" if entries.unknown else "")
     )
@@ -207,7 +217,7 @@ def import_export(path: str, anew: bool, as_json: bool, store: str | None) -> No
     if done.dead:
         note(f"{many(done.dead, 'row that is no entry', 'rows that are no entries')}: see `iai-mcp dead list`")
     if done.embedded:
-        typer.echo(f"{done.embedded:,} embedded again")
+        say(f"{done.embedded:,} embedded again")
     if done.manifest.not_included:
         missing = many(done.manifest.not_included, "entry that was on its way", "entries that were on their way")
         note(f"not in the export: {missing} when it was made")

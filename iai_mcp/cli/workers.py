@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iai_mcp.cli.common import Store, error_line, note, settled
+from iai_mcp.cli.common import (
+    Store,
+    error_line,
+    note,
+    say,
+    say_lines,
+    settled,
+)
 from iai_mcp.common.wording import many
 from iai_mcp.errors import BrokerUnavailable
 
@@ -52,7 +59,7 @@ def up(
                 code = _up(here, server, workers, stop, folder)
         except AlreadyUp as error:
             error_line(f"{error}; to connect a client, run the lines on stdout")
-            typer.echo("\n".join(here.exports))
+            say_lines("\n".join(here.exports))
             code = 1
     raise typer.Exit(code)
 
@@ -69,7 +76,7 @@ def _up(here: Deployment, server: str, workers: int, stop: Stop, metrics: Path |
     if not stop.asked:
         note(f"Redis answers ({server}, log and data in {here.folder})")
         note(f"{_serving(workers)} {here.store}; Ctrl-C stops all of it; to connect a client, run:")
-        typer.echo("\n".join(here.exports))
+        say_lines("\n".join(here.exports))
     return here.run(redis, here.workers(workers, metrics), stop)
 
 
@@ -136,7 +143,7 @@ def _check(settings: Settings) -> int:
         raise ConfigError("workers need IAI_MCP_REDIS_URL, such as redis://localhost:6379/0")
     found = workers_here(settings)
     for one in found:
-        typer.echo(f"{one.name}  {one.state}  seen {one.seen_s} s ago")
+        say(f"{one.name}  {one.state}  seen {one.seen_s} s ago")
     if not found:
         note("no worker of this host is alive")
     return 0 if found else 1

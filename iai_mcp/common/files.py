@@ -62,6 +62,8 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = Tru
 
     The same holds after a crash of the process, and with ``sync`` after a power cut.
 
+    ``mode`` counts whatever the umask is.
+
     Raises:
         OSError: the file cannot be written; the old one is unchanged, unless only the last sync failed.
     """
@@ -69,6 +71,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = Tru
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
             file.write(data)
             file.flush()
             if sync:

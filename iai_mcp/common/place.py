@@ -16,6 +16,7 @@ from typing import Annotated
 import filelock
 import msgspec
 
+from iai_mcp.common.private import new_private
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 
 __all__ = ["Place", "is_gone", "place_of"]
@@ -81,7 +82,7 @@ def _known(folder: Path, note: Path) -> Place | None:
 def _new(folder: Path, note: Path) -> Place:
     building = note.with_suffix(f".tmp-{secrets.token_hex(4)}")
     try:
-        with open(building, "xb") as file:
+        with new_private(building) as file:
             inode = os.fstat(file.fileno()).st_ino
             made = _Note(secrets.token_hex(16), inode, socket.gethostname(), str(folder))
             file.write(msgspec.json.encode(made))

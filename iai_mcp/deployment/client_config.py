@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.private import private_folder
 from iai_mcp.config import Settings, home
 from iai_mcp.errors import UsageError
 
@@ -197,7 +198,7 @@ def _write(path: Path, text: str) -> Path | None:
     if not text.strip():
         path.unlink(missing_ok=True)
         return backup
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     replace_file(path, text.encode(), mode=path.stat().st_mode & 0o777 if path.exists() else 0o600)
     return backup
 

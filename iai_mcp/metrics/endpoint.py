@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ __all__ = [
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 STORE_PERIOD_S = 10.0  # between two readings of the store, by one of several workers
+CONNECTIONS_MAX = 64  # of the endpoint of workers: each is a thread
 _FILE_BYTES = 1 << 18  # four times the size of our metrics
 
 
@@ -180,7 +181,34 @@ def exposition(registry: CollectorRegistry) -> bytes:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection. Above the limit the oldest one is closed, so that a scrape gets in."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *args: Any, **further: Any) -> None:
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._mutex = threading.Lock()
+        super().__init__(*args, **further)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._mutex:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > CONNECTIONS_MAX else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._mutex:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves early is not reported."""
 
     def server_bind(self) -> None:
         # As the parent does it, but without a DNS lookup of our own name.
@@ -192,7 +220,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 10  # seconds until an idle connection is closed
+    timeout = 10  # seconds until a connection that sends nothing is closed
 
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not logged."""

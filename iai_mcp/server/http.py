@@ -1,7 +1,9 @@
 """Carries MCP over HTTP at ``/mcp`` for many clients, and checks each request's rights before it reads the body.
 
 - If a token is set, every request must bring it. Without a token, the server listens on loopback only.
-- Host and Origin must be names of this server, so a web page cannot reach it through a visitor's browser.
+- Host and Origin must be names of this server, so a web page cannot reach it through a visitor's browser
+  (:mod:`iai_mcp.server.hosts`).
+- Connections (:mod:`iai_mcp.server.connections`) and sessions (:mod:`iai_mcp.server.sessions`) are bounded.
 - Prometheus scrapes ``/metrics`` on the same terms.
 - :func:`serve` describes the end after SIGTERM.
 """
@@ -22,23 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
-from starlette.requests import Request
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.responses import Response
 
 from iai_mcp.config import Settings, read_secret
 from iai_mcp.errors import ConfigError, IaiMcpError
 from iai_mcp.server.app import build
 from iai_mcp.server.calls import Calls
+from iai_mcp.server.connections import ACCEPT_AT_ONCE, Known, guarded
 from iai_mcp.server.health import Health
+from iai_mcp.server.hosts import HostCheck, Names
 from iai_mcp.server.lifetime import GRACE_S, hangup_stops, watchdog
+from iai_mcp.server.sessions import SLACK, Sessions
 
 __all__ = ["REQUEST_LIMIT", "Address", "read_token", "serve"]
 
 REQUEST_LIMIT = 1 << 20  # bytes of one request
 PATH = "/mcp"
 METRICS_PATH = "/metrics"
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_WAITING = 4096  # connections that the kernel keeps until they are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +66,16 @@ class Address:
         """The host as a URL spells it."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
-    def security(self) -> TransportSecuritySettings:
-        """The accepted Host and Origin headers: this server's names with any port."""
+    def own_names(self) -> Names:
+        """The names under which clients may address this server.
+
+        Raises:
+            UsageError: one of the further names is neither a host name nor an IP address.
+        """
         names = [*_LOOPBACK, *self.names]
         if not self.local:
-            names += [self.shown, socket.gethostname()]
-        hosts = [host for name in names for host in (name, f"{name}:*")]
-        origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts]
-        return TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=origins)
+            names += [self.host, socket.gethostname()]
+        return Names(names)
 
 
 def read_token(settings: Settings, file: Path | None) -> str:
@@ -96,11 +103,13 @@ def serve(settings: Settings, path: str | Path | None, address: Address, token: 
         raise ConfigError(
             f"--host {address.host} lets other machines in: set IAI_MCP_TOKEN or --token-file, or serve 127.0.0.1"
         )
+    names = address.own_names()
     with _listening(address) as listener:
         calls = Calls(settings, path)
         calls.store()  # fail now rather than at every call
         try:
-            asyncio.run(_serve(calls, settings, address, token, listener, _metrics(calls, settings, path)))
+            app = application(calls, settings, names, token, _metrics(calls, settings, path))
+            asyncio.run(_serve(app, calls, settings, address, listener))
         finally:
             calls.close()
 
@@ -126,16 +135,11 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _serve(
-    calls: Calls,
-    settings: Settings,
-    address: Address,
-    token: str,
-    listener: socket.socket,
-    metrics: Callable[[], tuple[bytes, str]],
-) -> None:
+async def _serve(app: Any, calls: Calls, settings: Settings, address: Address, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        application(calls, address, token, metrics),
+        app,
+        http=guarded(settings),
+        backlog=ACCEPT_AT_ONCE,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -148,16 +152,21 @@ async def _serve(
     await server.serve(sockets=[listener])
 
 
-def application(calls: Calls, address: Address, token: str, metrics: Callable[[], tuple[bytes, str]]) -> Any:
-    """The ASGI application: health checks in front, then the token, then metrics and the SDK's application."""
+def application(
+    calls: Calls, settings: Settings, names: Names, token: str, metrics: Callable[[], tuple[bytes, str]]
+) -> Any:
+    """The ASGI application, from outside: health checks, names, token, metrics, sessions, the SDK's own."""
     app: Any = build(calls).streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,  # no tool reports progress: a stream for each answer would only cost
         max_request_body_size=REQUEST_LIMIT,
-        transport_security=address.security(),
+        session_idle_timeout=settings.http_session_idle or None,
+        max_sessions=settings.http_sessions + SLACK,
+        # HostCheck does it: the SDK compares text.
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
-    app = Scrape(app, metrics, TransportSecurityMiddleware(address.security()))
-    return Health(BearerToken(app, token) if token else app, calls)
+    app = Known(Scrape(Sessions(app, PATH, settings.http_sessions), metrics))
+    return Health(HostCheck(BearerToken(app, token) if token else app, names), calls)
 
 
 class _Server(uvicorn.Server):
@@ -172,6 +181,8 @@ class _Server(uvicorn.Server):
         if hangup_stops():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.handle_exit, signal.SIGTERM, None)
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAITING)  # uvicorn's backlog is also the number that it takes at once
         print(f"serving MCP on {self._url}", file=sys.stderr, flush=True)  # noqa: T201  the signals are handled by now
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -185,22 +196,18 @@ class _Server(uvicorn.Server):
 
 
 class Scrape:
-    """Answers ``GET /metrics`` after a check of Host and Origin, and passes every other request on."""
+    """Answers ``GET /metrics``, and passes every other request on."""
 
-    def __init__(self, app: Any, metrics: Callable[[], tuple[bytes, str]], security: TransportSecurityMiddleware):
+    def __init__(self, app: Any, metrics: Callable[[], tuple[bytes, str]]) -> None:
         self._app = app
         self._metrics = metrics
-        self._security = security
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != METRICS_PATH:
             await self._app(scope, receive, send)
             return
-        request = Request(scope, receive)
-        answer = await self._security.validate_request(request)
-        if answer is None and request.method not in ("GET", "HEAD"):
-            answer = Response("use GET\n", 405, {"allow": "GET, HEAD"}, "text/plain")
-        if answer is None:
+        answer = Response("use GET\n", 405, {"allow": "GET, HEAD"}, "text/plain")
+        if scope["method"] in ("GET", "HEAD"):
             body, kind = await asyncio.to_thread(self._metrics)
             answer = Response(body, headers={"content-type": kind})
         await answer(scope, receive, send)

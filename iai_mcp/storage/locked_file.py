@@ -11,6 +11,7 @@ from typing import Self
 
 from iai_mcp.common import forks
 from iai_mcp.common.files import write_all
+from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import open_regular, reading
 
 __all__ = ["LockedFile", "is_held", "lock_shared", "try_lock"]
@@ -87,7 +88,7 @@ class LockedFile:
         Raises:
             OSError: it cannot be made, or exists; nothing new is left.
         """
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_APPEND if append else 0), 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

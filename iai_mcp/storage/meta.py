@@ -17,6 +17,7 @@ import filelock
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.common.times import parse_ts, utcnow
 from iai_mcp.errors import ConfigError, DamagedStore, StoreError, StoreTooNew, StoreUnavailable, UnfitFile
@@ -173,7 +174,7 @@ def change_meta(layout: Layout, change: Callable[[StoreMeta], StoreMeta]) -> Sto
 
 
 def _create(layout: Layout, lanes: int, embedder: EmbedderMeta) -> None:
-    layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(layout.root)
     if any(path != layout.locks for path in layout.root.iterdir()):
         with suppress(OSError):
             if layout.meta.exists():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import DOCUMENT_MAX, LOG_MAX, NOTE_MAX, odd_kind, read_regular, reading
 from iai_mcp.errors import StoreUnavailable, UnfitFile
 from iai_mcp.storage.layout import RECORDS, Layout
@@ -68,7 +69,7 @@ def _readable(layout: Layout) -> Iterator[None]:
 
 
 def _take(source: Layout, target: Layout, lock_timeout: float) -> Snapshot:
-    target.locks.mkdir()
+    private_folder(target.locks)
     meta = read_meta(source)
     before = set(Tombstones(source.tombstones).ids())
     _copy_lines(source.dead_letters, target.dead_letters)
@@ -128,7 +129,7 @@ def _link(path: Path, target: Path) -> None:
         or path.suffix.startswith(".tmp")
     ):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     try:
         os.link(path, target)
     except FileNotFoundError:

@@ -1,10 +1,12 @@
 """Log events: named, with counts, through the ``iai_mcp`` logger.
 
-An event carries numbers and paths. It never carries an entry's cue or a memory's text.
+An event carries numbers and paths. It never carries an entry's cue or a memory's text. The formatters replace
+unsafe characters (:mod:`iai_mcp.common.printable`), so a value from outside forges no line and moves no cursor.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import traceback
@@ -12,6 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from iai_mcp.common.printable import escaped, flat, plain
 from iai_mcp.errors import IaiMcpError
 
 __all__ = ["configure", "emit", "listeners", "log", "safe_message"]
@@ -65,11 +68,15 @@ class _Text(logging.Formatter):
         super().__init__("%(levelname)s %(name)s: %(message)s")
         self._with_messages = with_messages
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return flat(super().formatMessage(record))
+
     def formatException(self, ei: Any) -> str:
         if self._with_messages:
-            return super().formatException(ei)
-        frames = "".join(traceback.format_tb(ei[2])).rstrip()
-        return f"{frames}\n{safe_message(ei[1])}" if frames else safe_message(ei[1])
+            return plain(super().formatException(ei))
+        frames = plain("".join(traceback.format_tb(ei[2])).rstrip())
+        said = flat(safe_message(ei[1]))
+        return f"{frames}\n{said}" if frames else said
 
 
 class _Json(_Text):
@@ -87,4 +94,8 @@ class _Json(_Text):
             line |= {"event": "log", "logger": record.name, "message": record.getMessage()}
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            text = msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:  # a lone surrogate, of a file's name
+            text = json.dumps(line, default=str)
+        return escaped(text)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from iai_mcp._version import __version__
 from iai_mcp.common.files import sync_tree
+from iai_mcp.common.private import new_private, private_folder
 from iai_mcp.common.regular_files import read_regular
 from iai_mcp.common.times import utcnow
 from iai_mcp.config import Settings, overflow_dir
@@ -99,9 +100,9 @@ def _copy_spill(settings: Settings, store_id: str, folder: Path) -> _CopiedSpill
         with suppress(FileNotFoundError):  # it was drained meanwhile
             data = read_regular(file.path, SEGMENT_MAX)
             target = folder / "spill" / file.path.name
-            target.parent.mkdir(exist_ok=True, mode=0o700)
-            target.write_bytes(data[: data.rfind(b"\n") + 1])
-            target.chmod(0o600)
+            private_folder(target.parent)
+            with new_private(target) as out:
+                out.write(data[: data.rfind(b"\n") + 1])
             files.append(manifest.listed(folder, target))
             entries += sum(len(line.seqs) for line in outlines(target) if line is not None)
     return _CopiedSpill(files, entries)

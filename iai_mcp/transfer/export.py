@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from iai_mcp._version import __version__
 from iai_mcp.common.files import sync_tree
+from iai_mcp.common.private import new_private
 from iai_mcp.common.times import utcnow
 from iai_mcp.maintenance.ledger import EntryState, LedgerBuilder
 from iai_mcp.maintenance.pending import Pending, pending
@@ -127,6 +128,7 @@ def _written(
     for table in tables:
         if writer is None:
             path = folder / f"{name}-{sum(file.name.startswith(name) for file in done.files):04d}.parquet"
+            new_private(path).close()  # PyArrow keeps the mode of a file that is there
             writer, rows = pq.ParquetWriter(path, schema, compression="zstd"), 0
         writer.write_table(table)
         rows += len(table)

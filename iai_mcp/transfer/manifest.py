@@ -15,6 +15,7 @@ from typing import Annotated, BinaryIO, TypeVar
 import msgspec
 
 from iai_mcp.common.files import replace_file
+from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import DOCUMENT_MAX, read_regular, reading, require_folder
 from iai_mcp.common.times import parse_ts
 from iai_mcp.errors import BrokenCopy, UnfitFile, UsageError
@@ -89,7 +90,7 @@ def new_folder(path: Path, what: str, store: Path) -> None:
         raise UsageError(f"{path} is not empty: name a new or an empty folder for {what}")
     if path.resolve().is_relative_to(store.resolve()):
         raise UsageError(f"{path} lies inside the store: name a folder elsewhere for {what}")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path)
 
 
 def is_export(folder: Path) -> bool:
@@ -181,7 +182,7 @@ def copy(source: Path, folder: Path, name: str, limit: int | None = None) -> Lis
         OSError: it cannot be copied.
     """
     target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(target.parent)
     digest, size = hashlib.sha256(), 0
     with reading(source, limit=limit) as file, open(target, "xb", opener=_private) as out:
         while chunk := file.read(_CHUNK):

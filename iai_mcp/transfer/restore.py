@@ -19,6 +19,7 @@ from uuid import UUID
 import msgspec
 
 from iai_mcp.common.files import replace_file, sync_tree
+from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, StoreError, UnfitFile, UsageError
@@ -78,7 +79,7 @@ def restore(
     found = check_backup(source)
     target = target.absolute()
     _check_place(found, target, as_copy)
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(target.parent)
     building = target.parent / f".{target.name}.restoring"
     shutil.rmtree(building, ignore_errors=True)  # left by a restore that was killed
     try:
@@ -233,7 +234,7 @@ def _put_back(copied: Path, folder: Path) -> int:
     put = 0
     for path, _ in files_in(copied):
         if not os.path.lexists(folder / path.name):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(folder)
             replace_file(folder / path.name, read_regular(path, SEGMENT_MAX))
             put += 1
     return put

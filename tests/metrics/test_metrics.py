@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import threading
 import timeit
 from collections.abc import Iterator
@@ -210,6 +212,22 @@ def test_an_address_in_use_is_one_line(store: MemoryStore, monkeypatch: pytest.M
 
 
 # -- over HTTP
+
+
+def test_crowds_of_silent_connections_cost_a_worker_few_threads_and_no_scrape() -> None:
+    before = threading.active_count()
+    served = endpoint.serve(CollectorRegistry(), "127.0.0.1", 0)
+    address = ("127.0.0.1", int(served.url.split(":")[2].split("/")[0]))
+    with contextlib.ExitStack() as crowd:
+        for number in range(300):
+            link = crowd.enter_context(socket.create_connection(address, timeout=20))
+            if number % 2:
+                link.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        assert httpx2.get(served.url, timeout=20).status_code == 200
+        few = before + endpoint.CONNECTIONS_MAX + 10
+        wait_until(lambda: threading.active_count() <= few, 5)
+        assert httpx2.get(served.url, timeout=20).status_code == 200
+    served.close()
 
 
 def test_the_server_answers_authorised_scrapes_only(tmp_path: Path) -> None:

@@ -93,15 +93,22 @@ def stdio(folder: Path, **further: str) -> StdioServerParameters:
     return StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=env, cwd=ROOT)
 
 
+FEW_FILES = (
+    "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
 class Http:
     """A running HTTP server."""
 
-    def __init__(self, folder: Path, *options: str, **env: str) -> None:
+    def __init__(self, folder: Path, *options: str, nofile: str = "", **env: str) -> None:
         self.folder = folder
         self._log = folder / "server.log"
         settings = environment(folder, **env)
         with open(self._log, "wb") as log:
-            command = [*COMMAND, "--transport", "http", "--port", "0", *options]
+            limited = [sys.executable, "-c", FEW_FILES, nofile] if nofile else []
+            command = [*limited, *COMMAND, "--transport", "http", "--port", "0", *options]
             self.process = subprocess.Popen(command, cwd=ROOT, env=settings, stderr=log)
         wait_until(lambda: "/mcp" in self.log or self.process.poll() is not None, 30)
         assert self.process.poll() is None, self.log
@@ -137,9 +144,10 @@ INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo":
 
 
 @contextmanager
-def http(folder: Path, *options: str, **env: str) -> Iterator[Http]:
+def http(folder: Path, *options: str, nofile: str = "", **env: str) -> Iterator[Http]:
+    """A server for the block; ``nofile``: its limit of open files."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = Http(folder, *options, **env)
+    server = Http(folder, *options, nofile=nofile, **env)
     try:
         yield server
     finally:
@@ -721,10 +729,11 @@ def test_an_address_knows_its_names() -> None:
     assert not Address("0.0.0.0").local
     assert not Address("memory.example").local
     assert Address("::1").shown == "[::1]"
-    there = Address("192.0.2.7", names=["memory.example"]).security()
-    assert {"192.0.2.7:*", "memory.example", "memory.example:*", "localhost:*"} <= {*there.allowed_hosts}
-    assert "https://memory.example" in there.allowed_origins
-    assert not any(host[:1] == "*" for host in there.allowed_hosts)
+    there = Address("192.0.2.7", names=["memory.example"]).own_names()
+    assert all(map(there.host, ("192.0.2.7:8765", "memory.example", "memory.example:80", "localhost:1")))
+    assert there.origin("https://memory.example")
+    assert not there.host("192.0.2.8")
+    assert not Address(names=["memory.example"]).own_names().host("192.0.2.7")
 
 
 def test_a_token_comes_from_the_file_before_the_setting(tmp_path: Path) -> None:

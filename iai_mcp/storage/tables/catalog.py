@@ -115,6 +115,7 @@ class Tables:
         place = self._layout.table(name)
         with scratch(self._layout) as folder:
             _index(_connect(folder).create_table(name, schema=schema), keys, text)
+            (folder / place.name).chmod(0o700)  # LanceDB has no mode of its own
             sync_tree(folder)
             try:
                 os.rename(folder / place.name, place)  # fails if there is a folder with anything in it
