@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from iai_mcp.common.decimals import plain
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.errors import BrokenCopy, IaiMcpError, UsageError
@@ -132,8 +133,7 @@ def _complete(found: BackupManifest, building: Path, settings: Settings, as_copy
     if as_copy:
         _rename_spill(building / "spill", found.store_id, meta.store_id)
     for path in layout.lane_tokens():
-        with suppress(ValueError):
-            replace_file(path, str(int(path.read_text()) + TOKEN_STEP).encode())
+        replace_file(path, str((plain(path.read_bytes().strip()) or 0) + TOKEN_STEP).encode())
     store = MemoryStore(layout.root, settings=settings)
     ended = _end_forgetting(store, found.forgetting)
     report = verify(layout, settings, settle=0)

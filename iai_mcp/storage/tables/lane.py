@@ -15,6 +15,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from iai_mcp.common.arrays import repeated
+from iai_mcp.common.decimals import plain
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
@@ -269,8 +270,10 @@ class LaneTable(LaneReader):
     def token(self) -> int:
         """The highest fencing token that this lane has seen; 0 if none. It outlives a wiped broker."""
         try:
-            return int(self._token_file.read_text())
-        except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
+            return (
+                plain(self._token_file.read_bytes().strip()) or 0
+            )  # None: emptied by a power cut, or no lease's token
+        except FileNotFoundError:
             return 0
 
     def raise_fence(self, token: int) -> None:
@@ -287,7 +290,11 @@ class LaneTable(LaneReader):
                 replace_file(self._token_file, str(token).encode(), sync=False)
 
     def _check_fence(self, token: int | None) -> None:
-        if token is not None and token < self.token:
+        if token is None:
+            return
+        if plain(str(token)) is None:
+            raise LeaseLost(f"{self._folder.name}: token {token} is no lease's: it is out of range")
+        if token < self.token:
             raise LeaseLost(f"{self._folder.name}: token {token} is stale, {self.token} has been seen")
 
     # -- upkeep

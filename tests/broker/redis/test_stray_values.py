@@ -1,0 +1,157 @@
+"""Stray values in a lane's keys are one lane's trouble: named, mended, and nobody's entries suffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+
+from iai_mcp.broker.redis.keys import Count, Keys
+from iai_mcp.entries.routing import lane_of
+from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.store import MemoryStore
+from tests.broker.redis.test_redis import (
+    Start,
+    broker_of,
+    patient,
+    seen,
+    start,  # noqa: F401
+)
+from tests.servers import Server, serving
+from tests.support import entry, wait_until
+from tests.test_store import _make
+from workers import ProvenanceWorker
+
+TYPES: dict[str, Callable[[redis.Redis, str], Any]] = {
+    "string": lambda client, key: client.set(key, "stray"),
+    "list": lambda client, key: client.rpush(key, "stray"),
+    "hash": lambda client, key: client.hset(key, "stray", "1"),
+    "set": lambda client, key: client.sadd(key, "stray"),
+    "zset": lambda client, key: client.zadd(key, {"stray": 1}),
+    "stream": lambda client, key: client.xadd(key, {"stray": "1"}),
+}
+PARTS = {"lease": "string", "state": "hash", "pending": "list"}
+STORE_KEYS = {"counts": "hash", "pushed": "hash", "epoch": "string", "place": "list"}
+COUNTS = {
+    "raised by 200,000": lambda client, key, field: client.hincrby(key, field, 200_000),
+    "lowered by 200,000": lambda client, key, field: client.hincrby(key, field, -200_000),
+    "negative": lambda client, key, field: client.hset(key, field, "-5"),
+    "a text": lambda client, key, field: client.hset(key, field, "many"),
+    "empty": lambda client, key, field: client.hset(key, field, ""),
+    "with a fraction": lambda client, key, field: client.hset(key, field, "1.5"),
+    "huge": lambda client, key, field: client.hset(key, field, str(2**63 - 1)),
+    "longer than any number": lambda client, key, field: client.hset(key, field, "9" * 400),
+    "gone": lambda client, key, field: client.hdel(key, field),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    shared.client().flushall()
+    return shared
+
+
+class Scene:
+    """A client that has recalls, and a worker that sweeps; every lane has a memory of its own."""
+
+    def __init__(self, store: MemoryStore, queue: ProvenanceWriteQueue, admin: redis.Redis, worker: Any) -> None:
+        self.store = store
+        self.queue = queue
+        self.admin = admin
+        self.worker = worker
+        self.keys = Keys("", store.store_id)
+        made = {lane_of(one, store.lanes): one for one in store.insert_many([_make() for _ in range(60)])}
+        self.memories: list[UUID] = [made[lane] for lane in range(store.lanes)]
+        self._cues = count()
+        self.cues: list[str] = []
+
+    def recall(self, times: int = 3) -> None:
+        """Leave an entry on a memory of every lane, so many times."""
+        for _ in range(times):
+            cue = str(next(self._cues))
+            self.cues.append(cue)
+            self.queue.enqueue([(memory, entry(cue)) for memory in self.memories])
+
+    def applied(self) -> list[list[str]]:
+        return [seen(self.store, memory) for memory in self.memories]
+
+    def sweep(self) -> bool:
+        """One sweep of the worker; whether every entry of every lane is in the store now."""
+        self.worker.sweep()
+        return all(len(found) >= len(self.cues) for found in self.applied())
+
+    def settle(self, seconds: float = 20) -> None:
+        """Sweep until all is there: once each, in order, and all lanes open."""
+        wait_until(self.sweep, seconds)
+        assert self.applied() == [self.cues] * len(self.memories)
+
+    def is_open(self) -> bool:
+        """Whether a recall's entries go to Redis, with nothing left in the spill."""
+        before = self.queue.counts.spilled
+        self.recall(1)
+        return self.queue.counts.spilled == before
+
+
+@pytest.fixture
+def scene(
+    store: MemoryStore,
+    server: Server,
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    monkeypatch.setenv("IAI_MCP_STORE", str(store.path))
+    queue = start(server.client("producer"), patient(store))
+    worker = ProvenanceWorker(["provenance"], connection=server.client("worker"))
+    made = Scene(store, queue, server.client(), worker)
+    made.recall()
+    made.settle()
+    return made
+
+
+STRAYS = [(part, kind) for part, right in {**PARTS, **STORE_KEYS}.items() for kind in TYPES if kind != right]
+
+
+@pytest.mark.parametrize(("part", "kind"), STRAYS, ids=lambda one: str(one))
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_a_key_of_another_type_is_mended_within_a_sweep_and_costs_nobody_an_entry(
+    scene: Scene, part: str, kind: str, busy: bool
+) -> None:
+    key = scene.keys.lane(1, part) if part in PARTS else getattr(scene.keys, part)
+    if busy:
+        scene.recall()
+    scene.admin.delete(key)
+    TYPES[kind](scene.admin, key)
+    scene.recall()
+    scene.settle()
+    wait_until(lambda: broker_of(scene.queue).trouble is None)
+    wait_until(scene.is_open)
+    scene.settle()
+
+
+@pytest.mark.parametrize("how", COUNTS)
+@pytest.mark.parametrize("name", Count)
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_an_absurd_count_is_mended_from_what_the_lane_holds(
+    scene: Scene, name: Count, how: str, busy: bool
+) -> None:
+    if busy:
+        scene.recall()
+    COUNTS[how](scene.admin, scene.keys.hash_of(name), name.of(1))
+    scene.recall()
+    scene.settle()
+    wait_until(lambda: broker_of(scene.queue).trouble is None)
+    wait_until(scene.is_open)
+    scene.settle()
+    scene.worker.sweep()
+    (stats,) = [lane for lane in broker_of(scene.queue).stats() if lane.lane == 1]
+    assert (stats.pending, stats.in_flight) == (0, 0)
