@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +14,12 @@ import redis
 
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.entries.routing import lane_of
+from iai_mcp.errors import LeaseLost
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
+from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore
+from iai_mcp.transfer.backup import backup
+from iai_mcp.transfer.restore import restore
 from tests.broker.redis.test_redis import (
     Start,
     broker_of,
@@ -25,6 +31,7 @@ from tests.servers import Server, serving
 from tests.support import entry, wait_until
 from tests.test_store import _make
 from workers import ProvenanceWorker
+from workers.runner import runner_for
 
 TYPES: dict[str, Callable[[redis.Redis, str], Any]] = {
     "string": lambda client, key: client.set(key, "stray"),
@@ -155,3 +162,56 @@ def test_an_absurd_count_is_mended_from_what_the_lane_holds(
     scene.worker.sweep()
     (stats,) = [lane for lane in broker_of(scene.queue).stats() if lane.lane == 1]
     assert (stats.pending, stats.in_flight) == (0, 0)
+
+
+TOKENS = {
+    "nearly the largest of 64 bits": "9223372036854774784",
+    "the first that doubles round": str(2**53),
+    "further ahead than leases can be": str(2**31 * 3),
+    "more digits than any number": "9" * 400,
+    "negative": "-5",
+    "a text": "many",
+    "empty": "",
+    "an exponent": "1e9",
+}
+
+
+@pytest.mark.parametrize("value", TOKENS.values(), ids=TOKENS)
+def test_a_stolen_token_never_reaches_the_store_and_the_fence_stays_sharp(
+    scene: Scene, value: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, state = scene.store, scene.keys.lane(1, "state")
+    zombie = WriteRight(1, store.lane(1).token)
+    scene.admin.hset(state, "token", value)
+    tokens = [store.lane(1).token]
+    for _ in range(3):
+        scene.recall()
+        scene.settle()
+        tokens.append(store.lane(1).token)
+    assert sorted(set(tokens)) == tokens
+    assert tokens[-1] < 1000
+    assert int(scene.admin.hget(state, "token") or 0) == tokens[-1]  # type: ignore[arg-type]
+    assert [one.fields["key"] for one in caplog.records if getattr(one, "event", "") == "lane_mended"] == ["token"]
+    with pytest.raises(LeaseLost):
+        store.append_provenance_batch([(scene.memories[1], entry("late"))], right=zombie)
+    with pytest.raises(LeaseLost):
+        store.lane(1).raise_fence(2**63)
+    assert scene.applied() == [scene.cues] * len(scene.memories)
+
+
+def test_a_copy_whose_tokens_were_stolen_is_restored_and_drains(scene: Scene, tmp_path: Path) -> None:
+    scene.store.layout.lane_token(1).write_text("9223372036854774785")
+    settings = replace(scene.store.settings, spill_dir=tmp_path / "spill")
+    backup(scene.store.layout, settings, tmp_path / "backup", lambda done, total: None)
+    restore(tmp_path / "backup", settings, tmp_path / "copy", as_copy=True)
+    copy = MemoryStore(tmp_path / "copy", settings=scene.store.settings)
+    assert copy.lane(1).token < 10**9
+    queue = ProvenanceWriteQueue(copy, connection=scene.queue.connection)
+    queue.start()
+    try:
+        queue.enqueue([(scene.memories[1], entry("new"))])
+        runner = runner_for(copy.store_id, scene.admin)
+        wait_until(lambda: runner.drain_all() and queue.flush(0.1), 30)
+    finally:
+        queue.stop()
+    assert seen(copy, scene.memories[1]) == [*scene.cues, "new"]
