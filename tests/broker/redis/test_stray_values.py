@@ -6,15 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 import redis
 
 from iai_mcp.broker.redis.keys import Count, Keys
+from iai_mcp.config import Settings
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
+from iai_mcp.maintenance.checks.check import Subject
+from iai_mcp.maintenance.checks.redis import redis as redis_check
+from iai_mcp.maintenance.status import status
+from iai_mcp.metrics.gauges import redis_readings
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
 from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.store import MemoryStore
@@ -125,6 +130,25 @@ def scene(
     return made
 
 
+def mended(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What the log says was mended."""
+    events = [one.__dict__ for one in caplog.records]
+    return [one["fields"] for one in events if one.get("event") == "lane_mended"]
+
+
+def named(scene: Scene, url: str) -> tuple[list[str], list[str], dict[str, float]]:
+    """What status says, what the doctor says, and the metric of each lane."""
+    settings = Settings(store=scene.store.path, redis_url=url)
+    told = status(MemoryStore(scene.store.path, settings=settings))["redis"]["troubles"]
+    (checks,) = [[one for one in redis_check(Subject(settings, None)) if one.name == "redis lanes"]]
+    readings = {label: value for name, label, value in redis_readings(settings) if name == "iai_mcp_lane_trouble"}
+    return (
+        [f"{one['message']} -> {one['remedy']}" for one in told],
+        [f"{one.state} {one.message} -> {one.remedy}" for one in checks],
+        readings,
+    )
+
+
 STRAYS = [(part, kind) for part, right in {**PARTS, **STORE_KEYS}.items() for kind in TYPES if kind != right]
 
 
@@ -190,8 +214,10 @@ def test_a_stolen_token_never_reaches_the_store_and_the_fence_stays_sharp(
         tokens.append(store.lane(1).token)
     assert sorted(set(tokens)) == tokens
     assert tokens[-1] < 1000
-    assert int(scene.admin.hget(state, "token") or 0) == tokens[-1]  # type: ignore[arg-type]
-    assert [one.fields["key"] for one in caplog.records if getattr(one, "event", "") == "lane_mended"] == ["token"]
+    assert scene.admin.hget(state, "token") == b"%d" % tokens[-1]
+    (found,) = mended(caplog)
+    assert (found["lane"], found["key"]) == (1, "token")
+    assert tokens[0] < found["token"] <= tokens[1]
     with pytest.raises(LeaseLost):
         store.append_provenance_batch([(scene.memories[1], entry("late"))], right=zombie)
     with pytest.raises(LeaseLost):
@@ -215,3 +241,42 @@ def test_a_copy_whose_tokens_were_stolen_is_restored_and_drains(scene: Scene, tm
     finally:
         queue.stop()
     assert seen(copy, scene.memories[1]) == [*scene.cues, "new"]
+
+
+def test_a_lane_in_trouble_is_named_by_status_doctor_log_and_metric_with_what_to_do(
+    scene: Scene, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, pending = server.url_of("ops"), scene.keys.lane(1, "pending")
+    assert named(scene, url) == ([], [], dict.fromkeys("0123", 0))
+    scene.admin.set(pending, "stray")
+    scene.admin.hincrby(scene.keys.pushed, Count.PUSHED.of(2), 200_000)
+    scene.admin.rpush(scene.keys.lane(3, "lease"), "stray")
+    told, doctor, readings = named(scene, url)
+    sweep = "a worker mends it at its next sweep: iai-mcp worker"
+    assert told == [
+        f"the key {pending} is a string, where a list belongs -> {sweep}",
+        f"the key {scene.keys.lane(3, 'lease')} is a list, where a string belongs -> {sweep}",
+        f"lane 2: 200000 entries are counted where none wait -> {sweep}",
+        f"lane 3: its lease in {scene.keys.lane(3, 'lease')} never ends -> {sweep}",
+    ]
+    assert doctor == [f"FAIL {one}" for one in told]
+    assert readings == {"0": 0, "1": 1, "2": 1, "3": 2}
+
+    scene.worker.sweep()
+    (name,) = cast("list[bytes]", scene.admin.lrange(scene.keys.aside, 0, -1))
+    key = name.decode()
+    assert mended(caplog) == [
+        {"lane": 1, "key": "pending", "aside": key},
+        {"lane": 2, "key": "counts"},
+        {"lane": 3, "key": "lease"},
+    ]
+    assert scene.admin.get(key) == b"stray"
+    told, doctor, readings = named(scene, url)
+    remedy = f"look at it, then remove it: redis-cli DEL {key}"
+    assert told == [f"the key {key} was set aside: it stood in the place of a key of lane 1 -> {remedy}"]
+    assert doctor == [f"WARN {told[0]}"]
+    assert readings == {"0": 0, "1": 1, "2": 0, "3": 0}
+    scene.admin.delete(key)
+    assert named(scene, url) == ([], [], dict.fromkeys("0123", 0))
+    scene.recall()
+    scene.settle()

@@ -26,7 +26,7 @@ end
 local function check(lane, what, key, right)
   local is = kind(key)
   if is ~= 'none' and is ~= right then
-    local aside = ARGV[3] .. #found
+    local aside = ARGV[3] .. (lane < 0 and 'all' or lane) .. ':' .. what
     call('RENAME', key, aside)
     if kind(KEYS[5]) == 'list' or kind(KEYS[5]) == 'none' then
       call('RPUSH', KEYS[5], aside)
