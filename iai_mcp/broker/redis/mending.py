@@ -76,7 +76,8 @@ class Mender:
 
     def _run(self, counted: dict[int, _Counted]) -> list[tuple[int, str, str]]:
         longest = max(LONGEST_LEASES * self._lease_ms, LONGEST_LEASE_S * 1000)
-        args: list[Any] = [int(longest), self._lease_ms, f"{self._keys.aside}:{secrets.token_hex(8)}:"]
+        begin, end = f"{self._keys.aside}:", f":{secrets.token_hex(8)}"
+        args: list[Any] = [int(longest), self._lease_ms, begin, end]
         for lane in range(self._lanes):
             known = counted.get(lane)
             args += [count.of(lane) for count in Count]

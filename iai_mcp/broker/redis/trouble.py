@@ -15,7 +15,7 @@ from iai_mcp.common.decimals import plain
 __all__ = ["LaneTrouble", "troubles"]
 
 MOST_ASIDE = 100  # keys that were set aside and are named, the latest
-ASIDE = r"{}:[0-9a-f]{{16}}:(all|[0-9]+):[a-z]+"
+ASIDE = r"{}:[a-z]+:(all|[0-9]+):[0-9a-f]{{16}}"
 MENDS = "a worker mends it at its next sweep: iai-mcp worker"
 
 

@@ -4,7 +4,7 @@
 -- KEYS  [1] how many entries were pushed  [2] the store's counts  [3] epoch  [4] place
 --       [5] the list of what was set aside; then for each lane lease, state, pending
 -- ARGV  [1] the longest time that a lease may have, in ms  [2] the time to live of a lease, in ms
---       [3] the beginning of names for what is set aside
+--       [3] and [4] the beginning and the end of names for what is set aside
 --       then for each lane: its fields of entries pushed, entries drained, items claimed, entries claimed; how many
 --       entries wait in it ('' where the caller has not counted them), and in how many items it counted them
 --
@@ -26,7 +26,7 @@ end
 local function check(lane, what, key, right)
   local is = kind(key)
   if is ~= 'none' and is ~= right then
-    local aside = ARGV[3] .. (lane < 0 and 'all' or lane) .. ':' .. what
+    local aside = ARGV[3] .. what .. ':' .. (lane < 0 and 'all' or lane) .. ARGV[4]
     call('RENAME', key, aside)
     if kind(KEYS[5]) == 'list' or kind(KEYS[5]) == 'none' then
       call('RPUSH', KEYS[5], aside)
@@ -93,6 +93,6 @@ for lane = 0, (#KEYS - 5) / 3 - 1 do
   mend_lease(lane, lease)
   check(lane, 'state', state, 'hash')
   check(lane, 'pending', pending, 'list')
-  mend_counts(lane, call('LLEN', pending), 6 * lane + 4)
+  mend_counts(lane, call('LLEN', pending), 6 * lane + 5)
 end
 return found
