@@ -12,8 +12,8 @@ __all__ = ["answers", "count_of", "holder_of", "is_wrong_type"]
 
 
 def is_wrong_type(error: BaseException) -> bool:
-    """Whether a command met a key of another type than its own."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+    """Whether a command, or one of a pipeline, met a key of another type than its own."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def answers(pipe: Any) -> list[Any]:
