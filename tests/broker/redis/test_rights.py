@@ -8,15 +8,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from iai_mcp.broker.redis.keys import QUEUE, Count, Keys
+from iai_mcp.broker.redis.place import take_place
+from iai_mcp.common.place import Place
+from iai_mcp.config import Settings
+from iai_mcp.maintenance.verify import verify
+from iai_mcp.storage.place import store_place
 from iai_mcp.store import MemoryStore
-from tests.broker.redis.test_redis import Start, patient, start  # noqa: F401
+from tests.broker.redis.test_redis import Start, broker_of, patient, start  # noqa: F401
 from tests.broker.redis.test_stray_values import Scene
 from tests.servers import Server, serving
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 from workers import ProvenanceWorker
 
 USERS = ("producer", "worker", "ops", "dashboard", "scaler", "health")
@@ -251,4 +257,44 @@ def test_whatever_goes_through_costs_a_living_client_no_entry(
                 client.execute_command(command, key, *arguments)
     bystanders.recall(1)
     bystanders.settle(30, in_order=(user, kind) not in REORDERED)
+    deployed.client().acl_log_reset()
+
+
+def test_a_forged_place_makes_clients_spill_until_an_operator_takes_it_back_and_costs_no_entry(
+    deployed: Server, bystanders: Scene
+) -> None:
+    theirs = Place("b" * 32, "elsewhere", "/not/ours", "note")
+    deployed.client("producer").rpush(bystanders.keys.place, msgspec.json.encode(theirs))
+    deployed.client().client_kill_filter(_type="normal", skipme=True)  # those that are connected do not look again
+    bystanders.recall()
+    wait_until(lambda: broker_of(bystanders.queue).refusal)
+    bystanders.recall()
+    mine = store_place(bystanders.store.layout)
+    assert mine is not None
+    take_place(deployed.client("producer"), bystanders.keys, mine)
+    bystanders.settle(30)
+
+
+def test_what_a_worker_deletes_of_an_ended_client_is_named_by_verify(
+    deployed: Server, bystanders: Scene, store: MemoryStore
+) -> None:
+    bystanders.recall()
+    bystanders.queue.stop()
+    mine = deployed.client("worker")
+    for lane in range(store.lanes):
+        mine.ltrim(bystanders.keys.lane(lane, "pending"), 1, 0)
+    bystanders.worker.sweep()
+    settings = Settings(store=store.path, redis_url=deployed.url_of("ops"))
+    report = verify(store.layout, settings, settle=0)
+    lost = [last - first + 1 for producer in report.producers for first, last in producer.lost]
+    assert sum(lost) == 3 * store.lanes
+
+
+def test_a_command_that_a_client_was_denied_fails_a_test_that_serves(deployed: Server) -> None:
+    """As every test of ``pytest --acl`` does: a client that may not do a thing often goes on without a word."""
+    deployed.client().acl_log_reset()
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        deployed.client("producer").set("billing:card", "0")
+    (denied,) = deployed.denied()
+    assert denied.startswith("producer: ")
     deployed.client().acl_log_reset()
