@@ -56,6 +56,8 @@ def _wrong_types(client: redis.Redis, keys: Keys, lanes: int) -> Iterator[LaneTr
         (None, keys.counts, "hash"),
         (None, keys.epoch, "string"),
         (None, keys.place, "list"),
+        (None, f"rq:queue:{keys.queue}", "list"),
+        (None, f"rq:ready:{keys.queue}", "zset"),
     ]
     for lane in range(lanes):
         parts = (("lease", "string"), ("state", "hash"), ("pending", "list"))

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from iai_mcp.broker.redis.keys import Count, Keys
+from iai_mcp.broker.redis.keys import QUEUE, Count, Keys
 from iai_mcp.config import Settings
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.errors import LeaseLost
@@ -252,16 +252,19 @@ def test_a_lane_in_trouble_is_named_by_status_doctor_log_and_metric_with_what_to
     scene.admin.set(pending, "stray")
     scene.admin.hincrby(scene.keys.pushed, Count.PUSHED.of(2), 200_000)
     scene.admin.rpush(scene.keys.lane(3, "lease"), "stray")
+    scene.admin.delete(f"rq:queue:{QUEUE}")
+    scene.admin.set(f"rq:queue:{QUEUE}", "stray")
     told, doctor, readings = named(scene, url)
     sweep = "a worker mends it at its next sweep: iai-mcp worker"
     assert told == [
+        f"the key rq:queue:{QUEUE} is a string, where a list belongs -> {sweep}",
         f"the key {pending} is a string, where a list belongs -> {sweep}",
         f"the key {scene.keys.lane(3, 'lease')} is a list, where a string belongs -> {sweep}",
         f"lane 2: 200000 entries are counted where none wait -> {sweep}",
         f"lane 3: its lease in {scene.keys.lane(3, 'lease')} never ends -> {sweep}",
     ]
     assert doctor == [f"FAIL {one}" for one in told]
-    assert readings == {"0": 0, "1": 1, "2": 1, "3": 2}
+    assert readings == {"0": 1, "1": 2, "2": 2, "3": 3}
 
     scene.worker.sweep()
     (name,) = cast("list[bytes]", scene.admin.lrange(scene.keys.aside, 0, -1))
