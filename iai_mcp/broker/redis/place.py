@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from iai_mcp.broker.redis.client import connect, control_client, failure
 from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.scripts import Script
-from iai_mcp.broker.redis.stray import answers
+from iai_mcp.broker.redis.stray import unless_wrong_type
 from iai_mcp.common.place import Place, is_gone
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, WrongPlace
@@ -36,9 +36,7 @@ def claim_place(client: redis.Redis, keys: Keys, place: Place | None) -> None:
         RedisError: the server does not answer.
     """
     for _ in range(TRIES if place is not None else 0):
-        pipe = client.pipeline(transaction=False)
-        pipe.llen(keys.place)
-        length, found = answers(pipe)[0], owner(client, keys)
+        length, found = unless_wrong_type(lambda: client.llen(keys.place)), owner(client, keys)
         if length is None:  # a key of another type: a worker sets it aside
             return
         moved = found is not None and is_gone(found)  # the note names a path where the folder is no more
@@ -85,9 +83,7 @@ def owner(client: redis.Redis, keys: Keys) -> Place | None:
     Raises:
         RedisError: the server does not answer, or refuses.
     """
-    pipe = client.pipeline(transaction=False)
-    pipe.lindex(keys.place, -1)
-    (raw,) = answers(pipe)
+    raw = unless_wrong_type(lambda: client.lindex(keys.place, -1))
     try:
         return msgspec.json.decode(raw, type=Place) if isinstance(raw, bytes) else None
     except msgspec.DecodeError:

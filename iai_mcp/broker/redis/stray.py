@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from iai_mcp.common.decimals import plain
 
-__all__ = ["answers", "count_of", "holder_of", "is_wrong_type"]
+__all__ = ["answers", "count_of", "holder_of", "is_wrong_type", "unless_wrong_type"]
 
 
 def is_wrong_type(error: BaseException) -> bool:
@@ -27,6 +28,20 @@ def answers(pipe: Any) -> list[Any]:
         if isinstance(one, Exception) and not is_wrong_type(one):
             raise one
     return [None if isinstance(one, Exception) else one for one in found]
+
+
+def unless_wrong_type(read: Callable[[], Any]) -> Any:
+    """The answer to one read; None where its key has another type. It stays on the client's own connection.
+
+    Raises:
+        RedisError: the server does not answer, or with another error.
+    """
+    try:
+        return read()
+    except ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        return None
 
 
 def count_of(value: bytes | None) -> int:

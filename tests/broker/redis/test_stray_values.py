@@ -284,3 +284,18 @@ def test_a_lane_in_trouble_is_named_by_status_doctor_log_and_metric_with_what_to
     assert named(scene, url) == ([], [], dict.fromkeys("0123", 0))
     scene.recall()
     scene.settle()
+
+
+def test_a_client_that_connects_and_pushes_has_one_connection_for_pushes_and_one_beside_it(
+    scene: Scene, server: Server
+) -> None:
+    admin = server.client()
+    before = len(admin.client_list())
+    queue = ProvenanceWriteQueue(patient(scene.store), connection=server.client("producer"))
+    queue.start()
+    try:
+        queue.enqueue([(scene.memories[1], entry("new"))])
+        wait_until(lambda: broker_of(queue).trouble is None)
+        assert len(admin.client_list()) == before + 2
+    finally:
+        queue.stop()
