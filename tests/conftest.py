@@ -24,6 +24,7 @@ SLOW_FILES = {
     "test_faults.py",
     "test_file_modes.py",
     "test_forget.py",
+    "test_forged_jobs.py",
     "test_fuzz.py",
     "test_machine.py",
     "test_place.py",
@@ -32,11 +33,25 @@ SLOW_FILES = {
     "test_redis.py",
     "test_reused_ids.py",
     "test_reshard.py",
+    "test_rights.py",
     "test_server.py",
+    "test_stray_values.py",
     "test_tracing.py",
     "test_verify.py",
     "test_workers.py",
 }
+# What ``pytest --acl`` runs: what each user can do, and the main flows as these users.
+ACL_SUITE = (
+    "tests/broker/redis/test_rights.py",
+    "tests/broker/redis/test_stray_values.py",
+    "tests/broker/redis/test_redis.py",
+    "tests/broker/redis/test_place.py",
+    "tests/broker/redis/test_retained.py",
+    "tests/broker/test_brokers.py",
+    "tests/deployment/test_deploy.py",
+    "tests/workers/test_forged_jobs.py",
+    "tests/workers/test_stock_processes.py",
+)
 SLOW_TESTS = {
     "test_entries_come_back_in_the_order_of_the_recalls",
     "test_files_versions_and_unindexed_rows_do_not_pile_up",
@@ -59,7 +74,9 @@ STARTERS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--acl", action="store_true", help="Run every Redis with the configuration and users of deploy/redis."
+        "--acl",
+        action="store_true",
+        help="Run every Redis with the configuration and users of deploy/redis; without paths: the suites for it.",
     )
 
 
@@ -68,6 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     servers.ACL = config.getoption("--acl")
+    if servers.ACL and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args[:] = [str(config.rootpath / path) for path in ACL_SUITE]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,6 +60,7 @@ class LaneRunner:
         place = store_place(store.layout)
         self.broker = redis_broker(settings, store.store_id, store.lanes, connection, place)
         self.broker.check_server()
+        self.broker.mend()
         claim_place(self.broker.control, self.broker.keys, place)
         self._open_lanes()
         self._policy = DrainPolicy(settings.max_batch, settings.linger_ms / 1000)
@@ -147,7 +148,11 @@ class LaneRunner:
         return [self._small.pop(lane).result() for lane in done]
 
     def ready_lanes(self) -> Iterator[int]:
-        """Lanes that have work and no live lease: their doorbell was lost, or their worker died."""
+        """Lanes that have work and no live lease: their doorbell was lost, or their worker died.
+
+        Before it looks, it mends what strangers have written into the store's keys.
+        """
+        self.broker.mend()
         yield from self.broker.idle_lanes()
 
     def adopt_orphans(self) -> Moved:

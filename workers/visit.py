@@ -44,6 +44,7 @@ class Visit:
             BrokerUnavailable: Redis does not answer, not even for a last doorbell. The standing one is there.
         """
         broker = self._runner.broker
+        broker.mend()
         broker.keep_standing()
         report = self._runner.turns(lane)[0]
         self._adopt()
@@ -58,6 +59,7 @@ class Visit:
     def _busy(self) -> list[int]:
         """The lanes that have work; all of them, while Redis does not answer."""
         try:
+            self._runner.broker.mend()
             return self._runner.broker.busy_lanes()
         except BrokerUnavailable:
             return [*range(self._runner.store.lanes)]

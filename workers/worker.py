@@ -17,10 +17,12 @@ from rq.suspension import is_suspended
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
+from iai_mcp.broker.redis.bounded_job import BoundedJob
 from iai_mcp.broker.redis.client import failure
 from iai_mcp.broker.redis.doorbell import FUNCTION, JOB_TIMEOUT_S
 from iai_mcp.errors import IaiMcpError
 from workers.jobs import SWEEPS
+from workers.queue_keys import is_stray, mend_queue
 from workers.runner import LaneRunner, configured_store, runner_for
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class ProvenanceWorker(SimpleWorker):
 
     def __init__(self, queues: Any, *args: Any, **options: Any) -> None:
         options["serializer"] = JSONSerializer
+        options["job_class"] = BoundedJob
         if not isinstance(queues, list | tuple):
             queues = [queues]
         names = [queue if isinstance(queue, str) else queue.name for queue in queues]
@@ -65,8 +68,7 @@ class ProvenanceWorker(SimpleWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a doorbell; drop any other job with a warning in the log."""
         if not is_doorbell(job):
-            self.log.warning("Worker %s: job %s is no doorbell; it was dropped", self.name, job.id)
-            job.delete()
+            self._drop(job, queue, "is no doorbell")
             return
         job.timeout, job.result_ttl, job.failure_ttl = JOB_TIMEOUT_S, 0, 0  # never the sender's
         sweeps = SWEEPS.set(True)
@@ -74,8 +76,20 @@ class ProvenanceWorker(SimpleWorker):
             super().execute_job(job, queue)
         except OutOfMemoryError:
             self._relieve()
+        except (OSError, StopRequested):
+            raise
+        except Exception as error:  # RQ trips over keys and fields that it never writes
+            if isinstance(error, RedisError) and not is_stray(error):
+                raise
+            self._mend_queues()
+            self._drop(job, queue, f"cannot be run: {type(error).__name__}")
         finally:
             SWEEPS.reset(sweeps)
+
+    def _drop(self, job: Job, queue: Queue, why: str) -> None:
+        self.log.warning("Worker %s: job %s %s; it was dropped", self.name, ascii(job.id).strip("'")[:80], why)
+        self.connection.delete(job.key)
+        self.connection.lrem(queue.intermediate_queue_key, 0, job.id)
 
     # -- the sweep
 
@@ -93,9 +107,11 @@ class ProvenanceWorker(SimpleWorker):
             self._heed_stop()
 
     # -- a full Redis: it refuses RQ's bookkeeping, but never the drain that makes room
+    # -- and keys of RQ that hold what RQ never writes there
 
     def bootstrap(self, *args: Any, **options: Any) -> None:
-        """Start up as RQ does; if Redis is full, drain first."""
+        """Start up as RQ does, on a queue that it can work with; if Redis is full, drain first."""
+        self._mend_queues()
         try:
             super().bootstrap(*args, **options)
         except OutOfMemoryError:
@@ -111,6 +127,15 @@ class ProvenanceWorker(SimpleWorker):
                 self._relieve()
                 self._heed_stop()
                 time.sleep(FULL_PAUSE_S)
+            except (RedisError, ValueError) as error:
+                if not is_stray(error):
+                    raise
+                self._mend_queues()
+                self._heed_stop()
+
+    def _mend_queues(self) -> None:
+        for name in self.queue_names():
+            mend_queue(self.connection, name)
 
     def _heed_stop(self) -> None:
         """Stop if a signal came during a sweep: RQ checks for that between jobs only, and none may come."""
@@ -126,6 +151,7 @@ class ProvenanceWorker(SimpleWorker):
         try:
             if is_suspended(self.connection):
                 return
+            self._mend_queues()
             runner = self._lane_runner()
             for lane in runner.ready_lanes():
                 if self._stop_requested:

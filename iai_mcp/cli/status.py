@@ -68,6 +68,8 @@ def _report_trouble(result: dict[str, Any]) -> None:
     redis = result["redis"]
     if redis and redis["refused"]:  # no retry helps: an operator must act
         error_line(f"{redis['error']}; until that is solved, entries go to the spill")
+    for one in redis["troubles"] if redis else ():
+        error_line(f"{one['message']}; {one['remedy']}")
     for one in result["upkeep_failing"]:
         error_line(f"upkeep of {one['table']} fails since {one['since']}: {one['reason']}; see `iai-mcp doctor`")
 

@@ -150,6 +150,8 @@ def redis_readings(settings: Settings) -> Iterator[Reading]:
         raise BrokerUnavailable(seen.error or "the lanes cannot be read")
     for lane in seen.lanes:
         yield from _lane(lane.lane, lane.pending, lane.in_flight, lane.oldest_s)
+        concerned = [one for one in seen.troubles if one.lane in (lane.lane, None)]
+        yield "iai_mcp_lane_trouble", str(lane.lane), len(concerned)
     if seen.workers is not None:
         yield "iai_mcp_workers", "", sum(worker.alive for worker in seen.workers)
     if seen.appendonly in ("yes", "no"):

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from iai_mcp.common.decimals import plain
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
@@ -189,8 +190,7 @@ def _complete(found: BackupManifest, building: Path, settings: Settings, as_copy
     if as_copy:
         _rename_spill(building / "spill", found.store_id, meta.store_id)
     for path in layout.lane_tokens():
-        with suppress(ValueError):
-            replace_file(path, str(int(read_regular(path, NOTE_MAX)) + TOKEN_STEP).encode())
+        replace_file(path, str((plain(read_regular(path, NOTE_MAX).strip()) or 0) + TOKEN_STEP).encode())
     store = MemoryStore(layout.root, settings=settings)
     ended = _end_forgetting(store, found.forgetting)
     report = verify(layout, settings, settle=0)

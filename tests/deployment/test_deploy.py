@@ -227,11 +227,12 @@ def test_metrics_are_read_with_the_rights_that_these_users_have(
 @pytest.mark.parametrize("user", ["producer", "worker"])
 def test_a_user_may_no_more_with_the_lanes_than_this_program_does(user: str) -> None:
     (line,) = re.findall(rf"^user {user} .*$", (DEPLOYED / "users.acl").read_text(), re.MULTILINE)
-    (allowed,) = re.findall(r"\(~iai-mcp:\* -@all ([^)]*)\)", line)
+    rules = re.findall(r"\((?:%R)?~iai-mcp:[^)]*? -@all ([^)]*)\)", line)
+    allowed = {word.lstrip("+") for rule in rules for word in rule.split()}
     broker = ROOT / "iai_mcp" / "broker" / "redis"
     source = "\n".join(path.read_text() for path in (*broker.glob("*.py"), *broker.glob("lua/*.lua")))
-    done = re.findall(r"call\('(\w+)'|(?:pipe|client|control)\.(\w+)\(|\"(EVAL\w*)\"", source)
-    assert {word.lstrip("+") for word in allowed.split()} <= {name.lower() for names in done for name in names}
+    done = re.findall(r"call\('(\w+)'|(?:pipe|client|control)\.(\w+)\(|\"(EVAL\w*|WATCH)\"", source)
+    assert allowed <= {name.lower() for names in done for name in names}
 
 
 def test_the_scalers_user_sees_how_much_waits_in_a_lane(fenced: Server) -> None:

@@ -32,6 +32,7 @@ from iai_mcp.broker.redis.place import claim_place
 from iai_mcp.broker.redis.retained import Part, Ring, chunk
 from iai_mcp.broker.redis.sender import FULL, EpochChanged, Sender, Sent
 from iai_mcp.broker.redis.server import check_server
+from iai_mcp.broker.redis.stray import answers, count_of
 from iai_mcp.common.place import Place
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.wire import decode, encode
@@ -231,7 +232,7 @@ class RedisBroker(RedisLanes):
         if self._ring is not None:
             self._settle(self._ring)
             return self._ring.settled(mark)
-        for lane, drained in enumerate(self._count(self.control, Count.DRAINED)):
+        for lane, drained in enumerate(self._count(Count.DRAINED)):
             if drained >= mark[lane]:
                 self._settled_at[lane] = max(self._settled_at[lane], mark[lane])
         return all(settled >= end for settled, end in zip(self._settled_at, mark, strict=True))
@@ -244,12 +245,12 @@ class RedisBroker(RedisLanes):
         marks, sender = [*self._marks], self._push
         pipe = self.control.pipeline(transaction=True)
         pipe.get(self.keys.epoch)
-        fields = [count.of(lane) for count in (Count.PUSHED, Count.DRAINED) for lane in range(self._lanes)]
-        pipe.hmget(self.keys.counts, fields)
-        epoch, values = pipe.execute()
-        counts = [int(value or 0) for value in values]
-        ring.settle(epoch or b"", counts[self._lanes :])
-        went_back = any(count < mark for count, mark in zip(counts, marks, strict=False))
+        for count in (Count.PUSHED, Count.DRAINED):
+            pipe.hmget(self.keys.hash_of(count), [count.of(lane) for lane in range(self._lanes)])
+        epoch, *values = answers(pipe)
+        pushed, drained = ([*map(count_of, found or [None] * self._lanes)] for found in values)
+        ring.settle(epoch or b"", drained)
+        went_back = any(count < mark for count, mark in zip(pushed, marks, strict=True))
         if sender is not None and sender is self._push and (epoch != sender.epoch or went_back):
             self._forgotten()
 

@@ -47,8 +47,9 @@ class Doorbell:
     def ring_again(self, lane: int) -> bool:
         """Put a doorbell on the queue unless the last such one waits there still; whether it did."""
         from rq.exceptions import DuplicateJobError, NoSuchJobError
-        from rq.job import Job
         from rq.serializers import JSONSerializer
+
+        from iai_mcp.broker.redis.bounded_job import BoundedJob
 
         for _ in range(2):
             try:
@@ -56,7 +57,7 @@ class Doorbell:
             except DuplicateJobError:
                 job_id = self._keys.job(lane, "sweep")
                 try:
-                    job = Job.fetch(job_id, connection=self._connection, serializer=JSONSerializer)
+                    job = BoundedJob.fetch(job_id, connection=self._connection, serializer=JSONSerializer)
                 except NoSuchJobError:
                     continue
                 if job.get_position() is not None:

@@ -105,7 +105,7 @@ class DurableRedisBroker(RedisBroker):
 
     def _fit(self, sender: Sender) -> bool:
         """A disk that holds up the server itself leaves the breaker open: every push would time out."""
-        found = pace(sender.client, self.keys.counts, self.options.push_s)
+        found = pace(sender.client, self.keys.pushed, self.options.push_s)
         self._late = found is Pace.LATE
         self._next_pace = time.monotonic() + PACE_S
         if found is Pace.STUCK:
@@ -123,7 +123,7 @@ class DurableRedisBroker(RedisBroker):
         if self._late and self._push is not None and time.monotonic() >= self._next_pace:
             self._next_pace = time.monotonic() + PACE_S
             try:
-                quick = pace(self.control, self.keys.counts, self.options.push_s) is Pace.QUICK
+                quick = pace(self.control, self.keys.pushed, self.options.push_s) is Pace.QUICK
             except (RedisError, OSError, ConfigError):
                 return  # the next push finds out
             if quick:

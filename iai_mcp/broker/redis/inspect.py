@@ -19,6 +19,7 @@ from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.broker.redis.reader import LaneReader
 from iai_mcp.broker.redis.scripts import translated
 from iai_mcp.broker.redis.server import check_server
+from iai_mcp.broker.redis.trouble import LaneTrouble, troubles
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, ConfigError
 
@@ -62,6 +63,7 @@ class RedisStatus:
         drained: entries that workers have ever acknowledged; the difference of two looks gives the rate.
         lanes: one row per lane; None where they cannot be read.
         workers: None where RQ's keys cannot be read.
+        troubles: what is wrong with the store's keys, and what was set aside.
     """
 
     url: str
@@ -80,6 +82,7 @@ class RedisStatus:
     drained: int | None = None
     workers: list[WorkerStatus] | None = None
     lanes: list[LaneStats] | None = None
+    troubles: list[LaneTrouble] = field(default_factory=list)
 
 
 def masked(connection: redis.Redis) -> str:
@@ -184,9 +187,12 @@ def workers_here(settings: Settings) -> list[WorkerStatus]:
 
 def _lanes(reader: LaneReader) -> dict[str, Any]:
     try:
-        return {"drained": sum(reader.drained()), "lanes": reader.stats()}
+        found: dict[str, Any] = {"drained": sum(reader.drained()), "lanes": reader.stats()}
     except (NoPermissionError, BrokerUnavailable) as error:
         return {"error": f"the lanes cannot be read: {failure(error)}"}
+    with suppress(NoPermissionError):  # an ACL of an earlier deployment
+        found["troubles"] = troubles(reader.control, reader.keys, len(found["lanes"]))
+    return found
 
 
 def _server(client: redis.Redis, ask_config: bool) -> dict[str, Any]:

@@ -46,9 +46,18 @@ class Keys:
         return f"{self.namespace}:{QUEUE}" if self.namespace else QUEUE
 
     @property
+    def pushed(self) -> str:
+        """The hash of entries that ever came: what producers count. Its fields are :meth:`Count.of`."""
+        return f"{self.prefix}pushed"
+
+    @property
     def counts(self) -> str:
-        """The hash of counts; its fields are :meth:`Count.of`."""
+        """The hash of the other counts, which workers write; its fields are :meth:`Count.of`."""
         return f"{self.prefix}counts"
+
+    def hash_of(self, count: Count) -> str:
+        """The hash that holds ``count``."""
+        return self.pushed if count is Count.PUSHED else self.counts
 
     @property
     def epoch(self) -> str:
@@ -59,6 +68,11 @@ class Keys:
     def place(self) -> str:
         """The list whose last item is the folder that the lanes belong to."""
         return f"{self.prefix}place"
+
+    @property
+    def aside(self) -> str:
+        """The list of keys that were set aside; the names of these begin with it."""
+        return f"{self.prefix}aside"
 
     def lane(self, lane: int, part: str) -> str:
         """A lane's key; ``part`` is ``pending`` (items in flight at its head), ``lease`` or ``state``."""

@@ -8,6 +8,7 @@ of one shape collide: that took 6.6 us of the server for each entry, and this ta
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -24,15 +25,20 @@ from iai_mcp.broker.redis.doorbell import Doorbell
 from iai_mcp.broker.redis.items import entries_in, from_items
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lease_keeper import LeaseKeeper
+from iai_mcp.broker.redis.mending import Mender
 from iai_mcp.broker.redis.reader import LaneReader
 from iai_mcp.broker.redis.scripts import Script, translated
+from iai_mcp.broker.redis.stray import count_of
 from iai_mcp.errors import LeaseLost
+from iai_mcp.telemetry.events import emit
 
 __all__ = ["RedisLanes"]
 
 MAX_CLAIM_BYTES = 16 * 2**20
+MAX_CLAIM_ENTRIES = 100_000  # of items in flight, whoever has claimed them
 LOOK = (16, 512)  # items read at a time: at first, and at most
 LOOK_BYTES = 2 * 2**20  # about the most bytes to read at a time
+LEAP = 2**31  # the most leases in a row that write nothing; a token further ahead is no lease's
 
 
 @cache
@@ -46,23 +52,35 @@ class RedisLanes(LaneReader):
     def __init__(self, control: redis.Redis, keys: Keys, lanes: int, lease_s: float) -> None:
         super().__init__(control, keys, lanes, lease_s)
         self._scripts = {
-            name: Script(name) for name in ("meet", "push", "lease", "renew", "claim", "ack", "release")
+            name: Script(name) for name in ("meet", "look", "push", "lease", "renew", "claim", "ack", "release")
         }
         self._looks = [LOOK[0]] * lanes  # for each lane, how many items to read at once
         self._claims: list[list[int]] = [[] for _ in range(lanes)]  # number of entries in each claimed item
         self._doorbell = Doorbell(control, keys)
         self._keeper = LeaseKeeper(self._renew, lease_s / 3)
+        self._mender = Mender(control, keys, lanes, lease_s)
+
+    def mend(self) -> None:
+        """Put right what strangers have written into the store's keys; :mod:`iai_mcp.broker.redis.mending`.
+
+        Raises:
+            BrokerUnavailable: the server does not answer.
+        """
+        with translated():
+            self._mender.mend()
 
     # -- the drain
 
     def lease(self, lane: int, floor: int = 0) -> Lease | None:
         holder = f"{_holder()}:{secrets.token_hex(4)}"
         keys = [self.keys.lane(lane, "lease"), self.keys.lane(lane, "state"), self.keys.counts]
-        token, *left = self._run("lease", keys, [holder, self._lease_ms, floor, Count.CLAIMED.of(lane)])
+        token, *left = self._run("lease", keys, [holder, self._lease_ms, floor, Count.CLAIMED.of(lane), LEAP])
         if token == -1:
             return None
-        before, items = left
-        ours = before.decode().rpartition(":")[0] == _holder()
+        before, items, stray = left
+        if stray:
+            emit("lane_mended", level=logging.WARNING, lane=lane, key="token", token=int(token))
+        ours = before.decode(errors="replace").rpartition(":")[0] == _holder()
         return Lease(lane, int(token), f"{token}:{holder}", inherited=0 if ours else int(items))
 
     def keep(self, lease: Lease) -> AbstractContextManager[None]:
@@ -95,7 +113,7 @@ class RedisLanes(LaneReader):
         pending, step = self.keys.lane(lane, "pending").encode(), self._looks[lane]
         counted = b"HGET", self.keys.counts.encode(), Count.CLAIMED.of(lane).encode()
         claimed, items = fetch(self.control, counted, _range(pending, 0, step))
-        head = _Head(in_flight=int(claimed or 0))
+        head = _Head(in_flight=count_of(claimed))
         at = 0
         while head.take(items, max_entries) and len(items) == step:
             at += step
@@ -107,10 +125,9 @@ class RedisLanes(LaneReader):
     def ack(self, lease: Lease, count: int) -> None:
         lane, claims = lease.lane, self._claims[lease.lane]
         pending = self.keys.lane(lane, "pending")
-        keys = [self.keys.lane(lane, "lease"), pending, self.keys.counts, self.keys.epoch]
+        keys = [self.keys.lane(lane, "lease"), pending, self.keys.counts, self.keys.epoch, self.keys.pushed]
         args = [lease.holder, self._lease_ms, count, sum(claims[:count])]
-        fields = [one.of(lane) for one in (Count.PUSHED, Count.DRAINED, Count.CLAIMED, Count.CLAIMED_ENTRIES)]
-        if self._run("ack", keys, [*args, *fields]) == -1:
+        if self._run("ack", keys, [*args, *[one.of(lane) for one in Count]]) == -1:
             raise LeaseLost(f"lane {lane}: the lease with token {lease.token} has passed on")
         del claims[:count]
 
@@ -167,7 +184,8 @@ class _Head:
                 return False
             count = entries_in(found)
             entries, size = self._entries + count, self._bytes + len(item)
-            if self.claimed and not self._in_flight and (entries > max_entries or size > MAX_CLAIM_BYTES):
+            too_many = entries > max_entries and not self._in_flight
+            if self.claimed and (too_many or size > MAX_CLAIM_BYTES or entries > MAX_CLAIM_ENTRIES):
                 return False
             self.claimed.append(found)
             self.counts.append(count)

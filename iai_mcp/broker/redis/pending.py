@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from iai_mcp.broker.redis.client import connect, control_client, failure
 from iai_mcp.broker.redis.keys import Count, Keys
+from iai_mcp.broker.redis.stray import answers, count_of
 from iai_mcp.config import Settings
 from iai_mcp.entries.wire import Outline, outline
 from iai_mcp.errors import BrokerUnavailable
@@ -41,8 +42,8 @@ def waiting_in(settings: Settings, store_id: str, lanes: int) -> Iterator[Waitin
             pipe = client.pipeline(transaction=True)
             pipe.lrange(keys.lane(lane, "pending"), 0, -1)
             pipe.hget(keys.counts, Count.CLAIMED.of(lane))
-            items, claimed = pipe.execute()
-            outlines, in_flight = [*map(outline, items)], int(claimed or 0)
+            items, claimed = answers(pipe)
+            outlines, in_flight = [*map(outline, items or ())], count_of(claimed)
             yield Waiting(lane, outlines[in_flight:], outlines[:in_flight])
 
 

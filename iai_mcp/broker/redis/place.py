@@ -14,6 +14,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from iai_mcp.broker.redis.client import connect, control_client, failure
 from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.broker.redis.scripts import Script
+from iai_mcp.broker.redis.stray import unless_wrong_type
 from iai_mcp.common.place import Place, is_gone
 from iai_mcp.config import Settings
 from iai_mcp.errors import BrokerUnavailable, WrongPlace
@@ -34,16 +36,17 @@ def claim_place(client: redis.Redis, keys: Keys, place: Place | None) -> None:
         RedisError: the server does not answer.
     """
     for _ in range(TRIES if place is not None else 0):
-        length, found = client.llen(keys.place), owner(client, keys)
+        length, found = unless_wrong_type(lambda: client.llen(keys.place)), owner(client, keys)
+        if length is None:  # a key of another type: a worker sets it aside
+            return
         moved = found is not None and is_gone(found)  # the note names a path where the folder is no more
         if place is None or (found is not None and found.id == place.id and not moved):
             return
         if found is not None and not moved:
             raise WrongPlace(refusal(found, place))
         try:
-            if client.rpush(keys.place, msgspec.json.encode(place)) == int(length) + 1:
+            if Script("place")(client, [keys.place], [length, msgspec.json.encode(place)]) == 1:
                 return
-            client.rpop(keys.place)  # another folder was faster
         except ResponseError:
             return
 
@@ -80,7 +83,7 @@ def owner(client: redis.Redis, keys: Keys) -> Place | None:
     Raises:
         RedisError: the server does not answer, or refuses.
     """
-    raw = client.lindex(keys.place, -1)
+    raw = unless_wrong_type(lambda: client.lindex(keys.place, -1))
     try:
         return msgspec.json.decode(raw, type=Place) if isinstance(raw, bytes) else None
     except msgspec.DecodeError:

@@ -33,7 +33,7 @@ class Transactions:
     def __init__(self, keys: Keys, lanes: int) -> None:
         self._lanes = [
             (
-                b"*4\r\n" + packed(b"HINCRBY", keys.counts.encode(), Count.PUSHED.of(lane).encode()),
+                b"*4\r\n" + packed(b"HINCRBY", keys.pushed.encode(), Count.PUSHED.of(lane).encode()),
                 b"*3\r\n" + packed(b"RPUSH", keys.lane(lane, "pending").encode()),
             )
             for lane in range(lanes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import redis
 
@@ -12,6 +11,7 @@ from iai_mcp.broker.protocol import LaneStats
 from iai_mcp.broker.redis.items import pushed_at
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.scripts import translated
+from iai_mcp.broker.redis.stray import answers, count_of, holder_of
 
 __all__ = ["LaneReader"]
 
@@ -39,15 +39,16 @@ class LaneReader:
             BrokerUnavailable: the server does not answer.
         """
         with translated():
-            return self._count(self.control, Count.DRAINED)
+            return self._count(Count.DRAINED)
 
-    def _count(self, client: redis.Redis, *counts: Count) -> list[int]:
-        """A count of every lane; of several counts, one after the other."""
+    def _count(self, count: Count) -> list[int]:
+        """A count of every lane; 0 for a stray value."""
         if not self._lanes:
             return []
-        fields = [count.of(lane) for count in counts for lane in range(self._lanes)]
-        values: Any = client.hmget(self.keys.counts, fields)
-        return [int(value or 0) for value in values]
+        pipe = self.control.pipeline(transaction=False)
+        pipe.hmget(self.keys.hash_of(count), [count.of(lane) for lane in range(self._lanes)])
+        (values,) = answers(pipe)
+        return [count_of(value) for value in values or [None] * self._lanes]
 
     def idle_lanes(self, most: int | None = None) -> list[int]:
         """Lanes that have work, ``most`` items where that is given, and no live lease.
@@ -59,8 +60,8 @@ class LaneReader:
         for number in range(self._lanes):
             pipe.llen(self.keys.lane(number, "pending"))
             pipe.exists(self.keys.lane(number, "lease"))
-        found = pipe.execute()
-        lengths, leased = found[::2], found[1::2]
+        found = answers(pipe)
+        lengths, leased = [length or 0 for length in found[::2]], found[1::2]
         return [n for n in range(self._lanes) if 0 < lengths[n] <= (most or lengths[n]) and not leased[n]]
 
     def busy_lanes(self) -> list[int]:
@@ -73,7 +74,7 @@ class LaneReader:
             pipe = self.control.pipeline(transaction=False)
             for number in range(self._lanes):
                 pipe.llen(self.keys.lane(number, "pending"))
-            return [number for number, length in enumerate(pipe.execute()) if length]
+            return [number for number, length in enumerate(answers(pipe)) if length]
 
     def leased(self, lanes: Sequence[int]) -> list[bool]:
         """Whether each of ``lanes`` has a live lease.
@@ -95,24 +96,31 @@ class LaneReader:
         with translated():
             pipe = self.control.pipeline(transaction=False)
             for n in range(self._lanes):
-                counts = (Count.PUSHED, Count.DRAINED, Count.CLAIMED_ENTRIES)
-                pipe.hmget(self.keys.counts, [count.of(n) for count in counts])
+                pipe.hget(self.keys.pushed, Count.PUSHED.of(n))
+                pipe.hmget(self.keys.counts, [Count.DRAINED.of(n), Count.CLAIMED_ENTRIES.of(n)])
                 pipe.lindex(self.keys.lane(n, "pending"), 0)
                 pipe.get(self.keys.lane(n, "lease"))
                 pipe.pttl(self.keys.lane(n, "lease"))
-            found = pipe.execute()
-        return [self._lane_stats(n, *found[4 * n : 4 * n + 4]) for n in range(self._lanes)]
+            found = answers(pipe)
+        return [self._lane_stats(n, *found[5 * n : 5 * n + 5]) for n in range(self._lanes)]
 
     def _lane_stats(
-        self, lane: int, counts: list[bytes | None], head: bytes | None, lease: bytes | None, ttl: int
+        self,
+        lane: int,
+        pushed: bytes | None,
+        counts: list[bytes | None] | None,
+        head: bytes | None,
+        lease: bytes | None,
+        ttl: int,
     ) -> LaneStats:
-        pushed, drained, claimed = (int(count or 0) for count in counts)
-        in_flight = claimed if head else 0
+        drained, claimed = map(count_of, counts or (None, None))
+        waiting = max(0, count_of(pushed) - drained) if head else 0  # an empty list says more than any count
+        in_flight = min(claimed, waiting)
         return LaneStats(
             lane,
-            max(0, pushed - drained - in_flight),
+            waiting - in_flight,
             in_flight,
             max(0.0, time.time() - pushed_at(head)) if head else None,
-            lease.decode().split(":", 1)[1] if lease else None,
+            holder_of(lease),
             max(0.0, self._lease_s - ttl / 1000) if lease else None,
         )

@@ -20,6 +20,7 @@ from iai_mcp.broker.redis.push_transaction import Transactions
 from iai_mcp.broker.redis.resp import OTHER, Reply, integers
 from iai_mcp.broker.redis.retained import Part
 from iai_mcp.broker.redis.scripts import Script
+from iai_mcp.broker.redis.stray import count_of
 
 __all__ = ["EpochChanged", "Sender", "Sent"]
 
@@ -63,7 +64,7 @@ class Sender:
         keys: the names of the store's keys.
         lanes: the number of lanes.
         ceiling: most entries in one lane.
-        scripts: by name, ``push`` and ``meet`` among them.
+        scripts: by name, ``push``, ``meet`` and ``look`` among them.
 
     Raises:
         RedisError, OSError: the server cannot be reached.
@@ -126,11 +127,19 @@ class Sender:
             raise EpochChanged
 
     def look(self) -> list[int]:
-        """Learn how far pushes and drains have come; how many entries each lane has ever been pushed."""
-        fields = [count.of(lane) for count in (Count.PUSHED, Count.DRAINED) for lane in range(self._lanes)]
-        values: Any = self.client.hmget(self._keys.counts, fields)
-        counts = [int(value or 0) for value in values]
-        pushed, self.drained = counts[: self._lanes], counts[self._lanes :]
+        """Learn how far pushes and drains have come; how many entries each lane has ever been pushed.
+
+        An empty list says more than the counts: what was pushed has been drained.
+        """
+        each = range(self._lanes)
+        keys = [self._keys.pushed, self._keys.counts, *[self._keys.lane(lane, "pending") for lane in each]]
+        fields = [count.of(lane) for count in (Count.PUSHED, Count.DRAINED) for lane in each]
+        reply: list[Any] = self._scripts["look"](self.client, keys, fields)
+        pushed, drained = ([*map(count_of, reply[n * self._lanes : (n + 1) * self._lanes])] for n in (0, 1))
+        self.drained = [
+            come if length == 0 else gone
+            for come, gone, length in zip(pushed, drained, reply[2 * self._lanes :], strict=True)
+        ]
         self._free = [self._ceiling + gone - come for come, gone in zip(pushed, self.drained, strict=True)]
         return pushed
 
@@ -191,7 +200,7 @@ class Sender:
     def _run_script(self, parts: Sequence[Part], ceiling: int) -> list[int]:
         """The same push as a script, which keeps to the ceiling even when other producers push."""
         self.round_trips += 1
-        keys = [self._keys.counts, self._keys.epoch, *[self._keys.lane(lane, "pending") for lane, _, _ in parts]]
+        keys = [self._keys.pushed, self._keys.epoch, *[self._keys.lane(lane, "pending") for lane, _, _ in parts]]
         args: list[Any] = [self.epoch]
         for lane, entries, item in parts:
             # A parcel above the ceiling fits an empty lane.

@@ -69,15 +69,15 @@ def on_disk(client: redis.Redis) -> bool:
     return bool(found and found[0][0] >= 1)
 
 
-def pace(client: redis.Redis, counts: str, budget_s: float) -> Pace:
-    """Try it with writes to the hash ``counts`` that change nothing.
+def pace(client: redis.Redis, pushed: str, budget_s: float) -> Pace:
+    """Try it with writes to the hash ``pushed`` that change nothing.
 
     Raises:
         ConfigError: as :func:`confirmed`.
     """
     for _ in range(WRITES):
         began = time.monotonic()
-        client.hincrby(counts, Count.PUSHED.of(0), 0)
+        client.hincrby(pushed, Count.PUSHED.of(0), 0)
         if time.monotonic() - began > budget_s:
             return Pace.STUCK
         if not confirmed(client, budget_s) or time.monotonic() - began > budget_s:

@@ -24,6 +24,9 @@ def redis(subject: Subject) -> Iterator[Check]:
     yield Check("redis", State.PASS, f"{seen.url}: version {seen.version}, answers in {seen.ping_ms} ms")
     if seen.error:
         yield Check("redis lanes", State.FAIL, seen.error, "let this user read and write the store's keys")
+    for trouble in seen.troubles:
+        state = State.WARN if trouble.mended else State.FAIL
+        yield Check("redis lanes", state, trouble.message, trouble.remedy)
     yield _setting("redis appendonly", seen.appendonly, {"yes"}, "CONFIG SET appendonly yes")
     if seen.appendonly != "no":
         durable = subject.settings.redis_durability == "fsync"

@@ -16,6 +16,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from iai_mcp.common.arrays import repeated
+from iai_mcp.common.decimals import plain
 from iai_mcp.common.files import replace_file, sync_tree
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.config import Settings
@@ -292,8 +293,8 @@ class LaneTable(LaneReader):
     def token(self) -> int:
         """The highest fencing token that this lane has seen; 0 if none. It outlives a wiped broker."""
         try:
-            return int(read_regular(self._token_file, NOTE_MAX))
-        except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
+            return plain(read_regular(self._token_file, NOTE_MAX).strip()) or 0  # None: emptied by a power cut
+        except FileNotFoundError:
             return 0
 
     def raise_fence(self, token: int) -> None:
@@ -311,7 +312,11 @@ class LaneTable(LaneReader):
                 replace_file(self._token_file, str(token).encode(), sync=False)
 
     def _check_fence(self, token: int | None) -> None:
-        if token is not None and token < self.token:
+        if token is None:
+            return
+        if plain(str(token)) is None:
+            raise LeaseLost(f"{self._folder.name}: token {token} is no lease's: it is out of range")
+        if token < self.token:
             raise LeaseLost(f"{self._folder.name}: token {token} is stale, {self.token} has been seen")
 
     # -- upkeep

@@ -253,10 +253,10 @@ def test_two_that_come_at_once_do_not_both_get_it(store: MemoryStore, server: Se
         def __getattr__(self, name: str) -> Any:
             return getattr(client, name)
 
-        def rpush(self, *args: Any) -> Any:
+        def execute_command(self, *args: Any) -> Any:
             if client.llen(keys.place) == 0:
                 claim_place(client, keys, theirs)
-            return client.rpush(*args)
+            return client.execute_command(*args)
 
     with pytest.raises(WrongPlace):
         claim_place(Slow(), keys, mine)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def state(server: Server) -> dict[bytes, Any]:
     """Everything that a push changes."""
     admin = server.client()
     kept: dict[bytes, Any] = {key: admin.lrange(key, 0, -1) for key in admin.scan_iter("*:pending")}
-    return {**kept, b"counts": admin.hgetall(KEYS.counts)}
+    return {**kept, b"counts": admin.hgetall(KEYS.counts), b"pushed": admin.hgetall(KEYS.pushed)}
 
 
 # -- which form
@@ -173,7 +173,7 @@ def test_where_transactions_are_not_allowed_the_script_pushes(
     broker = make(fenced(server, *rules))
     for number in range(5):
         assert broker.push([parcel(0, number), parcel(1, number)]) == Pushed()
-    assert calls(server, "evalsha") == 1 + 5  # the first one asks for the epoch
+    assert calls(server, "evalsha") == 2 + 5  # the first two ask for the epoch and for the counts
     assert (drained(make(), 0), drained(make(), 1)) == ([0, 1, 2, 3, 4],) * 2
 
 
