@@ -26,11 +26,12 @@ from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import EntryState, LedgerBuilder, ProducerLedger
+from iai_mcp.maintenance.letters import letter_troubles
 from iai_mcp.maintenance.pending import pending_in_spill
 from iai_mcp.spill.listing import outlines
 from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.live_producers import SignOfLife, signs_of_life
 from iai_mcp.storage.meta import StoreMeta, read_meta
@@ -61,6 +62,8 @@ class FindingKind(StrEnum):
     MISPLACED = "misplaced"
     OUT_OF_ORDER = "out_of_order"
     CONFLICT = "conflict"
+    UNPROVEN = "unproven"
+    NOT_KEPT = "not_kept"
     UNKNOWN_RECORDS = "unknown_records"
     UNREADABLE = "unreadable"
     ORPHANED = "orphaned"
@@ -128,6 +131,7 @@ class Inventory:
         accepted_late: keys of entries that an operator let be out of order.
         accepted_shared: keys that an operator let two entries have.
         unreadable: what could not be read.
+        unproven: keys of dead letters that prove no producer; they may be another's.
         ledgers: one for each producer.
     """
 
@@ -146,6 +150,7 @@ class Inventory:
     unreadable: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unproven: list[Key] = field(default_factory=list)
     ledgers: list[ProducerLedger] = field(default_factory=list)
 
     def guarded(self, source: Source, name: str, remedy: str, read: Callable[[], None]) -> str | None:
@@ -197,6 +202,7 @@ def take_inventory(layout: Layout, settings: Settings) -> Inventory:
         found.notes.append(
             f"running clients may hold entries in memory, which cannot be counted: producers {names}"
         )
+    found.builder.fill(EntryState.UNPROVEN, found.unproven)
     found.ledgers = found.builder.build()
     return found
 
@@ -270,18 +276,19 @@ def _in_redis(found: Inventory) -> None:
 
 
 def _dead(found: Inventory) -> None:
-    letters = DeadLetters(found.layout).all()
+    kept = DeadLetters(found.layout)
+    letters = kept.all()
     by_producer: dict[str, list[int]] = {}
     for letter in letters:
+        if letter.unproven:  # its numbers may be another's
+            found.unproven += letter.keys
+            continue
         for producer, seq in letter.keys:
             by_producer.setdefault(producer, []).append(seq)
     for producer, seqs in by_producer.items():
         found.builder.add_seqs(EntryState.DEAD, producer, seqs)
-    if conflicts := sum(letter.conflict for letter in letters):
-        message = f"{many(conflicts, 'entry')} whose key another entry has: two processes had one producer id"
-        found.warn(
-            FindingKind.CONFLICT, Source.DEAD_LETTERS, message, "iai-mcp dead list, then dead retry or dead drop"
-        )
+    for kind, message, remedy in letter_troubles(kept, letters):
+        found.warn(FindingKind(kind), Source.DEAD_LETTERS, message, remedy)
     if unnamed := sum(not letter.keys for letter in letters):
         found.notes.append(f"{unnamed} dead letters name no producer; lost entries may be among them")
 

@@ -40,6 +40,7 @@ class EntryState(IntEnum):
     SPILLED = 9
     SET_ASIDE = 10
     ACCEPTED = 11  # lost, and an operator accepted the loss
+    UNPROVEN = 12  # perhaps a dead letter: one without a valid proof says that it is this entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,23 @@ class LedgerBuilder:
         """Add entries of one producer; numbers out of range are ignored."""
         numbers = np.fromiter((seq for seq in seqs if 0 < seq < 1 << _SEQ_BITS), np.int64)
         self.add(state, self.keys([producer], np.zeros(len(numbers), np.int64), numbers))
+
+    def fill(self, state: EntryState, keys: Iterable[tuple[str, int]]) -> None:
+        """Add ``keys`` where a known producer has handed out as many entries; others say nothing sure."""
+        highest = dict(self._expected)
+        names = [*self._codes]
+        for some in self._keys:
+            codes, seqs = some >> _SEQ_BITS, some & ((1 << _SEQ_BITS) - 1)
+            tops = np.zeros(len(names), np.int64)
+            np.maximum.at(tops, codes, seqs)
+            for code in np.flatnonzero(tops):
+                highest[names[code]] = max(highest.get(names[code], 0), int(tops[code]))
+        by_producer: dict[str, list[int]] = {}
+        for producer, seq in keys:
+            if 0 < seq <= highest.get(producer, 0):
+                by_producer.setdefault(producer, []).append(seq)
+        for producer, known in by_producer.items():
+            self.add_seqs(state, producer, known)
 
     def expect(self, producer: str, handed_out: int) -> None:
         """Note that a producer has handed out as many entries, wherever they are."""

@@ -218,5 +218,5 @@ class Background:
         self._living.note()
         with suppress(OSError):  # a drain will say so
             self._store.tidy()
-        orphans = adopt(overflow_dir(self._store.settings), self._store.store_id)
+        orphans = adopt(overflow_dir(self._store.settings), self._store.store_id, self._overflow.proof)
         self._adopted.extend(map(ReplayCursor, orphans))
