@@ -293,6 +293,7 @@ def test_spilled_lines_are_signed_and_checked(rig: Rig, home: Path, way: Callabl
 
 
 def test_a_client_without_the_key_leaves_spill_that_a_retry_applies(rig: Rig, home: Path) -> None:
+    rig.queue.stop()  # it would adopt the files
     folder(home).mkdir(parents=True, exist_ok=True)
     spilled(rig, home, "one", "two", key=None)
     by_apply(rig)
@@ -303,6 +304,7 @@ def test_a_client_without_the_key_leaves_spill_that_a_retry_applies(rig: Rig, ho
 
 
 def test_forgetting_leaves_the_rest_of_a_signed_line_signed(rig: Rig, home: Path) -> None:
+    rig.queue.stop()  # it would adopt the files
     folder(home).mkdir(parents=True, exist_ok=True)
     other = next(one for one in rig.store.insert_many([_make() for _ in range(40)]) if same_lane(rig, one))
     dead = ProvenanceWriteQueue(reopened(rig.store, KEY))
@@ -318,6 +320,7 @@ def test_forgetting_leaves_the_rest_of_a_signed_line_signed(rig: Rig, home: Path
 
 
 def test_forgetting_does_not_sign_what_a_forger_wrote(rig: Rig, home: Path) -> None:
+    rig.queue.stop()  # it would adopt the files
     folder(home).mkdir(parents=True, exist_ok=True)
     path = spilled(rig, home, "one", key=None)
     other = rig.store.insert(_make())
@@ -340,6 +343,7 @@ def same_lane(rig: Rig, record: UUID) -> bool:
 
 
 def test_the_journal_of_an_embedded_queue_is_signed(rig: Rig, home: Path) -> None:
+    rig.queue.stop()  # it would adopt the files
     store = reopened(rig.store, KEY, IAI_MCP_JOURNAL="write")
     queue = ProvenanceWriteQueue(store)
     queue.enqueue(pairs(rig.record, ["journalled"]))
