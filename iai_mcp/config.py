@@ -29,6 +29,7 @@ __all__ = [
     "world_readable",
 ]
 
+SIGNING_KEY_CHARACTERS = 32  # at least
 ENGINE_SECRETS = Path("/run/secrets")  # container engines mount secrets here and choose the mode
 
 
@@ -36,7 +37,7 @@ def _setting(
     default: Any, env: str, help: str, *, choices: tuple[str, ...] = (), secret: bool = False, off: bool = False
 ) -> Any:
     metadata = {"env": env, "help": help, "choices": choices, "secret": secret, "off": off}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,14 @@ class Settings:
     http_session_idle: float = _setting(
         1800.0, "IAI_MCP_HTTP_SESSION_IDLE", "Seconds without a request after which an MCP session over HTTP ends."
     )
+    signing_key: str = _setting(
+        "",
+        "IAI_MCP_SIGNING_KEY",
+        "Key that clients and workers share. With it every entry that leaves a process is signed, and what has no "
+        "valid signature becomes a dead letter. At least 32 characters; several, separated by commas or lines: "
+        "the first one signs, all of them are accepted.",
+        secret=True,
+    )
     traces: str = _setting(
         "off",
         "IAI_MCP_TRACES",
@@ -199,15 +208,35 @@ class Settings:
             if spec.metadata["secret"] and (file := env.get(f"{name}_FILE", "")):
                 if raw:
                     raise ConfigError(f"{name} and {name}_FILE are both set: unset one of them")
-                raw = read_secret(Path(file).expanduser(), f"{name}_FILE={file}")
+                lines = spec.name == "signing_key"
+                raw = read_secret(Path(file).expanduser(), f"{name}_FILE={file}", lines=lines)
             if raw != "":
                 values[spec.name] = _parse(spec.name, spec.default, raw, spec.metadata)
-        return cls(**values)
+        settings = cls(**values)
+        settings.signing_keys  # noqa: B018  a bad one is told at once
+        return settings
 
     @property
     def retain_bytes(self) -> int:
         """Bytes of memory for entries that are in Redis and not yet in the store."""
         return int(self.retain_mb * 2**20)
+
+    @property
+    def signing_keys(self) -> tuple[str, ...]:
+        """The keys of ``signing_key``: the first one signs, all of them are accepted.
+
+        Raises:
+            ConfigError: a key is shorter than ``SIGNING_KEY_CHARACTERS``.
+        """
+        if not self.signing_key:
+            return ()
+        keys = tuple(key.strip() for key in self.signing_key.strip().replace(",", "\n").split("\n"))
+        if any(len(key) < SIGNING_KEY_CHARACTERS for key in keys):
+            raise ConfigError(
+                "IAI_MCP_SIGNING_KEY holds an empty key or one of fewer than "
+                f"{SIGNING_KEY_CHARACTERS} characters: make one with `openssl rand -hex 32`"
+            )
+        return keys
 
     @property
     def store_path(self) -> Path:
@@ -294,8 +323,11 @@ def _parse(name: str, default: Any, raw: str, meta: Mapping[str, Any]) -> Any:
     return value
 
 
-def read_secret(path: Path, named: str) -> str:
+def read_secret(path: Path, named: str, *, lines: bool = False) -> str:
     """The single line of a file, without surrounding blanks. Errors call the file ``named``.
+
+    Args:
+        lines: the file may hold several lines.
 
     Raises:
         ConfigError: the file cannot be read, is empty, or holds more than one line.
@@ -306,7 +338,7 @@ def read_secret(path: Path, named: str) -> str:
         raise ConfigError(f"{named}: {getattr(error, 'strerror', None) or 'not text'}") from None
     if not secret:
         raise ConfigError(f"{named} is empty")
-    if len(secret.splitlines()) > 1:
+    if len(secret.splitlines()) > 1 and not lines:
         raise ConfigError(f"{named} holds more than one line")
     return secret
 

@@ -7,10 +7,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from iai_mcp.cli.app import app
 from iai_mcp.config import Settings
+from iai_mcp.errors import ConfigError
 from tests.support import ROOT
 
 
@@ -27,12 +29,15 @@ def test_each_setting_says_where_it_comes_from_and_secrets_stay_hidden(tmp_path:
         "IAI_MCP_EMBEDDER_KEY_FILE": str(file),
         "IAI_MCP_REDIS_URL": "redis://ada:sesame-redis@db:6380/1",
         "IAI_MCP_TOKEN": "sesame-token",
+        "IAI_MCP_SIGNING_KEY": f"sesame-{'1' * 32},sesame-{'2' * 32}",
         "IAI_MCP_LEASE": "5",
     }
     found = json.loads(config("--json", env=env).stdout)
     assert found["IAI_MCP_EMBEDDER_KEY"] == {"value": "***", "source": str(file)}
     assert found["IAI_MCP_REDIS_URL"] == {"value": "redis://ada:***@db:6380/1", "source": "environment"}
     assert found["IAI_MCP_TOKEN"] == {"value": "***", "source": "environment"}
+    assert found["IAI_MCP_SIGNING_KEY"] == {"value": "***", "source": "environment"}
+    assert "sesame" not in repr(Settings.load(env))
     assert found["IAI_MCP_LEASE"] == {"value": 5.0, "source": "environment"}
     assert found["IAI_MCP_STORE"] == {"value": str(home / ".iai-mcp" / "store"), "source": "default"}
     shown = config(env=env)
@@ -59,3 +64,22 @@ def test_the_code_names_only_variables_that_are_settings() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             named = {*re.findall(r"IAI_MCP_[A-Z_]*[A-Z]\b", path.read_text())}
             assert named <= known | {"IAI_MCP_PUBLIC_HOST"}, path  # compose.yaml has this one for itself
+
+
+KEYS = ["a" * 32, "b" * 40]
+
+
+@pytest.mark.parametrize("given", [",".join(KEYS), "\n".join(KEYS), f" {KEYS[0]} , {KEYS[1]}\n"])
+def test_a_signing_key_may_be_several(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(given)
+    assert Settings.load({"IAI_MCP_SIGNING_KEY": given}).signing_keys == tuple(KEYS)
+    assert Settings.load({"IAI_MCP_SIGNING_KEY_FILE": str(file)}).signing_keys == tuple(KEYS)
+    assert Settings.load({}).signing_keys == ()
+
+
+@pytest.mark.parametrize("given", ["sesame", "a" * 31, f"{KEYS[0]},sesame", f"{KEYS[0]},", ",", " "])
+def test_a_short_or_empty_signing_key_is_refused_and_not_repeated(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"IAI_MCP_SIGNING_KEY .* `openssl rand -hex 32`") as refused:
+        Settings.load({"IAI_MCP_SIGNING_KEY": given})
+    assert "sesame" not in str(refused.value)

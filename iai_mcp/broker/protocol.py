@@ -71,10 +71,15 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class MalformedItem:
-    """An item of a lane that cannot be read as a parcel."""
+    """An item of a lane that cannot be read as a parcel, or that must not be.
+
+    Attributes:
+        unproven: whether it has no valid proof of its producer (:mod:`iai_mcp.entries.signature`).
+    """
 
     raw: bytes
     reason: str
+    unproven: bool = False
 
 
 Claimed = Parcel | MalformedItem

@@ -16,7 +16,7 @@ from iai_mcp.cli.common import (
     screen,
     show_help,
 )
-from iai_mcp.errors import RecordNotFound, UsageError
+from iai_mcp.errors import MalformedParcel, RecordNotFound, UsageError
 
 if TYPE_CHECKING:
     from iai_mcp.storage.dead_letters import DeadLetter, DeadLetters
@@ -52,14 +52,18 @@ def _root(context: typer.Context) -> None:
 def _list(as_json: Json = False, store: Store = None) -> None:
     """List the dead letters, oldest first."""
     with opened(store) as memories:
-        found = _letters(memories).all()
+        letters = _letters(memories)
+        found, overflown = letters.all(), letters.overflown()
+    if overflown.items:
+        since = f"from {overflown.first} to {overflown.last}"
+        note(f"{overflown.items} items were not kept ({overflown.bytes} bytes, {since}): the file was full")
     if as_json:
-        print_json({"letters": [_dict(letter) for letter in found]})
+        print_json({"letters": [_dict(letter) for letter in found], "not_kept": overflown.items})
     elif found:
-        from iai_mcp.cli.tables import letters
+        from iai_mcp.cli import tables
 
         out = screen()
-        out.print(letters(found, out.width))
+        out.print(tables.letters(found, out.width))
     else:
         note("no dead letters")
 
@@ -116,13 +120,15 @@ def retry_letters(store: MemoryStore, letters: list[DeadLetter]) -> dict[str, An
 
     Returns:
         Counts ``applied``, ``duplicate`` (applied before) and ``unknown`` (memory gone), ``failed`` as
-        ``{"id", "reason"}``, and the ids of ``raw`` letters.
+        ``{"id", "reason"}``, and the ids of ``raw`` letters. A letter without a valid proof fails again unless it
+        has one under the keys that are set now, or no key is set.
 
     Raises:
         StoreUnavailable: the storage fails; the letters not yet applied stay.
     """
     report: dict[str, Any] = {"applied": 0, "duplicate": 0, "unknown": 0, "failed": [], "raw": []}
-    report["raw"] = [letter.id for letter in letters if letter.pair is None]
+    unproven = [letter for letter in letters if letter.unproven]
+    report["raw"] = [letter.id for letter in letters if letter.pair is None and not letter.unproven]
     waiting = [letter for letter in letters if letter.pair is not None]
     if old := _letters(store).of_reused(waiting):  # their memory was forgotten, and another one has its id
         report["unknown"] += len(old)
@@ -130,7 +136,25 @@ def retry_letters(store: MemoryStore, letters: list[DeadLetter]) -> dict[str, An
         waiting = [letter for letter in waiting if letter not in old]
     for start in range(0, len(waiting), BATCH):
         _retry_batch(store, waiting[start : start + BATCH], report)
+    for letter in unproven:
+        _retry_unproven(store, letter, report)
     return report
+
+
+def _retry_unproven(store: MemoryStore, letter: DeadLetter, report: dict[str, Any]) -> None:
+    """Apply a parcel that had no valid proof, if it has one under the present keys, or if there are none."""
+    from iai_mcp.pipeline.proving import apply_unproven
+
+    try:
+        done = apply_unproven(store, letter)
+    except OSError:
+        raise  # the storage fails: the next one would fail too
+    except Exception as error:  # noqa: BLE001  as above
+        reason = str(error) if isinstance(error, MalformedParcel) else f"{type(error).__name__}: {error}"
+        report["failed"].append({"id": letter.id, "reason": reason})
+        return
+    for name in ("applied", "duplicate", "unknown"):
+        report[name] += getattr(done, name)
 
 
 def _retry_batch(store: MemoryStore, letters: list[DeadLetter], report: dict[str, Any]) -> None:

@@ -11,5 +11,6 @@ def many(number: int, one: str, more: str | None = None) -> str:
     ``more``: the plural, needed where the noun is not the last word of ``one``.
     """
     if number != 1:
-        one = more or (f"{one[:-1]}ies" if one.endswith("y") else f"{one}s")
+        ies = one.endswith("y") and one[-2:-1] not in "aeiou"
+        one = more or (f"{one[:-1]}ies" if ies else f"{one}s")
     return f"{number:,} {one}"

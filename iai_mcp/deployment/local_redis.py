@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 import shlex
 import shutil
 import stat
@@ -16,12 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from iai_mcp.config import read_secret
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep, worker_children
 from iai_mcp.errors import BrokerLoading, BrokerUnavailable, ConfigError, IaiMcpError, StoreUnavailable
 from iai_mcp.storage.layout import Layout
@@ -45,7 +47,7 @@ class Deployment:
     """A store, its Redis and its workers.
 
     Raises:
-        ConfigError: the paths are too long for a Unix socket.
+        ConfigError: the paths are too long for a Unix socket, or the signing key cannot be read.
         StoreError: the store cannot be created or read.
     """
 
@@ -57,6 +59,10 @@ class Deployment:
         self.url = f"unix://{quote(str(self.socket))}"
         self.settings = replace(settings, store=self.store, redis_url=self.url)
         self.env = {"IAI_MCP_STORE": str(self.store), "IAI_MCP_REDIS_URL": self.url}
+        if not settings.signing_key:  # a key of the environment is the clients' too
+            file = signing_key_file(self.folder)
+            self.settings = replace(self.settings, signing_key=read_secret(file, str(file), lines=True))
+            self.env["IAI_MCP_SIGNING_KEY_FILE"] = str(file)
 
     @property
     def exports(self) -> list[str]:
@@ -167,6 +173,24 @@ def make_store(path: Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise StoreUnavailable(lines[-1] if lines else f"no store could be created at {path}")
+
+
+def signing_key_file(folder: Path) -> Path:
+    """The file in ``folder`` that holds the key of this deployment; it is made where there is none.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path, new = folder / "signing-key", folder / f".signing-key.{os.getpid()}.tmp"
+    if not path.exists():
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(f"{secrets.token_hex(32)}\n")
+        with suppress(FileExistsError):  # another process was quicker
+            os.link(new, path)
+        new.unlink()
+    return path
 
 
 def redis_server() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from iai_mcp.config import Settings
 from iai_mcp.errors import ConfigError
-from iai_mcp.maintenance.checks import disk, installation, redis, store
+from iai_mcp.maintenance.checks import disk, installation, redis, signing, store
 from iai_mcp.maintenance.checks.check import Check, State, Subject
 
 __all__ = ["Check", "State", "examine"]
@@ -46,6 +46,8 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Callable[[Subject], Iterabl
             yield name, lambda _, n=name: [Check(n, State.SKIP, "the embedded broker needs none")]  # type: ignore[misc]
     if subject.exists and subject.settings.redis_url:
         yield "redis place", redis.place
+    if subject.settings.redis_url:
+        yield "signing", signing.signing
     yield "disk", disk.free_space
     yield "spill folder", disk.spill_folder
     yield "spill", disk.spill

@@ -27,11 +27,12 @@ from iai_mcp.entries.identity import is_second_id
 from iai_mcp.entries.wire import Outline
 from iai_mcp.errors import IaiMcpError
 from iai_mcp.maintenance.ledger import EntryState, LedgerBuilder, ProducerLedger
+from iai_mcp.maintenance.letters import letter_troubles
 from iai_mcp.maintenance.pending import pending_in_spill
 from iai_mcp.spill.listing import outlines
 from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import RECORDS, Layout
 from iai_mcp.storage.live_producers import SignOfLife, signs_of_life
 from iai_mcp.storage.meta import StoreMeta, read_meta
@@ -65,6 +66,8 @@ class FindingKind(StrEnum):
     MISPLACED = "misplaced"
     OUT_OF_ORDER = "out_of_order"
     CONFLICT = "conflict"
+    UNPROVEN = "unproven"
+    NOT_KEPT = "not_kept"
     UNKNOWN_RECORDS = "unknown_records"
     UNREADABLE = "unreadable"
     UNSOUND_ROWS = "unsound_rows"
@@ -137,6 +140,7 @@ class Inventory:
         accepted_late: keys of entries that an operator let be out of order.
         accepted_shared: keys that an operator let two entries have.
         unreadable: what could not be read.
+        unproven: keys of dead letters that prove no producer; they may be another's.
         ledgers: one for each producer.
     """
 
@@ -156,6 +160,7 @@ class Inventory:
     unreadable: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unproven: list[Key] = field(default_factory=list)
     ledgers: list[ProducerLedger] = field(default_factory=list)
 
     def guarded(self, source: Source, name: str, remedy: str, read: Callable[[], None]) -> str | None:
@@ -207,6 +212,7 @@ def take_inventory(layout: Layout, settings: Settings) -> Inventory:
         found.notes.append(
             f"running clients may hold entries in memory, which cannot be counted: producers {names}"
         )
+    found.builder.fill(EntryState.UNPROVEN, found.unproven)
     found.ledgers = found.builder.build()
     return found
 
@@ -283,14 +289,20 @@ def _in_redis(found: Inventory) -> None:
 
 
 def _dead(found: Inventory) -> None:
-    letters = DeadLetters(found.layout).all()
+    kept = DeadLetters(found.layout)
+    letters = kept.all()
     by_producer: dict[tuple[str, bool], list[int]] = {}
     for letter in letters:
+        if letter.unproven:  # its numbers may be another's
+            found.unproven += letter.keys
+            continue
         for producer, seq in letter.keys:
             by_producer.setdefault((producer, letter.raw is not None), []).append(seq)
     for (producer, raw), seqs in by_producer.items():  # anybody may have written bytes that were refused
         found.builder.add_seqs(EntryState.DEAD, producer, seqs, hearsay=raw)
     found.conflicts = sum(letter.conflict for letter in letters)
+    for kind, message, remedy in letter_troubles(kept, letters):
+        found.warn(FindingKind(kind), Source.DEAD_LETTERS, message, remedy)
     if unnamed := sum(not letter.keys for letter in letters):
         found.notes.append(f"{unnamed} dead letters name no producer; lost entries may be among them")
 

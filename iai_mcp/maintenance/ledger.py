@@ -41,6 +41,7 @@ class EntryState(IntEnum):
     SPILLED = 9
     SET_ASIDE = 10
     ACCEPTED = 11  # lost, and an operator accepted the loss
+    UNPROVEN = 12  # perhaps a dead letter: one without a valid proof says that it is this entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,24 @@ class LedgerBuilder:
         else:  # its end is added, so that the producer is known to have handed out as many
             self.add_seqs(state, producer, [last])
             self._spans.setdefault(producer, []).append((state, first, last - 1))
+
+    def fill(self, state: EntryState, keys: Iterable[tuple[str, int]]) -> None:
+        """Add ``keys`` where a known producer has handed out as many entries; others say nothing sure."""
+        highest = dict(self._expected)
+        names = [*self._codes]
+        for every, hearsay in zip(self._keys, self._hearsay, strict=True):
+            some = every[~hearsay]
+            codes, seqs = some >> SEQ_BITS, some & SEQ_MAX
+            tops = np.zeros(len(names), np.int64)
+            np.maximum.at(tops, codes, seqs)
+            for code in np.flatnonzero(tops):
+                highest[names[code]] = max(highest.get(names[code], 0), int(tops[code]))
+        by_producer: dict[str, list[int]] = {}
+        for producer, seq in keys:
+            if 0 < seq <= highest.get(producer, 0):
+                by_producer.setdefault(producer, []).append(seq)
+        for producer, known in by_producer.items():
+            self.add_seqs(state, producer, known)
 
     def expect(self, producer: str, handed_out: int) -> None:
         """Note that a producer has handed out as many entries, wherever they are."""

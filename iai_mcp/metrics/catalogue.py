@@ -20,6 +20,7 @@ EVENTS = (
     "call_failed",
     "compaction",
     "dead_letter",
+    "dead_letters_full",
     "doorbell_failed",
     "forget_incomplete",
     "key_conflict",

@@ -226,7 +226,8 @@ class Background:
             self._store.tidy()
         if self._ends(number):
             return
-        orphans = [*map(ReplayCursor, adopt(overflow_dir(self._store.settings), self._store.store_id))]
+        settings = self._store.settings
+        orphans = [*map(ReplayCursor, adopt(overflow_dir(settings), self._store.store_id, self._overflow.proof))]
         with self._adoption:
             if not self._ends(number):
                 self._adopted.extend(orphans)

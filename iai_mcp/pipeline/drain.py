@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BrokerUnavailable, LeaseLost
 from iai_mcp.pipeline.ports import ProvenanceStore
-from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.dead_letters import DeadLetters, Raw
 from iai_mcp.storage.tables.known_records import RecordsCache
 from iai_mcp.storage.tables.write_right import WriteRight
 from iai_mcp.telemetry import observer
@@ -173,7 +174,7 @@ class EntryWriter:
         self._store = store
         self._cache = cache
         self._right = right
-        self._dead: list[tuple[Pair | bytes, str]] = []
+        self._dead: list[tuple[Pair, str]] = []
 
     def write(self, claimed: Sequence[Claimed]) -> None:
         """Write all of it.
@@ -182,10 +183,13 @@ class EntryWriter:
             OSError: the storage is unavailable; the call may be repeated.
             LeaseLost: the right to write has passed on.
         """
-        self._dead = [(item.raw, item.reason) for item in claimed if isinstance(item, MalformedItem)]
+        self._dead = []
+        malformed = [item for item in claimed if isinstance(item, MalformedItem)]
         self._write_entries(EntryBatch.of([item for item in claimed if not isinstance(item, MalformedItem)]))
-        for what, reason in self._dead:  # last: a batch that is tried again leaves no letter twice
-            self._dead_letter(what, reason)
+        if malformed:  # after the write: a batch that is tried again leaves no letter twice
+            self._set_aside(malformed)
+        for pair, reason in self._dead:
+            self._dead_letter(pair, reason)
 
     def _write_entries(self, entries: EntryBatch) -> None:
         """Halve a batch that fails until it is written or a single entry, which becomes a dead letter."""
@@ -229,12 +233,15 @@ class EntryWriter:
         self.report.duplicate += getattr(result, "duplicate", 0)
         self.report.unknown += getattr(result, "unknown", 0)
 
-    def _dead_letter(self, what: Pair | bytes, reason: str) -> None:
-        letters = DeadLetters(self._store.layout)
-        if isinstance(what, bytes):
-            letters.add_raw(self.report.lane, what, reason)
-        else:
-            letters.add_entry(self.report.lane, what, reason)
+    def _set_aside(self, items: Sequence[MalformedItem]) -> None:
+        raws = [Raw(item.raw, item.reason, item.unproven) for item in items]
+        DeadLetters(self._store.layout).add_raws(self.report.lane, raws)
+        self.report.dead += len(items)
+        for kind, count in Counter(item.reason.split(":", 1)[0] for item in items).items():
+            emit("dead_letter", level=logging.ERROR, lane=self.report.lane, kind=kind, items=count)
+
+    def _dead_letter(self, pair: Pair, reason: str) -> None:
+        DeadLetters(self._store.layout).add_entry(self.report.lane, pair, reason)
         self.report.dead += 1
         # Only the kind of error: its text may quote the entry.
         emit("dead_letter", level=logging.ERROR, lane=self.report.lane, kind=reason.split(":", 1)[0])

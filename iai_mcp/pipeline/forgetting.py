@@ -11,6 +11,7 @@ from uuid import UUID
 
 from iai_mcp.config import Settings, overflow_dir
 from iai_mcp.entries.routing import lane_of
+from iai_mcp.entries.signature import Signer
 from iai_mcp.spill import erase
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import Exclusions
@@ -60,7 +61,8 @@ class Forgetting:
         self._records.delete(record_id)
         self._lane(lane_of(record_id, self._facts.opened.lanes)).delete_record(record_id)
         self._letters.forget(record_id)
-        erase.forget(overflow_dir(self._settings), self._facts.store_id, record_id, self._exclusions)
+        signer = Signer(self._settings.signing_keys)
+        erase.forget(overflow_dir(self._settings), self._facts.store_id, record_id, self._exclusions, signer)
         return found
 
     def finish(self, record_ids: Collection[UUID]) -> None:

@@ -20,6 +20,7 @@ from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.spill.erase import forget_all
 from iai_mcp.spill.handover import HandOverSpill
 from iai_mcp.spill.names import chain_name, files_in
+from iai_mcp.spill.proof import Proof
 from iai_mcp.spill.writer import Spill
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Key
@@ -43,6 +44,7 @@ class Overflow:
     Attributes:
         spill: the files.
         journal: whether every entry goes through the spill.
+        proof: signs and checks the lines of spill files.
         hands_over: whether another process writes the entries to the store, since this one cannot: it was forked.
 
     Args:
@@ -61,7 +63,10 @@ class Overflow:
         self._fsync = settings.journal == "fsync" or (remote and settings.redis_durability == "fsync")
         level = logging.DEBUG if self.journal else logging.INFO
         kind = HandOverSpill if self.hands_over else Spill
-        self.spill = kind(store.store_id, producer, overflow_dir(settings), fsync=self._fsync, level=level)
+        self.proof = Proof.of(settings, store.layout)
+        self.spill = kind(
+            store.store_id, producer, overflow_dir(settings), fsync=self._fsync, level=level, proof=self.proof
+        )
         self._producer = producer
         self._store = store
         self._counts = counts
@@ -85,7 +90,7 @@ class Overflow:
         """
         fit = self._encodable(parcels)
         for producer in self._with_files({parcel.producer for parcel in fit} - {self._producer}):
-            spill = Spill(self._store.store_id, producer, self._folder(), fsync=self._fsync)
+            spill = Spill(self._store.store_id, producer, self._folder(), fsync=self._fsync, proof=self.proof)
             self._give_back([parcel for parcel in fit if parcel.producer == producer], spill)
             spill.close()
             fit = [parcel for parcel in fit if parcel.producer != producer]
@@ -151,7 +156,7 @@ class Overflow:
         store = self._store
         if deleted := Tombstones(store.layout.tombstones).hex():
             with suppress(OSError):  # the next client leaves them out all the same
-                forget_all(overflow_dir(store.settings), store.store_id, deleted, store.exclusions)
+                forget_all(self._folder(), store.store_id, deleted, store.exclusions, self.proof.signer)
 
     def tell_left(self) -> int:
         """The number of entries that stay in the files. If any do, the log says so, and who will take them."""

@@ -11,6 +11,7 @@ from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, EntryWriter
 from iai_mcp.pipeline.ports import ProvenanceStore
 from iai_mcp.pipeline.replay import STEP, ReplayCursor
 from iai_mcp.spill.adoption import adopt
+from iai_mcp.spill.proof import Proof
 from iai_mcp.storage.tables.known_records import RecordsCache
 
 __all__ = ["Moved", "apply", "push"]
@@ -48,7 +49,7 @@ def apply(store: ProvenanceStore) -> Moved:
     """
     report, files = DrainReport(-1), 0
     writer = EntryWriter(store, RecordsCache(), DrainPolicy(), report)
-    for chain in adopt(overflow_dir(store.settings), store.store_id):
+    for chain in adopt(overflow_dir(store.settings), store.store_id, Proof.of(store.settings, store.layout)):
         try:
             while not chain.empty:
                 before = chain.length
@@ -65,7 +66,7 @@ def apply(store: ProvenanceStore) -> Moved:
 def push(store: ProvenanceStore, broker: RemoteBroker) -> Moved:
     """Push spill files that no living process holds into the lanes of ``broker``, as far as it takes them."""
     files = pushed = stayed = 0
-    for chain in adopt(overflow_dir(store.settings), store.store_id):
+    for chain in adopt(overflow_dir(store.settings), store.store_id, Proof.of(store.settings, store.layout)):
         before, cursor = chain.length, ReplayCursor(chain)
         try:
             broker.open()

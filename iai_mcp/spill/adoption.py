@@ -13,6 +13,7 @@ from iai_mcp.entries.wire import decode
 from iai_mcp.errors import MalformedParcel, UnfitFile
 from iai_mcp.spill.chain import Chain
 from iai_mcp.spill.names import SEGMENT_MAX, files_in, is_spare, pass_over, set_aside_path
+from iai_mcp.spill.proof import NONE, Proof
 from iai_mcp.spill.segment import Segment, take_leading
 from iai_mcp.storage.locked_file import is_held
 from iai_mcp.telemetry.events import emit
@@ -20,10 +21,11 @@ from iai_mcp.telemetry.events import emit
 __all__ = ["adopt", "orphans"]
 
 
-def adopt(folder: Path, store_id: str) -> Iterator[Chain]:
+def adopt(folder: Path, store_id: str, proof: Proof = NONE) -> Iterator[Chain]:
     """The chains of this store in ``folder`` that no living process holds; malformed files are set aside.
 
-    Files that dead clients of any store had made ahead are removed: they hold no entries.
+    Files that dead clients of any store had made ahead are removed: they hold no entries. ``proof`` says what
+    becomes of lines that do not prove their producer.
 
     Raises:
         OSError: a file of this store cannot be opened or renamed.
@@ -37,7 +39,7 @@ def adopt(folder: Path, store_id: str) -> Iterator[Chain]:
             _set_aside(segments)
         else:
             emit("spill_adopted", files=len(segments))
-            yield Chain(store_id, segments)
+            yield Chain(store_id, segments, proof=proof)
 
 
 def orphans(folder: Path, store_id: str) -> Iterator[list[Segment]]:

@@ -11,6 +11,7 @@ import threading
 import time
 
 from iai_mcp.entries.parcel import Parcel
+from iai_mcp.spill.proof import NONE, Proof
 from iai_mcp.spill.segment import Segment
 from iai_mcp.telemetry.events import emit
 
@@ -22,8 +23,11 @@ COUNT_S = 0.2  # of a client that stops, to say how much it leaves
 class Chain:
     """Locked segments in order; :meth:`commit` removes those that have been read."""
 
-    def __init__(self, store_id: str, segments: list[Segment], *, level: int = logging.INFO) -> None:
+    def __init__(
+        self, store_id: str, segments: list[Segment], *, level: int = logging.INFO, proof: Proof = NONE
+    ) -> None:
         self._store_id = store_id
+        self._proof = proof
         self._segments = segments
         self._level = level
         self._files = self._entries = self._last_entries = 0  # that have left since the chain was last empty
@@ -55,7 +59,7 @@ class Chain:
             if not self._segments:
                 return []
             self._last = self._segments[0]
-            parcels = self._last.read(self._store_id, limit)
+            parcels = self._last.read(self._store_id, limit, self._proof.signer)
             self._last_entries = sum(len(parcel.seqs) for parcel in parcels)
             self._entries += self._last_entries
             self._total += self._last_entries
@@ -116,7 +120,7 @@ class Chain:
             if drained := bool(done) and not self._segments:
                 self._files = self._entries = self._last_entries = 0
         for segment in done:  # outside the lock: a slow disk must not hold up a recall
-            segment.finish()
+            segment.finish(self._proof.refuse)
         if drained:
             emit("spill_drained", level=self._level, files=files, entries=entries)
 

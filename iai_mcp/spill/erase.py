@@ -12,21 +12,23 @@ from uuid import UUID
 
 import msgspec
 
+from iai_mcp.entries.signature import Signer
 from iai_mcp.entries.wire import outline
 from iai_mcp.spill.adoption import orphans
 from iai_mcp.spill.names import files_in
-from iai_mcp.spill.segment import Segment
+from iai_mcp.spill.segment import NO_KEY, Segment
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.telemetry.events import emit, safe_message
 
 __all__ = ["forget", "forget_all"]
 
 
-def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions) -> None:
+def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions, signer: Signer = NO_KEY) -> None:
     """Take a deleted record's entries out of the files, and note them in ``exclusions``.
 
     In a file that a living process holds they stay until its replay, which leaves them out. A file that cannot
-    be rewritten is told by the event ``forget_incomplete``.
+    be rewritten is told by the event ``forget_incomplete``. What is left of a line with a valid proof is
+    signed anew by ``signer``.
 
     Raises:
         OSError: a file of this store cannot be opened.
@@ -38,14 +40,16 @@ def forget(folder: Path, store_id: str, record_id: UUID, exclusions: Exclusions)
 
     for segments in orphans(folder, store_id):
         for segment in segments:
-            _erase(segment, {record_id.hex}, mentions, exclusions)
+            _erase(segment, {record_id.hex}, mentions, exclusions, signer)
     with suppress(OSError):
         for path, name in files_in(folder):
             if name.set_aside and (aside := Segment.take(path)) is not None:
-                _erase(aside, {record_id.hex}, mentions, exclusions)
+                _erase(aside, {record_id.hex}, mentions, exclusions, signer)
 
 
-def forget_all(folder: Path, store_id: str, deleted: Set[str], exclusions: Exclusions) -> None:
+def forget_all(
+    folder: Path, store_id: str, deleted: Set[str], exclusions: Exclusions, signer: Signer = NO_KEY
+) -> None:
     """Take the entries of many deleted records, as 32 hexadecimal digits each, out of the same files.
 
     For a process that stops: the records were deleted while it held its files.
@@ -59,15 +63,21 @@ def forget_all(folder: Path, store_id: str, deleted: Set[str], exclusions: Exclu
 
     for segments in orphans(folder, store_id):
         for segment in segments:
-            _erase(segment, deleted, mentions, exclusions)
+            _erase(segment, deleted, mentions, exclusions, signer)
 
 
-def _erase(segment: Segment, deleted: Set[str], mentions: Callable[[bytes], bool], exclusions: Exclusions) -> None:
+def _erase(
+    segment: Segment,
+    deleted: Set[str],
+    mentions: Callable[[bytes], bool],
+    exclusions: Exclusions,
+    signer: Signer,
+) -> None:
     try:
         lines = segment.content().splitlines()
         if keys := [key for line in lines if mentions(line) for key in _keys_of(line, deleted)]:
             exclusions.add(ExclusionReason.FORGOTTEN, keys)
-        segment.rewrite(lambda line: _without(line, deleted) if mentions(line) else line)
+        segment.rewrite(lambda line: _without(line, deleted, signer) if mentions(line) else line)
     except OSError as error:
         emit("forget_incomplete", level=logging.WARNING, file=segment.path.name, error=safe_message(error))
     finally:
@@ -80,7 +90,7 @@ def _keys_of(line: bytes, deleted: Set[str]) -> list[Key]:
     return [(found.producer, seq) for one, seq in zip(found.ids, found.seqs, strict=False) if one in deleted]
 
 
-def _without(line: bytes, deleted: Set[str]) -> bytes:
+def _without(line: bytes, deleted: Set[str], signer: Signer) -> bytes:
     """The line without the records' entries; fields that this version does not know stay.
 
     Empty where no entry is left, and for a line that is no parcel.
@@ -92,7 +102,11 @@ def _without(line: bytes, deleted: Set[str]) -> bytes:
             parcel[name] = _picked(parcel[name], kept)
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, LookupError, AttributeError, RecursionError):
         return b""
-    return msgspec.json.encode(parcel) + b"\n" if any(kept) else b""
+    if not any(kept):
+        return b""
+    parcel.pop("mac", None)  # it covered what is gone
+    rest = msgspec.json.encode(parcel)
+    return (rest if signer.fault(line.removesuffix(b"\n")) else signer.sign(rest)) + b"\n"
 
 
 def _picked(value: Any, kept: list[bool]) -> Any:

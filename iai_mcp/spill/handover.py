@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from iai_mcp.entries.parcel import Parcel
-from iai_mcp.entries.wire import encode
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.spill.chain import COUNT_S
 from iai_mcp.spill.listing import outlines
@@ -35,7 +34,7 @@ class HandOverSpill(Spill):
         Raises:
             SpillUnavailable: the disk is full or the folder not writable; nothing was added.
         """
-        data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
+        data = self._lines(parcels)
         with self._mutex:
             try:
                 if len(data) > SEGMENT_MAX - self._max_bytes:

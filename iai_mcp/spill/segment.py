@@ -14,13 +14,17 @@ from pathlib import Path
 
 from iai_mcp.common.files import write_all
 from iai_mcp.entries.parcel import Parcel
+from iai_mcp.entries.signature import Signer
 from iai_mcp.entries.wire import decode, outline
 from iai_mcp.errors import MalformedParcel
 from iai_mcp.spill.names import SEGMENT_MAX, set_aside_path
+from iai_mcp.storage.dead_letters import Raw
 from iai_mcp.storage.locked_file import LockedFile
 from iai_mcp.telemetry.events import emit
 
-__all__ = ["Segment", "take_all", "take_leading"]
+__all__ = ["NO_KEY", "Segment", "take_all", "take_leading"]
+
+NO_KEY = Signer()
 
 
 class Segment(LockedFile):
@@ -39,7 +43,8 @@ class Segment(LockedFile):
         self.settled = 0
         self._good = 0
         self._bad: list[bytes] = []
-        self._before = (0, 0)  # good and bad lines at the last settle
+        self._unproven: list[Raw] = []
+        self._before = (0, 0, 0)  # good, bad and unproven lines at the last settle
 
     def append(self, data: bytes, *, fsync: bool) -> None:
         """Add whole lines; after an error the file is as it was before.
@@ -57,10 +62,11 @@ class Segment(LockedFile):
             raise
         self.size += len(data)
 
-    def read(self, store_id: str, limit: int) -> list[Parcel]:
+    def read(self, store_id: str, limit: int, signer: Signer = NO_KEY) -> list[Parcel]:
         """Up to ``limit`` further parcels; :meth:`finish` sets aside the lines that are no parcels of this store.
 
-        Follow it with :meth:`settle` or :meth:`rewind`; reading on settles, too.
+        Lines that ``signer`` finds without a valid proof are the dead letters of :meth:`finish`. Follow a read
+        with :meth:`settle` or :meth:`rewind`; reading on settles, too.
         """
         self.settle()
         parcels: list[Parcel] = []
@@ -71,7 +77,9 @@ class Segment(LockedFile):
                 if not line:
                     break
                 self.offset += len(line)
-                if (parcel := _parcel(line, store_id)) is None:
+                if (fault := signer.fault(line.removesuffix(b"\n"))) is not None:
+                    self._unproven.append(Raw(line.removesuffix(b"\n"), fault, True))
+                elif (parcel := _parcel(line, store_id)) is None:
                     self._bad.append(line)
                 else:
                     parcels.append(parcel)
@@ -81,18 +89,20 @@ class Segment(LockedFile):
     def settle(self) -> None:
         """Keep the last :meth:`read`: its parcels have been taken."""
         self.settled = self.offset
-        self._before = (self._good, len(self._bad))
+        self._before = (self._good, len(self._bad), len(self._unproven))
 
     def rewind(self) -> None:
         """Undo the last :meth:`read`."""
         self.offset = self.settled
-        self._good, bad = self._before
+        self._good, bad, unproven = self._before
         del self._bad[bad:]
+        del self._unproven[unproven:]
 
     def start_over(self) -> None:
         """Undo every :meth:`read`."""
         self.offset = self._good = 0
         self._bad.clear()
+        self._unproven.clear()
         self.settle()
 
     def content(self) -> bytes:
@@ -145,9 +155,15 @@ class Segment(LockedFile):
         """Whether every line has been read and settled."""
         return self.settled >= self.size
 
-    def finish(self) -> None:
-        """Remove the file, all of whose entries are safe, and set its malformed lines aside."""
-        if self._bad and not self._good:
+    def finish(self, refuse: Callable[[Sequence[Raw]], None] | None = None) -> None:
+        """Remove the file, all of whose entries are safe, and set its malformed lines aside.
+
+        Args:
+            refuse: keeps the lines without a valid proof.
+        """
+        if self._unproven and refuse is not None:
+            refuse(self._unproven)
+        if self._bad and not self._good and not self._unproven:
             aside = set_aside_path(self.path)
             os.rename(self.path, aside)
         else:

@@ -17,6 +17,7 @@ from iai_mcp.entries.wire import encode
 from iai_mcp.errors import SpillUnavailable
 from iai_mcp.spill.chain import Chain
 from iai_mcp.spill.names import SEGMENT_MAX, chain_name, files_in, segment_name, spare_name
+from iai_mcp.spill.proof import NONE, Proof
 from iai_mcp.spill.segment import Segment, take_all
 from iai_mcp.telemetry.events import emit
 
@@ -37,6 +38,7 @@ class Spill(Chain):
         fsync: whether each append is synced, so that it survives a power cut.
         max_bytes: size in bytes from which a new file is begun.
         level: log level of the events for filling and emptying; a journal fills and empties all the time.
+        proof: signs each line, and says what becomes of lines without a valid proof.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Spill(Chain):
         fsync: bool = False,
         max_bytes: int = SEGMENT_BYTES,
         level: int = logging.INFO,
+        proof: Proof = NONE,
     ) -> None:
-        super().__init__(store_id, [], level=level)
+        super().__init__(store_id, [], level=level, proof=proof)
         self._name = chain_name(store_id, producer)
         self._folder = folder
         self._fsync = fsync
@@ -86,7 +89,7 @@ class Spill(Chain):
         Raises:
             SpillUnavailable: the disk is full or the folder not writable; nothing was added.
         """
-        data = b"".join(encode(parcel) + b"\n" for parcel in parcels)
+        data = self._lines(parcels)
         with self._mutex:
             try:
                 if len(data) > SEGMENT_MAX - self._max_bytes:
@@ -100,6 +103,10 @@ class Spill(Chain):
         if fresh:
             entries = sum(len(parcel.seqs) for parcel in parcels)
             emit("spill_started", level=self._level, folder=str(folder), entries=entries)
+
+    def _lines(self, parcels: Sequence[Parcel]) -> bytes:
+        sign = self._proof.signer.sign
+        return b"".join(sign(encode(parcel)) + b"\n" for parcel in parcels)
 
     def tail(self) -> Tail:
         """The present end: name and size of the last file; None where there is no file."""

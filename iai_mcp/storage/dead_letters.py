@@ -1,16 +1,20 @@
 """Dead letters: what could not be applied, kept in the store's folder with the reason, until people decide.
 
 One JSON object a line; each change is on the disk before the call returns.
+
+Entries are always kept. Raw bytes, which anyone who reaches a lane can send, are kept until the file has
+``RAW_BYTES``; further ones are counted, in a file of its own that says how many and when.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -23,12 +27,33 @@ from iai_mcp.entries.fields import key_fault
 from iai_mcp.entries.parcel import Pair, Parcel
 from iai_mcp.entries.wire import NOT_DECODABLE, encode, outline
 from iai_mcp.errors import BadParams
+from iai_mcp.storage import letter_ids
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.tombstones import Tombstones
 from iai_mcp.storage.writer_lock import WriterLock
+from iai_mcp.telemetry.events import emit
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["RAW_BYTES", "DeadLetter", "DeadLetters", "Overflown", "Raw"]
+
+RAW_BYTES = 256 * 2**20  # size of the file from which raw bytes are counted only
+
+
+class Raw(NamedTuple):
+    """Bytes that are no entry, why, and whether that is since they prove no producer."""
+
+    raw: bytes
+    reason: str
+    unproven: bool = False
+
+
+class Overflown(msgspec.Struct, frozen=True):
+    """What was not kept: how many items, their bytes, and the first and last time, ISO 8601, UTC."""
+
+    items: int = 0
+    bytes: int = 0
+    first: str = ""
+    last: str = ""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -42,6 +67,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         conflict: whether another entry has the key; a retry gives this one a key of its own.
         reuse: the last reuse of the record's id (:mod:`iai_mcp.storage.tombstones`); after a later one the letter
             belongs to a forgotten record.
+        unproven: whether ``raw`` has no valid proof of its producer; a retry looks for one again.
     """
 
     id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{12}\Z")]
@@ -53,6 +79,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     raw: str | None = None
     conflict: bool = False
     reuse: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
+    unproven: bool = False
 
     @property
     def pair(self) -> Pair | None:
@@ -112,17 +139,47 @@ class DeadLetters:
                     self._append(letter)
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
-        """Keep bytes that are no entry."""
-        coded = base64.b64encode(raw).decode()
+        """Keep bytes that are no entry; past ``RAW_BYTES`` they are only counted."""
+        self.add_raws(lane, [Raw(raw, reason)])
+
+    def add_raws(self, lane: int, raws: Sequence[Raw]) -> None:
+        """Keep all of ``raws`` with one write; past ``RAW_BYTES`` they are only counted."""
+        path, lines, over = self.layout.dead_letters, [], []
         with self._lock():
-            self._append(DeadLetter(_id(raw), _now(), lane, reason[:2000], raw=coded))
+            known = letter_ids.known(path)
+            size = path.stat().st_size if path.exists() else 0
+            for raw, reason, unproven in dict.fromkeys(raws):
+                if (name := _id(raw)) in known:
+                    continue
+                coded = base64.b64encode(raw).decode()
+                letter = DeadLetter(name, _now(), lane, reason[:2000], raw=coded, unproven=unproven)
+                line = _line(letter)
+                if size + len(line) > RAW_BYTES:
+                    over.append(len(raw))
+                else:
+                    lines.append(line)
+                    size += len(line)
+            if lines:
+                append_lines(path, b"".join(lines))
+            if over:
+                self._count(over)
+
+    def _count(self, sizes: Sequence[int]) -> None:
+        before, now = self.overflown(), _now()
+        after = Overflown(before.items + len(sizes), before.bytes + sum(sizes), before.first or now, now)
+        replace_file(self.layout.dead_letters_overflown, msgspec.json.encode(after))
+        emit("dead_letters_full", level=logging.ERROR, items=len(sizes), of_all=after.items)
+
+    def overflown(self) -> Overflown:
+        """What was counted and not kept."""
+        with suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode(self.layout.dead_letters_overflown.read_bytes(), type=Overflown)
+        return Overflown()
 
     def _append(self, letter: DeadLetter) -> None:
         """A drain that stopped before it acknowledged comes back with the same letter: it is kept once."""
-        start = b'{"id":"%b"' % letter.id.encode()
-        if any(start in line for line in self._lines()):
-            return
-        append_lines(self.layout.dead_letters, _line(letter))
+        if letter.id not in letter_ids.known(self.layout.dead_letters):
+            append_lines(self.layout.dead_letters, _line(letter))
 
     def all(self) -> list[DeadLetter]:
         """Every dead letter, oldest first."""
@@ -171,7 +228,7 @@ class DeadLetters:
             gone = [letter for letter in letters if wanted(letter)]
             if gone:
                 if why is not None:
-                    self._note(why, gone)
+                    self._note(why, [one for one in gone if not one.unproven])  # they may name another's numbers
                 ids = {letter.id for letter in gone}
                 kept = [line for line in self._lines() if (one := _decode(line)) is None or one.id not in ids]
                 replace_file(self.layout.dead_letters, b"".join(kept))

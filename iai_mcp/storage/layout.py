@@ -55,6 +55,11 @@ class Layout:
         return self.root / "dead-letters.jsonl"
 
     @property
+    def dead_letters_overflown(self) -> Path:
+        """How many items were not kept as dead letters."""
+        return self.root / "dead-letters-overflown.json"
+
+    @property
     def scratch(self) -> Path:
         """Temporary folders, one for each process that needs one."""
         return self.root / "scratch"

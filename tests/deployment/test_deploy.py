@@ -81,7 +81,8 @@ def cli(tmp_path: Path) -> Cli:
 
 def test_the_way_of_an_operator_from_capture_to_doctor(server: Server, cli: Cli, store: MemoryStore) -> None:
     store.insert(MemoryRecord(text="Ada prefers tabs", session_id="s"))
-    as_user = {name: {"IAI_MCP_REDIS_URL": server.url_of(name)} for name in ("producer", "worker", "ops")}
+    key = {"IAI_MCP_SIGNING_KEY": "k" * 32}
+    as_user = {name: {"IAI_MCP_REDIS_URL": server.url_of(name), **key} for name in ("producer", "worker", "ops")}
     cli("recall", "tabs", IAI_MCP_PUSH_BUDGET_MS="2000", **as_user["producer"])
     cli("worker", "--burst", **as_user["worker"])
     assert '"cue": "tabs"' in cli("provenance", "--json").stdout
@@ -390,6 +391,7 @@ MADE = {  # what deploy/make-secrets leaves
     "grafana-password",
     "redis-password-scaler",
     *(f"redis-url-{user}" for user in ("producer", "worker", "ops", "dashboard", "scaler")),
+    "signing-key",
     "token",
     "users.acl",
 }
@@ -481,7 +483,7 @@ def test_every_setting_is_one_that_the_program_knows() -> None:
     for unit in UNITS:
         names += re.findall(r"(\w+)=", " ".join(directives(unit)["Environment"]))
     ours = {name for name in names if name.startswith("IAI_MCP_")}
-    assert len(ours) == 6
+    assert len(ours) == 7
     assert all(known_setting(name) for name in ours), ours
     assert not known_setting("IAI_MCP_STORE_FILE")
 
@@ -647,7 +649,12 @@ def test_secrets_are_made_once_and_open_the_redis_that_they_close(tmp_path: Path
     assert {*found} == MADE
     assert folder.stat().st_mode & 0o777 == 0o700
     assert made(folder) == found
-    assert made(folder, "--rotate")["token"] != found["token"]
+    rotated = made(folder, "--rotate")
+    assert rotated["token"] != found["token"]
+    new, before = rotated["signing-key"].splitlines()
+    assert before == found["signing-key"] != new  # what is on its way stays valid
+    assert len(Settings.load({"IAI_MCP_SIGNING_KEY_FILE": str(folder / "signing-key")}).signing_keys) == 2
+    assert made(folder, "--rotate")["signing-key"].splitlines()[1:] == [new]
     found = made(folder)
     assert not any(secret in found["users.acl"] for name, secret in found.items() if name != "users.acl")
     urls = {name.removeprefix("redis-url-"): url for name, url in found.items() if name.startswith("redis-url-")}
@@ -661,6 +668,19 @@ def test_secrets_are_made_once_and_open_the_redis_that_they_close(tmp_path: Path
             assert client.ping()
     finally:
         owner.kill()
+
+
+def test_clients_and_workers_get_the_key_that_signs_entries() -> None:
+    for name in ("server", "worker", "ops"):
+        service = COMPOSE["services"][name]
+        assert service["environment"]["IAI_MCP_SIGNING_KEY_FILE"] == "/run/secrets/signing-key"
+    for pod in PODS.values():
+        for one in containers(pod):
+            if one["image"] == "iai-mcp":
+                assert "IAI_MCP_SIGNING_KEY_FILE" in {var["name"] for var in one["env"]}
+    for unit in UNITS:
+        assert "IAI_MCP_SIGNING_KEY_FILE=%d/signing-key" in " ".join(directives(unit)["Environment"])
+        assert "signing-key:/etc/iai-mcp/signing-key" in directives(unit)["LoadCredential"]
 
 
 def test_every_secret_that_is_named_is_made_and_mounted() -> None:

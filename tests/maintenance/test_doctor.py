@@ -261,6 +261,22 @@ def test_a_redis_as_it_should_be(store: MemoryStore, server: Server) -> None:
     assert found_now["clock"].message.startswith("Redis's clock is 0.0 s")
 
 
+def test_several_users_of_redis_without_a_signing_key_are_a_warning(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said("signing") == (State.PASS, "no key is set; Redis has one user")
+    server.client().acl_setuser("ada", enabled=True, passwords="+secret", commands=["+@all"], keys=["*"])
+    state, message = said("signing")
+    assert state is State.WARN
+    assert "forge" in message
+    monkeypatch.setenv("IAI_MCP_SIGNING_KEY", f"{'k' * 32},{'l' * 32}")
+    assert said("signing") == (State.PASS, "entries are signed; 2 keys accepted")
+    monkeypatch.delenv("IAI_MCP_SIGNING_KEY")
+    monkeypatch.setenv("IAI_MCP_REDIS_URL", server.url.replace("redis://", "redis://ada:secret@"))
+    server.client().acl_setuser("ada", enabled=True, commands=["-acl"])
+    assert said("signing")[0] is State.WARN
+
+
 def test_without_a_worker_nothing_is_drained(server: Server) -> None:
     assert said("workers")[0] is State.FAIL
     assert found("workers").remedy == "iai-mcp worker"

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from iai_mcp.broker.redis.client import connect, shut_down
 from iai_mcp.broker.redis.inspect import masked
+from iai_mcp.broker.redis.keys import Keys
 from iai_mcp.cli.app import app
 from iai_mcp.deployment import local_redis
 from iai_mcp.deployment.supervisor import Child, Stop, Timing, end, keep
@@ -327,10 +328,16 @@ def deployment(*args: object) -> Iterator[tuple[subprocess.Popen[str], dict[str,
     with running("up", *args) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        lines = [process.stdout.readline() for _ in range(2)]
+        lines = [process.stdout.readline() for _ in range(3)]
         if not all(lines):
             pytest.fail(process.stderr.read())
         yield process, dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
+
+
+def use(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a client that ran the lines that ``up`` printed."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, shlex.split(value)[0])
 
 
 def stopped(process: subprocess.Popen[str]) -> str:
@@ -347,14 +354,23 @@ def test_up_brings_up_everything_and_takes_it_down(tmp_path: Path, monkeypatch: 
     (tmp_path / "workers" / "__init__.py").touch()
     with deployment("--store", "a place/store", "--workers", 1) as (process, env):
         assert env["IAI_MCP_STORE"] == f"'{folder}/store'"
-        for name, value in env.items():
-            monkeypatch.setenv(name, shlex.split(value)[0])
+        use(env, monkeypatch)
+        key = folder / "store" / "redis" / "signing-key"
+        assert env["IAI_MCP_SIGNING_KEY_FILE"] == f"'{key}'"
+        assert key.stat().st_mode & 0o777 == 0o600
         run("capture", "Ada prefers tabs")
         run("recall", "first")
         store = MemoryStore()
         wait_until(lambda: asked(store) == ["first"], PATIENCE)
         told = status()["redis"]
         assert (told["appendonly"], told["appendfsync"], told["warnings"]) == ("yes", "everysec", [])
+        assert status()["dead"] == 0
+        connection = redis.Redis(unix_socket_path=str(key.with_name("redis.sock")))
+        pending = Keys("", store.store_id).lane(0, "pending")
+        connection.rpush(pending, b'{"store":"forged"}')  # its workers have the key, too
+        run("recall", "second")
+        wait_until(lambda: status()["dead"] == 1, PATIENCE)
+        assert asked(store) == ["first", "second"]
         second = run("up", code=1)
         assert "runs the deployment of" in second.stderr
         assert f"export IAI_MCP_STORE='{folder}/store'" in second.stdout
@@ -367,7 +383,7 @@ def test_what_waits_survives_a_killed_redis_and_a_killed_up(
     home_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with deployment("--workers", 1) as (process, env):
-        monkeypatch.setenv("IAI_MCP_REDIS_URL", env["IAI_MCP_REDIS_URL"])
+        use(env, monkeypatch)
         (worker,) = wait_until(pids, PATIENCE)
         client = connect(env["IAI_MCP_REDIS_URL"])
         server = client.info("server")["process_id"]

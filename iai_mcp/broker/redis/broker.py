@@ -25,6 +25,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from iai_mcp.broker.protocol import Mark, Pushed, Refused
 from iai_mcp.broker.redis.bells import Bells
 from iai_mcp.broker.redis.client import Deadline, control_client, failure
+from iai_mcp.broker.redis.items import Admittance
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lanes import RedisLanes
 from iai_mcp.broker.redis.options import RedisOptions
@@ -71,7 +72,7 @@ class RedisBroker(RedisLanes):
         keys = Keys(self.options.namespace, store_id)
         self._control_deadline = Deadline()
         control = control_client(connection, deadline=self._control_deadline)
-        super().__init__(control, keys, lanes, self.options.lease_s)
+        super().__init__(control, keys, lanes, self.options.lease_s, Admittance(self.options.signer, store_id))
         self._given = connection
         self._push: Sender | None = None  # set while the breaker is closed
         self._marks, self._settled_at = (
@@ -101,7 +102,8 @@ class RedisBroker(RedisLanes):
         if self._ring is not None and self._ring.full:
             self._wake.set()
             return Refused(RETAINED)
-        parts: list[Part] = [(parcel.lane, len(parcel.seqs), encode(parcel)) for parcel in parcels]
+        sign = self.options.signer.sign
+        parts: list[Part] = [(parcel.lane, len(parcel.seqs), sign(encode(parcel))) for parcel in parcels]
         budget = self.options.push_s - waited
         if replay:  # no recall waits for it, and a large item takes a while over a slow line
             budget += sum([len(item) for _, _, item in parts]) / REPLAY_BYTES_S

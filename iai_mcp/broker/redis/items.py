@@ -5,14 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iai_mcp.broker.protocol import Claimed, MalformedItem
+from iai_mcp.entries.signature import BAD_SIGNATURE, Signer
 from iai_mcp.entries.wire import decode_all, outline
 from iai_mcp.errors import MalformedParcel
 
-__all__ = ["entries_in", "from_items", "pushed_at"]
+__all__ = ["Admittance", "entries_in", "from_items", "pushed_at"]
+
+
+class Admittance:
+    """Reads the items of one store's lanes.
+
+    Args:
+        signer: with keys, only items with a valid proof are taken, and only those of this store and their lane.
+        store_id: the store.
+    """
+
+    def __init__(self, signer: Signer, store_id: str) -> None:
+        self._signer = signer
+        self._store_id = store_id
+
+    def read(self, lane: int, items: Sequence[bytes]) -> list[Claimed]:
+        """The parcel in each item, or the item as malformed."""
+        if not self._signer:
+            return from_items(items)
+        faults = [*map(self._signer.fault, items)]
+        if not any(faults):
+            return [self._in_place(lane, *both) for both in zip(items, from_items(items), strict=True)]
+        sound = [item for item, fault in zip(items, faults, strict=True) if fault is None]
+        found = iter(self.read(lane, sound) if sound else [])
+        return [
+            next(found) if fault is None else MalformedItem(item, fault, unproven=True)
+            for item, fault in zip(items, faults, strict=True)
+        ]
+
+    def _in_place(self, lane: int, item: bytes, claimed: Claimed) -> Claimed:
+        """``claimed``, unless it was signed for another store or lane."""
+        if isinstance(claimed, MalformedItem) or (claimed.lane == lane and claimed.store == self._store_id):
+            return claimed
+        return MalformedItem(item, BAD_SIGNATURE, unproven=True)
 
 
 def from_items(items: Sequence[bytes]) -> list[Claimed]:
-    """The parcel in each item, or the item as malformed."""
+    """The parcel in each item, or the item as malformed; no proof is asked for."""
     return [
         MalformedItem(item, str(found)) if isinstance(found, MalformedParcel) else found
         for item, found in zip(items, decode_all(items), strict=True)

@@ -13,8 +13,9 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import redis
@@ -22,7 +23,7 @@ import redis
 from iai_mcp.broker.protocol import Claimed, Lease, MalformedItem
 from iai_mcp.broker.redis.client import fetch
 from iai_mcp.broker.redis.doorbell import Doorbell
-from iai_mcp.broker.redis.items import entries_in, from_items
+from iai_mcp.broker.redis.items import Admittance, entries_in
 from iai_mcp.broker.redis.keys import Count, Keys
 from iai_mcp.broker.redis.lease_keeper import LeaseKeeper
 from iai_mcp.broker.redis.mending import Mender
@@ -47,10 +48,18 @@ def _holder() -> str:
 
 
 class RedisLanes(LaneReader):
-    """The lanes of one store, to drain. Arguments as of :class:`LaneReader`."""
+    """The lanes of one store, to drain.
 
-    def __init__(self, control: redis.Redis, keys: Keys, lanes: int, lease_s: float) -> None:
+    Args:
+        control, keys, lanes, lease_s: as of :class:`LaneReader`.
+        admittance: reads what the lanes hold.
+    """
+
+    def __init__(
+        self, control: redis.Redis, keys: Keys, lanes: int, lease_s: float, admittance: Admittance
+    ) -> None:
         super().__init__(control, keys, lanes, lease_s)
+        self._admittance = admittance
         self._scripts = {
             name: Script(name) for name in ("meet", "look", "push", "lease", "renew", "claim", "ack", "release")
         }
@@ -113,7 +122,7 @@ class RedisLanes(LaneReader):
         pending, step = self.keys.lane(lane, "pending").encode(), self._looks[lane]
         counted = b"HGET", self.keys.counts.encode(), Count.CLAIMED.of(lane).encode()
         claimed, items = fetch(self.control, counted, _range(pending, 0, step))
-        head = _Head(in_flight=count_of(claimed))
+        head = _Head(partial(self._admittance.read, lane), in_flight=count_of(claimed))
         at = 0
         while head.take(items, max_entries) and len(items) == step:
             at += step
@@ -169,9 +178,13 @@ def _range(key: bytes, first: int, count: int) -> tuple[bytes, ...]:
 
 
 class _Head:
-    """The items at the head of a lane that a claim takes; ``in_flight`` of them where that is not 0."""
+    """The items at the head of a lane that a claim takes; ``in_flight`` of them where that is not 0.
 
-    def __init__(self, in_flight: int) -> None:
+    ``read`` takes items and returns what is in them.
+    """
+
+    def __init__(self, read: Callable[[Sequence[bytes]], list[Claimed]], in_flight: int) -> None:
+        self._read = read
         self.claimed: list[Claimed] = []
         self.counts: list[int] = []  # entries in each
         self._in_flight = in_flight
@@ -179,7 +192,7 @@ class _Head:
 
     def take(self, items: list[bytes], max_entries: int) -> bool:
         """Take those of ``items`` that belong to the claim; whether there may be more."""
-        for item, found in zip(items, from_items(items), strict=True):
+        for item, found in zip(items, self._read(items), strict=True):
             if self._in_flight and len(self.claimed) == self._in_flight:
                 return False
             count = entries_in(found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from iai_mcp.config import Settings
+from iai_mcp.entries.signature import Signer
 
 __all__ = ["RedisOptions"]
 
@@ -20,6 +21,7 @@ class RedisOptions:
         push_s: most seconds that one push may take.
         durable: whether a push counts only once it is on the server's disk.
         retain_bytes: most memory for what Redis may still lose; 0: nothing is retained.
+        signer: signs what is pushed, and checks what is claimed.
     """
 
     namespace: str = ""
@@ -28,6 +30,7 @@ class RedisOptions:
     push_s: float = 0.010
     durable: bool = False
     retain_bytes: int = 0
+    signer: Signer = field(default_factory=Signer, repr=False, compare=False)
 
     @classmethod
     def of(cls, settings: Settings) -> RedisOptions:
@@ -39,4 +42,5 @@ class RedisOptions:
             settings.push_budget_ms / 1000,
             settings.redis_durability == "fsync",
             settings.retain_bytes,
+            Signer(settings.signing_keys),
         )
