@@ -21,7 +21,7 @@ from iai_mcp.maintenance.reembed import reembed
 from iai_mcp.storage.dead_letters import DeadLetters
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
 from iai_mcp.storage.layout import Layout
-from iai_mcp.storage.meta import EmbedderMeta, read_meta
+from iai_mcp.storage.meta import COUNT_MAX, EmbedderMeta, read_meta
 from iai_mcp.storage.tables.record_rows import record_schema
 from iai_mcp.storage.tables.reports import AppendReport, MergeReport
 from iai_mcp.storage.tables.row_checks import as_text, sound
@@ -34,6 +34,8 @@ __all__ = ["Loaded", "load"]
 
 STEP = 4096  # rows of one commit
 UNSOUND = "UnsoundRow: a row of an export that cannot be an entry"
+_LIMITS = {"thrift_string_size_limit": 2**24, "thrift_container_size_limit": 2**20}  # of a file's own description
+_GROUPS_MAX = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,16 @@ def _check_schemas(folder: Path, found: ExportManifest) -> None:
         rows = 0
         for file in _of(found.files, name):
             try:
-                meta = pq.read_metadata(folder / file.name)
-                there = meta.schema.to_arrow_schema()
+                with pq.ParquetFile(folder / file.name, **_LIMITS) as parquet:
+                    meta, there = parquet.metadata, parquet.schema_arrow
             except (pa.ArrowException, OSError) as error:
                 raise BrokenCopy(f"{folder / file.name} is not a Parquet file ({str(error)[:100]})") from None
             if [(f.name, f.type) for f in there] != [(f.name, f.type) for f in schema]:
                 raise BrokenCopy(
                     f"{folder / file.name} has other columns than an export of version {EXPORT_VERSION}"
                 )
+            if not 0 <= meta.num_rows <= COUNT_MAX or meta.num_row_groups > _GROUPS_MAX:
+                raise BrokenCopy(f"{folder / file.name} has an impossible number of rows: take another copy")
             rows += meta.num_rows
         wanted = found.records if name == RECORD_FILES else found.entries
         if rows != wanted:
@@ -154,7 +158,7 @@ def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> No
 
 def _batches(folder: Path, files: list[ListedFile], name: str) -> Iterator[pa.Table]:
     for file in _of(files, name):
-        with pq.ParquetFile(folder / file.name) as parquet:
+        with pq.ParquetFile(folder / file.name, **_LIMITS) as parquet:
             for batch in parquet.iter_batches(batch_size=STEP):
                 yield pa.Table.from_batches([batch])
 
