@@ -252,7 +252,7 @@ def _spilled(found: Inventory) -> None:
     spill = pending_in_spill(found.settings, found.meta.store_id)
     for file in spill.files:
         state = EntryState.SET_ASIDE if file.set_aside else EntryState.SPILLED
-        _add(found, state, outlines(file.path))
+        _add(found, state, outlines(file.path), hearsay=file.set_aside)
     if orphaned := spill.orphaned:
         entries = many(sum(file.entries for file in orphaned), "entry")
         message = f"{many(len(orphaned), 'spill file')} with {entries}, held by no living process"
@@ -266,13 +266,13 @@ def _spilled(found: Inventory) -> None:
         found.warn(FindingKind.SET_ASIDE, Source.SPILL, message, remedy)
 
 
-def _add(found: Inventory, state: EntryState, parcels: Iterable[Outline | None]) -> None:
+def _add(found: Inventory, state: EntryState, parcels: Iterable[Outline | None], *, hearsay: bool = False) -> None:
     by_producer: dict[str, list[int]] = {}
     for parcel in parcels:
-        if parcel is not None and parcel.store == found.meta.store_id:
+        if parcel is not None and parcel.store == found.meta.store_id and not key_fault(parcel.producer, 1):
             by_producer.setdefault(parcel.producer, []).extend(parcel.seqs)
     for producer, seqs in by_producer.items():
-        found.builder.add_seqs(state, producer, seqs)
+        found.builder.add_seqs(state, producer, seqs, hearsay=hearsay)
 
 
 def _in_redis(found: Inventory) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from iai_mcp.entries.admission import plain_pair
+from iai_mcp.entries.fields import key_fault
 from iai_mcp.entries.identity import entry_id
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.errors import BadParams
@@ -89,8 +90,8 @@ def _has_key(pair: object) -> bool:
 
 
 def _check_key(at: int, entry: Mapping[str, Any]) -> None:
-    key, producer, seq = entry["entry_id"], entry["producer"], entry["producer_seq"]
-    if not (isinstance(key, str) and key and isinstance(producer, str) and producer):
-        raise BadParams(f"provenance pair {at} is refused: its entry_id and producer must be texts")
-    if type(seq) is not int or not 0 < seq < 2**63:
-        raise BadParams(f"provenance pair {at} is refused: its producer_seq must be a number from 1 to 2**63 - 1")
+    key = entry["entry_id"]
+    if not (isinstance(key, str) and key):
+        raise BadParams(f"provenance pair {at} is refused: its entry_id must be a text")
+    if wrong := key_fault(entry["producer"], entry["producer_seq"]):
+        raise BadParams(f"provenance pair {at} is refused: {wrong}")

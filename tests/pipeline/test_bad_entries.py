@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 
 from iai_mcp.broker.protocol import Claimed, MalformedItem
 from iai_mcp.broker.redis.keys import Keys
+from iai_mcp.cli.dead_letters import retry_letters
 from iai_mcp.config import Settings
 from iai_mcp.core import dispatch
 from iai_mcp.entries.parcel import Parcel
 from iai_mcp.entries.routing import lane_of
 from iai_mcp.entries.wire import encode
 from iai_mcp.errors import BadParams
+from iai_mcp.maintenance.verify import FindingKind, verify
 from iai_mcp.pipeline import recovery
 from iai_mcp.pipeline.drain import DrainPolicy, DrainReport, EntryWriter
 from iai_mcp.provenance_queue import ProvenanceWriteQueue
@@ -91,7 +93,11 @@ def test_pairs_may_come_from_an_iterator(take: Take, store: MemoryStore, record_
 KEYED: list[dict[str, Any]] = [
     {"entry_id": "k", "producer": "p", "producer_seq": "first"},
     {"entry_id": "k", "producer": "p", "producer_seq": 2**63},
+    {"entry_id": "k", "producer": "p", "producer_seq": 2**50},
+    {"entry_id": "k", "producer": "p", "producer_seq": -5},
     {"entry_id": "k", "producer": "p", "producer_seq": True},
+    {"entry_id": "k", "producer": "\x1b[31mred", "producer_seq": 1},
+    {"entry_id": "k", "producer": "p" * 65, "producer_seq": 1},
     {"entry_id": "k", "producer": 7, "producer_seq": 1},
     {"entry_id": ["k"], "producer": "p", "producer_seq": 1},
 ]
@@ -119,6 +125,19 @@ def test_a_queue_numbers_entries_whatever_keys_they_bring(
     store.disable_provenance_queue()
     assert seen(store, record_id) == ["a", "b"]
     assert DeadLetters(store.layout).count() == 0
+
+
+def test_a_retry_refuses_a_letter_that_cannot_be_a_row(store: MemoryStore, record_id: UUID) -> None:  # noqa: F811
+    """A restored backup, or somebody's hand, may have put the letter there."""
+    letters = DeadLetters(store.layout)
+    for producer, seq in (("p", 2**50), ("p", -5), ("\x1b[31mred", 1), ("p", 7)):
+        keyed = entry(f"{producer} {seq}", entry_id=f"{producer}-{seq}", producer=producer, producer_seq=seq)
+        letters.add_entry(0, (record_id, keyed), "by hand")
+    report = retry_letters(store, letters.all())
+    assert (report["applied"], len(report["failed"])) == (1, 3)
+    assert seen(store, record_id) == ["p 7"]
+    assert letters.count() == 3
+    assert {one.kind for one in verify(store.layout, store.settings, settle=0).breaches} <= {FindingKind.LOST}
 
 
 # -- what is there already

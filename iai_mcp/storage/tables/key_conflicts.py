@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iai_mcp.common.arrays import repeated
-from iai_mcp.entries.identity import entry_id, second_id
+from iai_mcp.entries.identity import KEY_SEPARATOR, entry_id, second_id
 from iai_mcp.entries.parcel import Pair
 from iai_mcp.storage.tables.rows import LANE_SCHEMA, codes, from_row
 
@@ -27,6 +27,7 @@ __all__ = ["Apart", "conflicts", "set_apart"]
 
 _COMPARED = [name for name in LANE_SCHEMA.names if name not in ("entry_id", "seq")]
 _DIGITS = 16  # of the contents' hash: nobody can find other contents of one's own with the same
+_SECOND = f"{KEY_SEPARATOR}[0-9]+{KEY_SEPARATOR}[0-9a-f]{{{_DIGITS}}}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def set_apart(rows: pa.Table, look_up: Callable[[list[str]], pa.Table]) -> Apart
         rows: columns of ``LANE_SCHEMA``, in order.
         look_up: the rows of the table that have one of the given keys.
     """
+    rows = _with_first_keys(rows)
     there = look_up(rows["entry_id"].unique().to_pylist())
     again = codes(rows["entry_id"])
     suspect = np.isin(again, again[repeated(again)]) | np.asarray(
@@ -72,13 +74,35 @@ def set_apart(rows: pa.Table, look_up: Callable[[list[str]], pa.Table]) -> Apart
         elif says not in earlier and _is_produced(row):
             keys[at] = second_id(row["producer"], row["producer_seq"], _digest(says))
             second[keys[at]] = row["producer"]
-    place = LANE_SCHEMA.get_field_index("entry_id")
-    rows = rows.set_column(place, LANE_SCHEMA.field("entry_id"), pa.array(keys, pa.string()))
+    rows = _with_keys(rows, keys)
     rows = rows.filter(pa.array(~repeated(codes(rows["entry_id"]))))
     if second:
         for key in look_up([*second])["entry_id"].to_pylist():
             second.pop(key, None)
     return Apart(rows, tuple(second), tuple(sorted({*second.values()})))
+
+
+def _with_first_keys(rows: pa.Table) -> pa.Table:
+    """The rows with the plain key of their number, where they have a second one.
+
+    Rows of another store may have either: in each store, the entry that came first has the plain key.
+    """
+    second = np.flatnonzero(np.asarray(pc.match_substring_regex(rows["entry_id"], _SECOND), bool)).tolist()
+    if not second:
+        return rows
+    keys: list[str] = rows["entry_id"].to_pylist()
+    for at in second:
+        (row,) = rows.slice(at, 1).to_pylist()
+        producer, seq = row["producer"], row["producer_seq"]
+        says = _contents({**row, "entry_id": entry_id(producer, seq)})
+        if keys[at] == second_id(producer, seq, _digest(says)):
+            keys[at] = entry_id(producer, seq)
+    return _with_keys(rows, keys)
+
+
+def _with_keys(rows: pa.Table, keys: list[str]) -> pa.Table:
+    place = LANE_SCHEMA.get_field_index("entry_id")
+    return rows.set_column(place, LANE_SCHEMA.field("entry_id"), pa.array(keys, pa.string()))
 
 
 def conflicts(new: pa.Table, there: pa.Table) -> list[Pair]:
