@@ -69,3 +69,17 @@ def test_entries_come_again_in_any_order_and_after_a_restart(tmp_path: Path, bat
         for batch in [again] if batched else [[one] for one in again]:
             store.append_provenance_batch(EntryBatch.of(batch))
         assert seen(store, record) == [*"abc"]
+
+
+@pytest.mark.parametrize("further", ["", "c"])
+def test_an_entry_is_there_once_after_the_one_with_its_number_is_forgotten(tmp_path: Path, further: str) -> None:
+    record, other = UUID(int=7), UUID(int=8)
+    store = twin(tmp_path / "store", record)
+    store.insert(_make(id=other))
+    write(store, other, ["forged"])
+    write(store, record, ["a"])
+    store.delete(other)
+    for _ in range(2):
+        store = MemoryStore(store.path)
+        write(store, record, ["a", *further])
+    assert seen(store, record) == ["a", *further]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from iai_mcp.common.arrays import repeated
 from iai_mcp.entries.identity import KEY_SEPARATOR, entry_id, second_id
 from iai_mcp.entries.parcel import Pair
+from iai_mcp.storage.exclusions import Key
 from iai_mcp.storage.tables.rows import LANE_SCHEMA, codes, from_row
 
 __all__ = ["Apart", "conflicts", "set_apart"]
@@ -45,19 +46,23 @@ class Apart:
     producers: tuple[str, ...] = ()
 
 
-def set_apart(rows: pa.Table, look_up: Callable[[list[str]], pa.Table]) -> Apart:
+def set_apart(
+    rows: pa.Table, look_up: Callable[[list[str]], pa.Table], forgotten: Callable[[set[Key]], set[Key]]
+) -> Apart:
     """Give a key of its own to each row that differs from an earlier one with its key; drop repeated rows.
 
     Args:
         rows: columns of ``LANE_SCHEMA``, in order.
         look_up: the rows of the table that have one of the given keys.
+        forgotten: those of the given producers and numbers that an entry of a forgotten memory had.
     """
     rows = _with_first_keys(rows)
     there = look_up(rows["entry_id"].unique().to_pylist())
     again = codes(rows["entry_id"])
-    suspect = np.isin(again, again[repeated(again)]) | np.asarray(
-        pc.is_in(rows["entry_id"], value_set=there["entry_id"].combine_chunks()), bool
-    )
+    is_there = np.asarray(pc.is_in(rows["entry_id"], value_set=there["entry_id"].combine_chunks()), bool)
+    taken = _taken(rows.filter(pa.array(~is_there)), forgotten)
+    suspect = is_there | np.isin(again, again[repeated(again)])
+    suspect |= np.asarray(pc.is_in(rows["entry_id"], value_set=pa.array([*taken], pa.string())), bool)
     if not suspect.any():
         return Apart(rows)
     suspect &= ~np.asarray(_identical(rows, there), bool)
@@ -69,7 +74,7 @@ def set_apart(rows: pa.Table, look_up: Callable[[list[str]], pa.Table]) -> Apart
     for at in np.flatnonzero(suspect).tolist():
         (row,) = rows.slice(at, 1).to_pylist()
         says, earlier = _contents(row), known.setdefault(row["entry_id"], [])
-        if not earlier:
+        if not earlier and row["entry_id"] not in taken:
             earlier.append(says)
         elif says not in earlier and _is_produced(row):
             keys[at] = second_id(row["producer"], row["producer_seq"], _digest(says))
@@ -80,6 +85,12 @@ def set_apart(rows: pa.Table, look_up: Callable[[list[str]], pa.Table]) -> Apart
         for key in look_up([*second])["entry_id"].to_pylist():
             second.pop(key, None)
     return Apart(rows, tuple(second), tuple(sorted({*second.values()})))
+
+
+def _taken(rows: pa.Table, forgotten: Callable[[set[Key]], set[Key]]) -> set[str]:
+    """The plain keys that an entry of a forgotten memory had: an entry that met it has a second key already."""
+    numbers = {*zip(rows["producer"].to_pylist(), rows["producer_seq"].to_pylist(), strict=True)}
+    return {entry_id(*number) for number in forgotten(numbers)} if numbers else set()
 
 
 def _with_first_keys(rows: pa.Table) -> pa.Table:

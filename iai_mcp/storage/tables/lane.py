@@ -24,7 +24,7 @@ from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import dashed, entry_id
 from iai_mcp.errors import LeaseLost
 from iai_mcp.storage.dead_letters import DeadLetters
-from iai_mcp.storage.exclusions import ExclusionReason, Exclusions
+from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout, lane_table
 from iai_mcp.storage.tables.attempts import Attempts
 from iai_mcp.storage.tables.erasure import Erasure
@@ -215,7 +215,7 @@ class LaneTable(LaneReader):
         version = self._numbering.catch_up()
         rows = make(self._numbering.next_seq)
         append = spans is not None and self._numbering.all_new(spans, version)
-        apart = Apart(rows) if append else set_apart(rows, self._with_keys)
+        apart = Apart(rows) if append else set_apart(rows, self._with_keys, self._forgotten)
         check()
         begun = time.perf_counter()
         if append:
@@ -233,6 +233,9 @@ class LaneTable(LaneReader):
             found = {"lane": self._number, "entries": second, "producers": ",".join(apart.producers)}
             emit("key_conflict", level=logging.ERROR, **found)
         return new, second
+
+    def _forgotten(self, keys: set[Key]) -> set[Key]:
+        return self._exclusions.covering(keys, ExclusionReason.FORGOTTEN)
 
     def _with_keys(self, keys: list[str]) -> pa.Table:
         return self.rows([f"entry_id IN ({quoted_list(keys)})"])
