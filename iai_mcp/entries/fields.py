@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from iai_mcp.entries.parcel import Parcel
 
-__all__ = ["LANES_MAX", "NAME", "SEQ_BITS", "SEQ_MAX", "all_sound", "fault", "key_fault"]
+__all__ = ["ENTRIES_MAX", "LANES_MAX", "NAME", "SEQ_BITS", "SEQ_MAX", "all_sound", "fault", "key_fault"]
 
 SEQ_BITS = 40
 SEQ_MAX = 2**SEQ_BITS - 1
@@ -23,6 +23,9 @@ SEQ_MAX = 2**SEQ_BITS - 1
 
 NAME = r"[0-9A-Za-z][0-9A-Za-z._:-]{0,63}"
 """A regular expression for the key of a producer and the id of a store: they are printed, and they name files."""
+
+ENTRIES_MAX = 2**15
+"""Entries in a parcel. A parcel of several takes at most 1 MiB of JSON, and an entry at least 37 bytes of it."""
 
 LANES_MAX = 256
 PUSHED_MAX = 2.0**33  # Unix time: the year 2242
@@ -50,6 +53,8 @@ def fault(parcel: Parcel) -> str | None:
         return "its time is no Unix time"
     if not 0 <= parcel.known_reuses < REUSES_MAX:
         return "its number of reuses is out of range"
+    if len(parcel.seqs) > ENTRIES_MAX:
+        return f"it has more than {ENTRIES_MAX:,} entries"
     for seq in parcel.seqs or [1]:
         if (found := key_fault(parcel.producer, seq)) is not None:
             return found
@@ -67,6 +72,8 @@ def all_sound(parcels: Sequence[Parcel]) -> bool:
         if not (0 <= parcel.lane < LANES_MAX and 0 <= parcel.pushed < PUSHED_MAX):  # no NaN passes
             return False
         seqs = parcel.seqs
+        if len(seqs) > ENTRIES_MAX:
+            return False
         if seqs and not (seqs[0] > 0 and seqs[-1] <= SEQ_MAX and all(map(lt, seqs, seqs[1:]))):
             return False
         if parcel.reuses is not UNSET and not 0 <= parcel.reuses < REUSES_MAX:

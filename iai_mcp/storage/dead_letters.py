@@ -224,8 +224,7 @@ class DeadLetters:
 
     def _take(self, wanted: Callable[[DeadLetter], bool], why: ExclusionReason | None) -> int:
         with self._lock():
-            letters = self.all()
-            gone = [letter for letter in letters if wanted(letter)]
+            gone = [letter for letter in self.all() if wanted(letter)]
             if gone:
                 if why is not None:
                     self._note(why, [one for one in gone if not one.unproven])  # they may name another's numbers

@@ -27,6 +27,7 @@ from tests.support import cues, entry
 from tests.test_store import _make
 
 LANES = 4
+STORE = "ab" * 16
 AnyBroker = MemoryBroker | RedisBroker
 Make = Callable[..., AnyBroker]
 
@@ -61,7 +62,7 @@ def make(request: pytest.FixtureRequest) -> Make:
     client = fakeredis.FakeStrictRedis() if request.param == "fakeredis" else request.getfixturevalue("as_worker")
 
     def redis_broker(capacity: int = 100, **options: Any) -> RedisBroker:
-        made = RedisBroker(client, "ab" * 16, LANES, RedisOptions(ceiling=capacity, push_s=1.0, **options))
+        made = RedisBroker(client, STORE, LANES, RedisOptions(ceiling=capacity, push_s=1.0, **options))
         made.open()
         return made
 
@@ -75,7 +76,7 @@ def broker(make: Make) -> AnyBroker:
 
 def parcel(lane: int, *numbers: int, producer: str = "p") -> Parcel:
     items = [(uuid4(), number, entry(number)) for number in numbers]
-    return Parcel.of("ab" * 16, lane, producer, time.time(), items)
+    return Parcel.of(STORE, lane, producer, time.time(), items)
 
 
 def numbers(claimed: Any) -> list[int]:
@@ -216,9 +217,9 @@ def record_id(store: MemoryStore) -> UUID:
     return store.insert(_make())
 
 
-def for_store(store: MemoryStore, record_id: UUID, *numbers: int) -> Parcel:
+def for_store(store: MemoryStore, record_id: UUID, *numbers: int, of: str = STORE) -> Parcel:
     items = [(record_id, number, entry(number)) for number in numbers]
-    return Parcel.of(store.store_id, lane_of(record_id, LANES), "p", time.time(), items)
+    return Parcel.of(of, lane_of(record_id, LANES), "p", time.time(), items)
 
 
 def seen(store: MemoryStore, record_id: UUID) -> list[str]:
@@ -286,7 +287,7 @@ def lanes(request: pytest.FixtureRequest, client: redis.Redis) -> RedisBroker:
     fake = isinstance(client, fakeredis.FakeStrictRedis)
     made = RedisBroker(
         client if fake else request.getfixturevalue("as_worker"),
-        "cd" * 16,
+        STORE,
         LANES,
         RedisOptions(lease_s=0.2, push_s=1.0, namespace="team"),
     )
@@ -333,7 +334,7 @@ def test_all_keys_of_a_store_share_one_prefix(lanes: RedisBroker, client: redis.
     found = {key.decode() for key in client.scan_iter() if not key.startswith(b"rq:")}  # the standing doorbell
     assert found
     assert all(key.startswith(lanes.keys.prefix) for key in found)
-    assert lanes.keys.prefix == f"team:iai-mcp:{'cd' * 16}:"
+    assert lanes.keys.prefix == f"team:iai-mcp:{STORE}:"
 
 
 def test_poison_is_buried_and_its_lane_goes_on(store: MemoryStore, client: redis.Redis, record_id: UUID) -> None:
@@ -341,10 +342,10 @@ def test_poison_is_buried_and_its_lane_goes_on(store: MemoryStore, client: redis
     lanes = RedisBroker(client, store.store_id, LANES, RedisOptions(push_s=1.0))
     lanes.open()
     key = lanes.keys.lane(lane, "pending")
-    lanes.push([for_store(store, record_id, 1)])
+    lanes.push([for_store(store, record_id, 1, of=store.store_id)])
     poison = [b"\xff\xfe\x00", b"{}", b"x" * 10_000_000, b"", b"[1,2]"]
     client.rpush(key, *poison)
-    lanes.push([for_store(store, record_id, 2)])
+    lanes.push([for_store(store, record_id, 2, of=store.store_id)])
     report = drain(store, lanes, lane, RecordsCache(), DrainPolicy(linger=0))
     assert (report.outcome, report.applied, report.dead) == (Outcome.EMPTY, 2, len(poison))
     assert seen(store, record_id) == ["1", "2"]
@@ -355,7 +356,7 @@ def test_poison_is_buried_and_its_lane_goes_on(store: MemoryStore, client: redis
 
 def test_what_cannot_be_read_counts_as_much_as_was_pushed(client: redis.Redis) -> None:
     """A parcel of a later version: everything after it is found settled when it is."""
-    broker = RedisBroker(client, "ef" * 16, LANES, RedisOptions(push_s=1.0))
+    broker = RedisBroker(client, STORE, LANES, RedisOptions(push_s=1.0))
     broker.open()
     broker.push([msgspec.structs.replace(parcel(0, *range(10)), v=99)])
     broker.push([parcel(0, 11)])
@@ -373,7 +374,7 @@ def test_a_connection_that_decodes_is_fine(client: redis.Redis) -> None:
     kind = client.connection_pool.connection_class
     kept = {**client.connection_pool.connection_kwargs, "decode_responses": True}
     decoding = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **kept))
-    lanes = RedisBroker(decoding, "ef" * 16, LANES, RedisOptions(push_s=1.0))
+    lanes = RedisBroker(decoding, STORE, LANES, RedisOptions(push_s=1.0))
     lanes.open()
     assert lanes.push([parcel(0, 1)]) == Pushed()
     lease = lanes.lease(0)

@@ -16,7 +16,7 @@ class Admittance:
     """Reads the items of one store's lanes.
 
     Args:
-        signer: with keys, only items with a valid proof are taken, and only those of this store and their lane.
+        signer: with keys, only items with a valid proof are taken, and only those of their lane.
         store_id: the store.
     """
 
@@ -27,7 +27,7 @@ class Admittance:
     def read(self, lane: int, items: Sequence[bytes]) -> list[Claimed]:
         """The parcel in each item, or the item as malformed."""
         if not self._signer:
-            return from_items(items)
+            return [self._of_store(*both) for both in zip(items, from_items(items), strict=True)]
         faults = [*map(self._signer.fault, items)]
         if not any(faults):
             return [self._in_place(lane, *both) for both in zip(items, from_items(items), strict=True)]
@@ -37,6 +37,11 @@ class Admittance:
             next(found) if fault is None else MalformedItem(item, fault, unproven=True)
             for item, fault in zip(items, faults, strict=True)
         ]
+
+    def _of_store(self, item: bytes, claimed: Claimed) -> Claimed:
+        if isinstance(claimed, MalformedItem) or claimed.store == self._store_id:
+            return claimed
+        return MalformedItem(item, "not a provenance parcel: it belongs to another store")
 
     def _in_place(self, lane: int, item: bytes, claimed: Claimed) -> Claimed:
         """``claimed``, unless it was signed for another store or lane."""

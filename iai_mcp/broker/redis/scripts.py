@@ -26,9 +26,10 @@ class Script:
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
         try:
-            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
-        except NoScriptError:  # the server restarted, or its scripts were flushed
-            return client.execute_command("EVAL", self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            try:
+                return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            except NoScriptError:  # the server restarted, or its scripts were flushed
+                return client.execute_command("EVAL", self.source, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
         except ResponseError as error:
             if "unexpected symbol near '#'" not in str(error):
                 raise
