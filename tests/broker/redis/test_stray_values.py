@@ -299,3 +299,14 @@ def test_a_client_that_connects_and_pushes_has_one_connection_for_pushes_and_one
         assert len(admin.client_list()) == before + 2
     finally:
         queue.stop()
+
+
+def test_items_that_nobody_counted_hide_no_loss(scene: Scene) -> None:
+    """Entries are taken out of a lane, and as many strays take their place before anybody looks."""
+    pending = scene.keys.lane(1, "pending")
+    scene.recall(4)
+    scene.admin.ltrim(pending, 2, -1)
+    scene.admin.rpush(pending, *(["stray"] * 500))
+    scene.recall(1)
+    scene.worker._lane_runner().drain(1)
+    scene.settle(in_order=False)

@@ -24,7 +24,10 @@ if not pushed or not drained or drained > 1e14 then
   return 1 -- stray values: the next sweep mends them
 end
 local total = drained + tonumber(ARGV[4])
-local ever = math.max(pushed, total) -- some may come past the script
+local ever = math.max(pushed, total)
+if total > pushed then -- items came that no producer counted: they may stand where others were taken away
+  redis.call('DEL', KEYS[4]) -- so producers push again what they are not sure of
+end
 if redis.call('EXISTS', KEYS[2]) == 0 and total ~= ever then
   total = ever -- nothing waits, though more entries were counted: they are lost, by eviction or by somebody's hand
   redis.call('DEL', KEYS[4]) -- so their producers push them again
