@@ -16,6 +16,7 @@ from iai_mcp.broker.redis.keys import QUEUE, Count, Keys
 from iai_mcp.broker.redis.place import take_place
 from iai_mcp.common.place import Place
 from iai_mcp.config import Settings
+from iai_mcp.maintenance.inventory import FindingKind
 from iai_mcp.maintenance.verify import verify
 from iai_mcp.storage.place import store_place
 from iai_mcp.store import MemoryStore
@@ -257,6 +258,9 @@ def test_whatever_goes_through_costs_a_living_client_no_entry(
                 client.execute_command(command, key, *arguments)
     bystanders.recall(1)
     bystanders.settle(30, in_order=(user, kind) not in REORDERED)
+    told = verify(bystanders.store.layout, bystanders.store.settings, settle=0)
+    assert [one for one in told.breaches if one.kind is not FindingKind.OUT_OF_ORDER] == []
+    assert told.clean or (user, kind) in REORDERED
     deployed.client().acl_log_reset()
 
 
