@@ -14,6 +14,9 @@ from uuid import UUID
 
 import pytest
 
+from iai_mcp.entries.identity import is_second_id
+from iai_mcp.maintenance.inventory import FindingKind
+from iai_mcp.maintenance.verify import verify
 from iai_mcp.record import MemoryRecord
 from iai_mcp.store import MemoryStore
 from tests import servers
@@ -83,8 +86,11 @@ class Rig:
     def taken(self) -> list[str]:
         return self.history.read_text().split() if self.history.exists() else []
 
-    def arrives(self, count: int, within: float = 30) -> None:
-        """The ``count`` entries that were taken arrive, each once and in its sender's order."""
+    def arrives(self, count: int, *, shared: int = 0) -> None:
+        """The ``count`` entries that were taken arrive, each once and in its sender's order.
+
+        ``shared``: how many of them have the number of another.
+        """
         if self.redis is None:
             self.store.enable_provenance_queue()  # adopts what dead processes left
         else:
@@ -97,12 +103,16 @@ class Rig:
                 runner.drain_all()
             return {*self.seen()} >= {*sent}
 
-        wait_until(all_there, within)
+        wait_until(all_there, 30)
         seen = self.seen()
         assert len(seen) == len({*seen}), "doubled"
         for who in {cue.split("/")[0] for cue in seen}:
             numbers = [int(cue.split("/")[1]) for cue in seen if cue.startswith(f"{who}/")]
             assert numbers == sorted(numbers), who
+        found = self.store.get(self.record)
+        assert found is not None
+        keys = [(one["entry_id"], one["producer"], one["producer_seq"]) for one in found.provenance]
+        assert sum(is_second_id(*key) for key in keys) == shared
 
     def seen(self) -> list[str]:
         found = self.store.get(self.record)
@@ -155,8 +165,8 @@ def test_each_forked_child_is_a_producer_of_its_own(rig: Rig) -> None:
     assert all(numbers == [*range(1, len(numbers) + 1)] for numbers in by_producer.values())
 
 
-def test_the_count_notices_a_child_that_keeps_its_parents_producer(with_redis: Rig) -> None:
-    """A broken variant, as it was before: entries of one key and number are taken for repetitions."""
+def test_a_child_that_keeps_its_parents_producer_costs_no_entry_and_is_named(with_redis: Rig) -> None:
+    """A broken variant: the same numbers for different entries."""
     with_redis.run(
         """
 from iai_mcp.provenance_queue import ProvenanceWriteQueue as Queue
@@ -169,9 +179,9 @@ Queue._begin = keep
 """
         + THREE_CHILDREN
     )
-    with pytest.raises(AssertionError, match="still not true"):
-        with_redis.arrives(21, within=3)
-    assert len(with_redis.seen()) == 6
+    with_redis.arrives(21, shared=15)
+    report = verify(with_redis.store.layout, with_redis.store.settings, settle=0)
+    assert {finding.kind for finding in report.breaches} == {FindingKind.CONFLICT}
 
 
 def test_a_fork_in_c_that_runs_no_hooks_is_noticed(rig: Rig) -> None:
@@ -503,7 +513,7 @@ while os.path.getsize(history) < 1000 if os.path.exists(history) else True:
     time.sleep(0.001)
 """)
     sent = rig.taken()
-    rig.arrives(len(sent), within=60)
+    rig.arrives(len(sent))
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

@@ -108,12 +108,12 @@ def test_a_push_into_lanes_with_room_is_a_transaction_and_no_script(server: Serv
     broker = make()
     server.client().config_resetstat()
     trips = broker.round_trips
-    for number in range(10):
+    for number in range(1, 11):
         assert broker.push([parcel(lane, number) for lane in range(LANES)]) == Pushed()
     assert (calls(server, "exec"), broker.round_trips - trips) == (10, 10)
     assert calls(server, "eval", "evalsha") == 0
     assert broker.mark() == (10,) * LANES
-    assert drained(broker, 1) == list(range(10))
+    assert drained(broker, 1) == list(range(1, 11))
 
 
 def test_both_forms_leave_the_same_behind(server: Server, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,15 +133,15 @@ def test_both_forms_leave_the_same_behind(server: Server, make: Make, monkeypatc
 
 def test_one_producer_keeps_to_the_ceiling_exactly(server: Server, make: Make) -> None:
     broker = make(ceiling=10)
-    results = [broker.push([parcel(0, turn, turn), parcel(1, turn)]) for turn in range(8)]
+    results = [broker.push([parcel(0, 2 * turn, 2 * turn + 1), parcel(1, turn)]) for turn in range(1, 9)]
     assert results == [Pushed()] * 5 + [Refused("full")] * 3
-    assert (drained(broker, 0, 4), drained(broker, 1)) == ([0, 0, 1, 1], [0, 1, 2, 3, 4])
-    results = [broker.push([parcel(0, turn, turn)]) for turn in range(8, 12)]
+    assert (drained(broker, 0, 4), drained(broker, 1)) == ([2, 3, 4, 5], [1, 2, 3, 4, 5])
+    results = [broker.push([parcel(0, 2 * turn, 2 * turn + 1)]) for turn in range(9, 13)]
     assert results == [Pushed()] * 2 + [Refused("full")] * 2
     again = make(ceiling=10)  # which knows how full the lanes are
-    assert again.push([parcel(1, 0), parcel(0, 1)]) == Refused("full")
+    assert again.push([parcel(1, 1), parcel(0, 1)]) == Refused("full")
     assert drained(again, 1) == []
-    assert drained(again, 0) == [number for number in (2, 3, 4, 8, 9) for _ in range(2)]
+    assert drained(again, 0) == [6, 7, 8, 9, 10, 11, 18, 19, 20, 21]
 
 
 def test_several_producers_pass_the_ceiling_by_one_push_each_at_most(server: Server, make: Make) -> None:
@@ -149,7 +149,7 @@ def test_several_producers_pass_the_ceiling_by_one_push_each_at_most(server: Ser
     for turns in range(1, 4):  # whatever the drains make of it in between
         for _ in range(20):
             for producer in producers:
-                producer.push([parcel(0, 1, 1)])
+                producer.push([parcel(0, 1, 2)])
         held = producers[0].stats()[0].pending
         assert 10 <= held <= 10 + (len(producers) - 1) * 2
         assert [producer.push([parcel(0, 1)]) for producer in producers] == [Refused("full")] * 4
@@ -171,10 +171,10 @@ def test_where_transactions_are_not_allowed_the_script_pushes(
     server: Server, make: Make, rules: list[str]
 ) -> None:
     broker = make(fenced(server, *rules))
-    for number in range(5):
+    for number in range(1, 6):
         assert broker.push([parcel(0, number), parcel(1, number)]) == Pushed()
     assert calls(server, "evalsha") == 2 + 5  # the first two ask for the epoch and for the counts
-    assert (drained(make(), 0), drained(make(), 1)) == ([0, 1, 2, 3, 4],) * 2
+    assert (drained(make(), 0), drained(make(), 1)) == ([1, 2, 3, 4, 5],) * 2
 
 
 def test_where_a_transaction_can_begin_and_not_end_the_script_pushes(tmp_path: Path, make: Make) -> None:
