@@ -86,7 +86,7 @@ class Rig:
     def taken(self) -> list[str]:
         return self.history.read_text().split() if self.history.exists() else []
 
-    def arrives(self, count: int, *, shared: int = 0) -> None:
+    def arrives(self, count: int, *, shared: int = 0, within: float = 30) -> None:
         """The ``count`` entries that were taken arrive, each once and in its sender's order.
 
         ``shared``: how many of them have the number of another.
@@ -103,7 +103,7 @@ class Rig:
                 runner.drain_all()
             return {*self.seen()} >= {*sent}
 
-        wait_until(all_there, 30)
+        wait_until(all_there, within)
         seen = self.seen()
         assert len(seen) == len({*seen}), "doubled"
         for who in {cue.split("/")[0] for cue in seen}:
@@ -513,7 +513,7 @@ while os.path.getsize(history) < 1000 if os.path.exists(history) else True:
     time.sleep(0.001)
 """)
     sent = rig.taken()
-    rig.arrives(len(sent))
+    rig.arrives(len(sent), within=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

@@ -225,8 +225,8 @@ def test_a_thread_that_adopts_while_its_queue_stops_gives_the_files_up(
     left.append([Parcel.of(store.store_id, lane_of(record_id, store.lanes), "ab" * 8, 1.0, [one])], overflow)
     adopting, go_on = threading.Event(), threading.Event()
 
-    def slow(folder: Path, store_id: str) -> list[Chain]:
-        found = [*adopt(folder, store_id)]
+    def slow(folder: Path, store_id: str, *proof: Any) -> list[Chain]:
+        found = [*adopt(folder, store_id, *proof)]
         if found:
             adopting.set()
             assert go_on.wait(20)
