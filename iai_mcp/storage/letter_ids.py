@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iai_mcp.common.regular_files import reading
+from iai_mcp.common.regular_files import LOG_MAX, reading
 
 __all__ = ["known"]
 
@@ -36,7 +36,7 @@ def known(path: Path) -> set[str]:
     """
     seen = _seen.get(path) or _Seen()
     try:
-        with reading(path) as file:
+        with reading(path, limit=LOG_MAX) as file:
             inode = os.fstat(file.fileno()).st_ino
             file.seek(seen.end - len(seen.mark))
             if inode != seen.inode or file.read(len(seen.mark)) != seen.mark:

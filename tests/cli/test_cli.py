@@ -539,7 +539,7 @@ def test_dead_letters_are_retried_kept_or_dropped(
     assert run("dead", "retry", poison).stdout == "1 applied, 0 already applied\n"
     assert "raw bytes" in run("dead", "retry", raw, code=1).stderr
     assert document("dead", "drop", raw) == {"dropped": 1}
-    assert document("dead", "list") == {"letters": []}
+    assert document("dead", "list") == {"letters": [], "not_kept": 0}
     assert [left["seq"] for left in store.get(kept).provenance] == [1, 2]  # type: ignore[union-attr]
 
 
