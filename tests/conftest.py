@@ -52,6 +52,9 @@ ACL_SUITE = (
     "tests/workers/test_forged_jobs.py",
     "tests/workers/test_stock_processes.py",
 )
+# All combinations of these files take minutes: plain ``pytest`` runs each fourth, ``--acl`` and ``--whole`` run all.
+MATRICES = {"test_rights.py", "test_stray_values.py"}
+PART = 4
 SLOW_TESTS = {
     "test_entries_come_back_in_the_order_of_the_recalls",
     "test_files_versions_and_unindexed_rows_do_not_pile_up",
@@ -79,6 +82,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Run every Redis with the configuration and users of deploy/redis; without paths: the suites for it.",
     )
 
+    parser.addoption(
+        "--whole",
+        action="store_true",
+        help="Run every combination of the largest matrices, and crowds in full size.",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that runs this in the background, or nohup, has them ignored, by every program of the tests too.
@@ -89,8 +98,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args[:] = [str(config.rootpath / path) for path in ACL_SUITE]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what ``-m "not slow"`` leaves out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what ``-m "not slow"`` leaves out, and take a part of the largest matrices."""
+    if not (servers.ACL or config.getoption("--whole")):
+        matrix = [item for item in items if item.path.name in MATRICES and hasattr(item, "callspec")]
+        left_out = {id(item) for at, item in enumerate(matrix) if at % PART}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+        items[:] = [item for item in items if id(item) not in left_out]
     for item in items:
         assert isinstance(item, pytest.Function)
         starts = SLOW_FIXTURES & {*item.fixturenames} or STARTERS & {*names(item.function.__code__)}
@@ -104,6 +118,12 @@ def names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from names(constant)
+
+
+@pytest.fixture
+def whole(request: pytest.FixtureRequest) -> bool:
+    """Whether crowds have their full size."""
+    return bool(request.config.getoption("--whole"))
 
 
 @pytest.fixture(autouse=True)

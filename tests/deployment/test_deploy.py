@@ -269,7 +269,7 @@ def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
         (b" \n", "is empty"),
         (b"one\ntwo\n", "holds more than one line"),
         (b"\xff\xfe", "not text"),
-        ("a folder", "Is a directory"),
+        ("a folder", "is a folder and no regular file"),
     ],
 )
 def test_a_file_of_no_use_is_one_line_and_exit_code_2(
@@ -289,10 +289,10 @@ def test_a_file_of_no_use_is_one_line_and_exit_code_2(
 
 
 def test_a_file_that_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object, **__: object) -> str:  # root may read everything
+    def refused(*_: object, **__: object) -> bytes:  # root may read everything
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr("iai_mcp.config.read_regular", refused)
     with pytest.raises(ConfigError, match="IAI_MCP_TOKEN_FILE=/x: Permission denied"):
         Settings.load({"IAI_MCP_TOKEN_FILE": "/x"})
 
