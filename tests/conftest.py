@@ -52,7 +52,7 @@ ACL_SUITE = (
     "tests/workers/test_forged_jobs.py",
     "tests/workers/test_stock_processes.py",
 )
-# All combinations of these files take minutes: plain ``pytest`` runs each fourth, ``--acl`` and ``--whole`` run all.
+# All combinations of these files take minutes: plain ``pytest`` runs a fourth, ``--acl`` and ``--whole`` run all.
 MATRICES = {"test_rights.py", "test_stray_values.py"}
 PART = 4
 SLOW_TESTS = {

@@ -59,9 +59,12 @@ class Deployment:
         self.url = f"unix://{quote(str(self.socket))}"
         self.settings = replace(settings, store=self.store, redis_url=self.url)
         self.env = {"IAI_MCP_STORE": str(self.store), "IAI_MCP_REDIS_URL": self.url}
-        if not settings.signing_key:  # a key of the environment is the clients' too
-            file = signing_key_file(self.folder)
-            self.settings = replace(self.settings, signing_key=read_secret(file, str(file), lines=True))
+        if not settings.signing_key:
+            make_signing_key(self.folder)
+        file = self.folder / "signing-key"
+        ours = read_secret(file, str(file), lines=True) if file.exists() else ""
+        if ours and settings.signing_key in ("", ours):  # another key of the environment is the clients' too
+            self.settings = replace(self.settings, signing_key=ours)
             self.env["IAI_MCP_SIGNING_KEY_FILE"] = str(file)
 
     @property
@@ -175,8 +178,8 @@ def make_store(path: Path) -> None:
         raise StoreUnavailable(lines[-1] if lines else f"no store could be created at {path}")
 
 
-def signing_key_file(folder: Path) -> Path:
-    """The file in ``folder`` that holds the key of this deployment; it is made where there is none.
+def make_signing_key(folder: Path) -> None:
+    """Make the file in ``folder`` that holds the key of this deployment, where there is none.
 
     Raises:
         OSError: it cannot be made.
@@ -190,7 +193,6 @@ def signing_key_file(folder: Path) -> Path:
         with suppress(FileExistsError):  # another process was quicker
             os.link(new, path)
         new.unlink()
-    return path
 
 
 def redis_server() -> str:

@@ -23,6 +23,7 @@ EVENTS = (
     "dead_letters_full",
     "doorbell_failed",
     "forget_incomplete",
+    "http_full",
     "key_conflict",
     "lane_mended",
     "lease_lost",
