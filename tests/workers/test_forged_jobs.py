@@ -31,11 +31,15 @@ READY = f"rq:ready:{QUEUE}"
 FLOOD = 100_000
 PATIENCE = 60
 BURST = """
-import resource, sys
+import re, resource, sys
 from workers.__main__ import main
 sys.argv = ["workers", "--burst"]
 code = main()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+try:  # ``ru_maxrss`` would count what its parent had, too
+    kib = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+except OSError:
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(kib // 1024)
 sys.exit(code)
 """
 
