@@ -219,17 +219,31 @@ class DeadLetters:
         """Drop the letters of a deleted record, and undecodable ones that mention its id."""
         text = str(record_id)
         self._take(
-            lambda letter: letter.record_id == text or _mentions(letter, record_id), ExclusionReason.FORGOTTEN
+            lambda letter: letter.record_id == text or _mentions(letter, record_id),
+            ExclusionReason.FORGOTTEN,
+            lambda line: text.encode() in line or record_id.hex.encode() in line,
         )
 
-    def _take(self, wanted: Callable[[DeadLetter], bool], why: ExclusionReason | None) -> int:
+    def _take(
+        self,
+        wanted: Callable[[DeadLetter], bool],
+        why: ExclusionReason | None,
+        unreadable: Callable[[bytes], bool] = lambda line: False,
+    ) -> int:
+        """Remove letters, and lines that are none; how many letters there were."""
         with self._lock():
-            gone = [letter for letter in self.all() if wanted(letter)]
-            if gone:
-                if why is not None:
-                    self._note(why, [one for one in gone if not one.unproven])  # they may name another's numbers
-                ids = {letter.id for letter in gone}
-                kept = [line for line in self._lines() if (one := _decode(line)) is None or one.id not in ids]
+            gone: list[DeadLetter] = []
+            kept: list[bytes] = []
+            lines = 0
+            for lines, line in enumerate(self._lines(), 1):  # noqa: B007
+                letter = _decode(line)
+                if letter is not None and wanted(letter):
+                    gone.append(letter)
+                elif letter is not None or not unreadable(line):
+                    kept.append(line)
+            if why is not None and gone:
+                self._note(why, [one for one in gone if not one.unproven])  # they may name another's numbers
+            if len(kept) < lines:
                 replace_file(self.layout.dead_letters, b"".join(kept))
             return len(gone)
 

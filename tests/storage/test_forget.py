@@ -227,6 +227,10 @@ def test_dead_letters_go_and_none_comes_back(store: MemoryStore, secret: UUID) -
     letters.add_raw(0, b'{"of a later version": "' + str(secret).encode() + CUE.encode() + b'"}', "?")
     letters.add_raw(0, encode(Parcel.of("s", 0, "p", 1.0, [(secret, 3, entry(CUE))])), "?")
     letters.add_raw(0, b"nothing to do with it", "?")
+    with store.layout.dead_letters.open("ab") as file:  # a line that is no letter: torn, or of another program
+        file.write(
+            b'{"id":"torn","entry":{"record_id":"' + str(secret).encode() + b'","cue":"' + CUE.encode() + b'"\n'
+        )
     store.delete(secret)
     letters.add_entry(0, (secret, {**own, "producer_seq": 2}), "a drain that was late")
     assert [letter.record_id for letter in letters.all()] == [None]
