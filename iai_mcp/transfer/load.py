@@ -36,6 +36,7 @@ STEP = 4096  # rows of one commit
 UNSOUND = "UnsoundRow: a row of an export that cannot be an entry"
 _LIMITS = {"thrift_string_size_limit": 2**24, "thrift_container_size_limit": 2**20}  # of a file's own description
 _GROUPS_MAX = 2**16
+_BATCH_BYTES = 2**30  # of one commit's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def load(
     manifest.check(folder, found.files)
     _check_schemas(folder, found)
     _check_embedder(found, settings, anew)
+    _check_contents(folder, found.files)
     with closing(MemoryStore(settings.store_path, settings=settings)) as store:
         return _load(folder, found, store, anew, show)
 
@@ -127,6 +129,20 @@ def _check_schemas(folder: Path, found: ExportManifest) -> None:
         wanted = found.records if name == RECORD_FILES else found.entries
         if rows != wanted:
             raise BrokenCopy(f"{folder} holds {rows} rows of {name}, its manifest says {wanted}")
+
+
+def _check_contents(folder: Path, files: list[ListedFile]) -> None:
+    """Read every row before the first is written: pages may be damaged though the manifest has their hash."""
+    for name in (RECORD_FILES, ENTRY_FILES):
+        for file in _of(files, name):
+            try:
+                for rows in _batches(folder, [file], name):
+                    rows.validate(full=True)
+                    if rows.nbytes > _BATCH_BYTES:
+                        raise BrokenCopy(f"{folder / file.name} has rows of more than {_BATCH_BYTES:,} bytes")
+            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+                reason = " ".join(str(error).split())[:100]
+                raise BrokenCopy(f"{folder / file.name} cannot be read ({reason}): take another copy") from None
 
 
 def _check_embedder(found: ExportManifest, settings: Settings, anew: bool) -> None:

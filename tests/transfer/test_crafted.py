@@ -13,11 +13,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from iai_mcp.config import Settings
 from iai_mcp.errors import BrokenCopy, DamagedStore
+from iai_mcp.maintenance.verify import verify
 from iai_mcp.record import MemoryRecord
+from iai_mcp.storage.layout import Layout
 from iai_mcp.store import MemoryStore
 from iai_mcp.transfer.backup import backup
 from iai_mcp.transfer.export import export
+from iai_mcp.transfer.load import load
 from iai_mcp.transfer.restore import restore
 from tests.support import ROOT, pairs
 from tests.support_files import KINDS
@@ -162,3 +166,30 @@ def test_an_export_with_a_pipe_is_refused(filled: MemoryStore, tmp_path: Path) -
     path.unlink()
     os.mkfifo(path)
     refused(run("import", tmp_path / "export", "--store", tmp_path / "new"))
+
+
+def test_an_export_with_damaged_pages_is_refused_before_anything_is_written(
+    filled: MemoryStore, tmp_path: Path
+) -> None:
+    """Every page of its entries in turn; the manifest has the hash of the damaged file."""
+    export(filled, tmp_path / "export")
+    (file,) = (tmp_path / "export").glob("provenance-*.parquet")
+    whole, path = file.read_bytes(), tmp_path / "export" / "manifest.json"
+    manifest = msgspec.json.decode(path.read_bytes())
+    for at in range(4, len(whole) // 2, 97):
+        damaged = whole[:at] + b"\xff" * 8 + whole[at + 8 :]
+        file.write_bytes(damaged)
+        for one in manifest["files"]:
+            if one["name"] == file.name:
+                one["sha256"] = hashlib.sha256(damaged).hexdigest()
+        path.write_bytes(msgspec.json.encode(manifest))
+        other = Settings(store=tmp_path / f"other-{at}", embedder="none")
+        try:
+            load(tmp_path / "export", other)
+        except BrokenCopy:
+            assert not (tmp_path / f"other-{at}").exists()
+        else:
+            assert verify(Layout(other.store_path), other, settle=0).clean
+    file.write_bytes(whole[: len(whole) // 3] + bytes(64) + whole[len(whole) // 3 + 64 :])
+    with pytest.raises(BrokenCopy):
+        load(tmp_path / "export", Settings(store=tmp_path / "last", embedder="none"))
