@@ -15,7 +15,17 @@ from msgspec import UNSET
 
 from iai_mcp.entries.parcel import Parcel
 
-__all__ = ["ENTRIES_MAX", "LANES_MAX", "NAME", "SEQ_BITS", "SEQ_MAX", "all_sound", "fault", "key_fault"]
+__all__ = [
+    "ENTRIES_MAX",
+    "LANES_MAX",
+    "NAME",
+    "REUSES_MAX",
+    "SEQ_BITS",
+    "SEQ_MAX",
+    "all_sound",
+    "fault",
+    "key_fault",
+]
 
 SEQ_BITS = 40
 SEQ_MAX = 2**SEQ_BITS - 1
@@ -29,7 +39,7 @@ ENTRIES_MAX = 2**15
 
 LANES_MAX = 256
 PUSHED_MAX = 2.0**33  # Unix time: the year 2242
-REUSES_MAX = 2**53
+REUSES_MAX = 2**40
 
 _NAME = re.compile(NAME)
 
@@ -51,7 +61,7 @@ def fault(parcel: Parcel) -> str | None:
         return f"its lane is not from 0 to {LANES_MAX - 1}"
     if not (isfinite(parcel.pushed) and 0 <= parcel.pushed < PUSHED_MAX):
         return "its time is no Unix time"
-    if not 0 <= parcel.known_reuses < REUSES_MAX:
+    if not 0 <= parcel.known_reuses <= REUSES_MAX:
         return "its number of reuses is out of range"
     if len(parcel.seqs) > ENTRIES_MAX:
         return f"it has more than {ENTRIES_MAX:,} entries"
@@ -76,6 +86,6 @@ def all_sound(parcels: Sequence[Parcel]) -> bool:
             return False
         if seqs and not (seqs[0] > 0 and seqs[-1] <= SEQ_MAX and all(map(lt, seqs, seqs[1:]))):
             return False
-        if parcel.reuses is not UNSET and not 0 <= parcel.reuses < REUSES_MAX:
+        if parcel.reuses is not UNSET and not 0 <= parcel.reuses <= REUSES_MAX:
             return False
     return True

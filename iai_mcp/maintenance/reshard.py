@@ -16,11 +16,12 @@ from iai_mcp.common.files import replace_file
 from iai_mcp.common.regular_files import DOCUMENT_MAX, read_regular
 from iai_mcp.common.wording import many
 from iai_mcp.config import Settings
+from iai_mcp.entries.fields import LANES_MAX
 from iai_mcp.errors import BrokerUnavailable, ConfigError, StoreError, StoreInUse
 from iai_mcp.maintenance.pending import pending
 from iai_mcp.spill.names import SET_ASIDE_PATTERN
 from iai_mcp.storage.layout import RECORDS
-from iai_mcp.storage.meta import MAX_LANES, StoreMeta, save_meta
+from iai_mcp.storage.meta import StoreMeta, save_meta
 from iai_mcp.storage.tables.catalog import merge_into
 from iai_mcp.storage.tables.lane import LaneTable
 from iai_mcp.store import MemoryStore
@@ -77,8 +78,8 @@ def reshard(
         BrokerUnavailable: what waits in Redis cannot be counted; nothing was changed.
         StoreUnavailable: the store cannot be read or written; the same call goes on.
     """
-    if not 1 <= lanes <= MAX_LANES:
-        raise ConfigError(f"{lanes} lanes are out of range: 1 to {MAX_LANES}")
+    if not 1 <= lanes <= LANES_MAX:
+        raise ConfigError(f"{lanes} lanes are out of range: 1 to {LANES_MAX}")
     with closing(MemoryStore(settings.store_path, settings=settings)) as store, store.alone():
         meta = store.meta
         if meta.lanes == lanes:

@@ -75,11 +75,7 @@ def _spill(store: MemoryStore) -> PendingInSpill:
 
 def _redis_document(seen: RedisStatus) -> dict[str, Any]:
     warnings = [f"{warning.message}; {warning.remedy}" for warning in seen.warnings]
-    troubles = [
-        {"lane": one.lane, "message": one.message, "remedy": one.remedy, "mended": one.mended}
-        for one in seen.troubles
-    ]
-    return {**asdict(seen), "warnings": warnings, "troubles": troubles}
+    return {**asdict(seen), "warnings": warnings}
 
 
 def _redis(store: MemoryStore) -> RedisStatus | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -237,8 +236,6 @@ class EntryWriter:
         raws = [Raw(item.raw, item.reason, item.unproven) for item in items]
         DeadLetters(self._store.layout).add_raws(self.report.lane, raws)
         self.report.dead += len(items)
-        for kind, count in Counter(item.reason.split(":", 1)[0] for item in items).items():
-            emit("dead_letter", level=logging.ERROR, lane=self.report.lane, kind=kind, items=count)
 
     def _dead_letter(self, pair: Pair, reason: str) -> None:
         DeadLetters(self._store.layout).add_entry(self.report.lane, pair, reason)

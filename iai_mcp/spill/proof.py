@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +9,6 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.signature import Signer
 from iai_mcp.storage.dead_letters import DeadLetters, Raw
 from iai_mcp.storage.layout import Layout
-from iai_mcp.telemetry.events import emit
 
 __all__ = ["NONE", "Proof"]
 
@@ -46,11 +43,8 @@ class Proof:
         Raises:
             OSError: the store cannot be written.
         """
-        if self.layout is None:
-            return
-        DeadLetters(self.layout).add_raws(NO_LANE, lines)
-        for kind, count in Counter(line.reason.split(":", 1)[0] for line in lines).items():
-            emit("dead_letter", level=logging.ERROR, lane=NO_LANE, kind=kind, items=count)
+        if self.layout is not None:
+            DeadLetters(self.layout).add_raws(NO_LANE, lines)
 
 
 NONE = Proof(Signer())

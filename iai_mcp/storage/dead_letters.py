@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from uuid import UUID
 import msgspec
 
 from iai_mcp.common.files import append_lines, replace_file
-from iai_mcp.common.regular_files import LOG_MAX, lines_of, reading
+from iai_mcp.common.regular_files import LOG_MAX, NOTE_MAX, lines_of, read_regular, reading
 from iai_mcp.common.times import utcnow
 from iai_mcp.entries.admission import plain_pairs
-from iai_mcp.entries.fields import key_fault
+from iai_mcp.entries.fields import REUSES_MAX, key_fault
 from iai_mcp.entries.parcel import Pair, Parcel
 from iai_mcp.entries.wire import NOT_DECODABLE, encode, outline
 from iai_mcp.errors import BadParams
@@ -78,7 +79,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     entry: dict[str, Any] | None = None
     raw: str | None = None
     conflict: bool = False
-    reuse: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
+    reuse: Annotated[int, msgspec.Meta(ge=0, le=REUSES_MAX)] = 0
     unproven: bool = False
 
     @property
@@ -139,11 +140,11 @@ class DeadLetters:
                     self._append(letter)
 
     def add_raw(self, lane: int, raw: bytes, reason: str) -> None:
-        """Keep bytes that are no entry; past ``RAW_BYTES`` they are only counted."""
+        """As :meth:`add_raws`, of one."""
         self.add_raws(lane, [Raw(raw, reason)])
 
     def add_raws(self, lane: int, raws: Sequence[Raw]) -> None:
-        """Keep all of ``raws`` with one write; past ``RAW_BYTES`` they are only counted."""
+        """Keep all of ``raws`` with one write, and tell of them; past ``RAW_BYTES`` they are only counted."""
         path, lines, over = self.layout.dead_letters, [], []
         with self._lock():
             known = letter_ids.known(path)
@@ -163,6 +164,8 @@ class DeadLetters:
                 append_lines(path, b"".join(lines))
             if over:
                 self._count(over)
+        for kind, count in Counter(one.reason.split(":", 1)[0] for one in raws).items():
+            emit("dead_letter", level=logging.ERROR, lane=lane, kind=kind, items=count)
 
     def _count(self, sizes: Sequence[int]) -> None:
         before, now = self.overflown(), _now()
@@ -173,7 +176,7 @@ class DeadLetters:
     def overflown(self) -> Overflown:
         """What was counted and not kept."""
         with suppress(FileNotFoundError, msgspec.DecodeError):
-            return msgspec.json.decode(self.layout.dead_letters_overflown.read_bytes(), type=Overflown)
+            return msgspec.json.decode(read_regular(self.layout.dead_letters_overflown, NOTE_MAX), type=Overflown)
         return Overflown()
 
     def _append(self, letter: DeadLetter) -> None:

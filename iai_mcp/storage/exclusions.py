@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from iai_mcp.common.files import append_lines, read_lines
+from iai_mcp.entries.fields import SEQ_MAX
 
 __all__ = ["ExclusionReason", "Exclusions", "Key", "Span", "ranges", "uncovered"]
 
@@ -43,7 +44,7 @@ class Span(NamedTuple):
     last: int
 
 
-_Seq = Annotated[int, msgspec.Meta(ge=1, lt=2**40)]
+_Seq = Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)]
 
 
 class _Line(msgspec.Struct, frozen=True):

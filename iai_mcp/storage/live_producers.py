@@ -15,10 +15,11 @@ from typing import Annotated
 import msgspec
 
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
+from iai_mcp.entries.fields import SEQ_MAX
 from iai_mcp.errors import UnfitFile
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.locked_file import LockedFile, is_held
-from iai_mcp.storage.producer_log import HANDED_OUT_MAX, EndedProducer, ProducerLog
+from iai_mcp.storage.producer_log import EndedProducer, ProducerLog
 
 __all__ = ["LiveProducer", "SignOfLife", "signs_of_life"]
 
@@ -26,7 +27,7 @@ _PREFIX = "producer-"
 
 
 class _Note(msgspec.Struct, frozen=True):
-    handed_out: Annotated[int, msgspec.Meta(ge=0, le=HANDED_OUT_MAX)] = 0
+    handed_out: Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)] = 0
     embedded: bool = True
 
 

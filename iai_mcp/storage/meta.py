@@ -20,6 +20,7 @@ from iai_mcp.common.files import replace_file
 from iai_mcp.common.private import private_folder
 from iai_mcp.common.regular_files import NOTE_MAX, read_regular
 from iai_mcp.common.times import parse_ts, utcnow
+from iai_mcp.entries.fields import LANES_MAX
 from iai_mcp.errors import ConfigError, DamagedStore, StoreError, StoreTooNew, StoreUnavailable, UnfitFile
 from iai_mcp.storage.layout import Layout, lane_table
 from iai_mcp.storage.sound_folder import check_folder
@@ -38,7 +39,6 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 DEFAULT_LANES = 4
-MAX_LANES = 256
 DEFAULT_DIMS = 384
 DIMS_MAX = 2**16
 COUNT_MAX = 2**40
@@ -46,7 +46,7 @@ COUNT_MAX = 2**40
 
 # Whoever sent the store may have written these: each fact is checked as if a stranger had typed it.
 StoreId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
-LaneCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_LANES)]
+LaneCount = Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
 _Column = Annotated[str, msgspec.Meta(pattern=r"^embedding(_[0-9]{1,5}_[0-9a-f]{8})?\Z")]
@@ -95,8 +95,8 @@ def open_meta(layout: Layout, *, lanes: int | None, embedder: EmbedderMeta) -> S
         StoreError: the folder holds something else.
         StoreUnavailable: the folder cannot be made or read.
     """
-    if lanes is not None and not 1 <= lanes <= MAX_LANES:
-        raise ConfigError(f"lanes={lanes} is out of range: 1 to {MAX_LANES}")
+    if lanes is not None and not 1 <= lanes <= LANES_MAX:
+        raise ConfigError(f"lanes={lanes} is out of range: 1 to {LANES_MAX}")
     try:
         if not layout.meta.exists():
             _create(layout, lanes or DEFAULT_LANES, embedder)

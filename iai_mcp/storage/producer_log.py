@@ -13,10 +13,9 @@ from typing import Annotated
 import msgspec
 
 from iai_mcp.common.files import append_lines, read_lines
+from iai_mcp.entries.fields import SEQ_MAX
 
-__all__ = ["HANDED_OUT_MAX", "EndedProducer", "ProducerLog"]
-
-HANDED_OUT_MAX = 2**40 - 1  # entries of one producer; the ledger counts no further
+__all__ = ["EndedProducer", "ProducerLog"]
 
 
 class EndedProducer(msgspec.Struct, frozen=True):
@@ -28,7 +27,7 @@ class EndedProducer(msgspec.Struct, frozen=True):
     """
 
     producer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-    handed_out: Annotated[int, msgspec.Meta(ge=0, le=HANDED_OUT_MAX)]
+    handed_out: Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)]
     killed: bool = False
 
 

@@ -15,11 +15,11 @@ from uuid import UUID
 
 from iai_mcp.common.files import append_lines
 from iai_mcp.common.regular_files import LOG_MAX, lines_of, reading
+from iai_mcp.entries.fields import REUSES_MAX
 
 __all__ = ["Tombstones"]
 
 _LINE_MAX = 1000  # bytes; a line of ours has some 60
-_REUSE_MAX = 2**40
 
 
 class Tombstones:
@@ -80,7 +80,7 @@ class Tombstones:
             record_id, reuse = UUID(text), int(number[0]) if number else 0
         except ValueError:
             return  # a line torn by a power cut
-        if not 0 <= reuse <= _REUSE_MAX:
+        if not 0 <= reuse <= REUSES_MAX:
             return
         if line[:1] == b"-":
             self._ids.add(record_id)

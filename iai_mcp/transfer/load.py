@@ -18,7 +18,7 @@ from iai_mcp.config import Settings
 from iai_mcp.embedders import registry
 from iai_mcp.errors import BrokenCopy, ConfigError, EmbeddingMismatch
 from iai_mcp.maintenance.reembed import reembed
-from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.dead_letters import DeadLetters, Raw
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Span, ranges, uncovered
 from iai_mcp.storage.layout import Layout
 from iai_mcp.storage.meta import COUNT_MAX, EmbedderMeta, read_meta
@@ -95,9 +95,9 @@ def _load(
     dead = 0
     for whole in _batches(folder, found.files, ENTRY_FILES):
         rows = whole.filter(pa.array(kept := sound(whole)))
-        for row in whole.filter(pa.array(~kept)).to_batches(max_chunksize=1):
-            DeadLetters(store.layout).add_raw(0, as_text(row), UNSOUND)
-            dead += 1
+        unsound = whole.filter(pa.array(~kept)).to_batches(max_chunksize=1)
+        DeadLetters(store.layout).add_raws(0, [Raw(as_text(row), UNSOUND) for row in unsound])
+        dead += len(unsound)
         report, left = store.merge_entries(rows)
         entries += report
         for table in left:

@@ -75,10 +75,8 @@ class RedisBroker(RedisLanes):
         super().__init__(control, keys, lanes, self.options.lease_s, Admittance(self.options.signer, store_id))
         self._given = connection
         self._push: Sender | None = None  # set while the breaker is closed
-        self._marks, self._settled_at = (
-            [0] * lanes,
-            [0] * lanes,
-        )  # pushed, and seen to be drained
+        self._marks = [0] * lanes  # how many entries were pushed
+        self._settled_at = [0] * lanes  # the marks that were seen to be drained
         self._bells = Bells(self, self._doorbell, self._control_deadline)
         self._wake = threading.Event()
         self._full_until = self._next_probe = self._next_settle = 0.0

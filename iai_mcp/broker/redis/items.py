@@ -26,9 +26,7 @@ class Admittance:
 
     def read(self, lane: int, items: Sequence[bytes]) -> list[Claimed]:
         """The parcel in each item, or the item as malformed."""
-        if not self._signer:
-            return [self._of_store(*both) for both in zip(items, from_items(items), strict=True)]
-        faults = [*map(self._signer.fault, items)]
+        faults = [*map(self._signer.fault, items)] if self._signer else []
         if not any(faults):
             return [self._in_place(lane, *both) for both in zip(items, from_items(items), strict=True)]
         sound = [item for item, fault in zip(items, faults, strict=True) if fault is None]
@@ -38,16 +36,15 @@ class Admittance:
             for item, fault in zip(items, faults, strict=True)
         ]
 
-    def _of_store(self, item: bytes, claimed: Claimed) -> Claimed:
-        if isinstance(claimed, MalformedItem) or claimed.store == self._store_id:
-            return claimed
-        return MalformedItem(item, "not a provenance parcel: it belongs to another store")
-
     def _in_place(self, lane: int, item: bytes, claimed: Claimed) -> Claimed:
-        """``claimed``, unless it was signed for another store or lane."""
-        if isinstance(claimed, MalformedItem) or (claimed.lane == lane and claimed.store == self._store_id):
+        """``claimed``, unless it is for another store, or was signed for another lane."""
+        if isinstance(claimed, MalformedItem):
             return claimed
-        return MalformedItem(item, BAD_SIGNATURE, unproven=True)
+        if self._signer and (claimed.lane != lane or claimed.store != self._store_id):
+            return MalformedItem(item, BAD_SIGNATURE, unproven=True)
+        if claimed.store != self._store_id:
+            return MalformedItem(item, "not a provenance parcel: it belongs to another store")
+        return claimed
 
 
 def from_items(items: Sequence[bytes]) -> list[Claimed]:

@@ -23,7 +23,7 @@ from iai_mcp.config import Settings
 from iai_mcp.entries.batch import EntryBatch
 from iai_mcp.entries.identity import dashed, entry_id
 from iai_mcp.errors import LeaseLost
-from iai_mcp.storage.dead_letters import DeadLetters
+from iai_mcp.storage.dead_letters import DeadLetters, Raw
 from iai_mcp.storage.exclusions import ExclusionReason, Exclusions, Key
 from iai_mcp.storage.layout import Layout, lane_table
 from iai_mcp.storage.tables.attempts import Attempts
@@ -262,8 +262,8 @@ class LaneTable(LaneReader):
         with translated(), self._lock.hold():
             rows = self._table.search().with_row_id(True).select(LANE_SCHEMA.names).to_arrow()
             bad = rows.filter(pa.array(~sound(rows)))
-            for row in bad.to_batches(max_chunksize=1):
-                self._dead_letters.add_raw(self._number, as_text(row), UNSOUND)
+            raws = [Raw(as_text(row), UNSOUND) for row in bad.to_batches(max_chunksize=1)]
+            self._dead_letters.add_raws(self._number, raws)
             for start in range(0, len(bad), 10_000):
                 ids = ", ".join(map(str, bad["_rowid"][start : start + 10_000].to_pylist()))
                 self._table.delete(f"_rowid IN ({ids})")

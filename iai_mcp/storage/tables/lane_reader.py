@@ -16,12 +16,11 @@ import pyarrow as pa
 from iai_mcp.common.arrays import repeated
 from iai_mcp.storage.tables.lance import Table, retry_vanished
 from iai_mcp.storage.tables.row_checks import LANE_SEQ_MAX, on_calendar
-from iai_mcp.storage.tables.rows import LANE_SCHEMA, codes, distinct
+from iai_mcp.storage.tables.rows import codes, distinct
 
 __all__ = ["MAINTAIN_EVERY", "LaneReader", "in_order", "piled_up"]
 
 MAINTAIN_EVERY = 64  # commits; a merge slows by about 0.1 ms per fragment that the index does not cover
-_SHOWN = [name for name in LANE_SCHEMA.names if name != "time"]
 PILED_UP = 8 * MAINTAIN_EVERY  # versions or fragments
 
 
@@ -74,7 +73,7 @@ class LaneReader:
         Raises:
             StoreUnavailable: the table cannot be read.
         """
-        return distinct(self.rows(conditions, _SHOWN).to_pylist())
+        return distinct(self.rows(conditions).to_pylist())
 
     def in_order(self, step: int) -> Iterator[pa.Table]:
         """Every row in the order of ``seq``, at most ``step`` rows at a time, each key once."""
